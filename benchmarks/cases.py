@@ -1,0 +1,252 @@
+"""The registry of what is measured. Pure data: nothing here imports torch, so workers of any environment can read it.
+
+Every model is a masked language model of width 256 with 4 layers (h = ffn = 512, z 64, N 16, vocabulary 8192), float32
+and batch 1; Mega has rotary bias and the default norm, all else is in each case's workloads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+OURS = "mega"
+OLD = "transformers-4.40.2"
+MODERNBERT = "modernbert"
+ROBERTA = "roberta"
+
+QUICK_DIVISOR = 16
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One thing a worker can do repeatedly.
+
+    Args:
+        task: `"train"` (forward, loss, backward, AdamW step, gradients freed) or `"infer"` of a model, or forward and
+            backward of one op: `"ema-layer"` (the module), `"ema-op"` or `"attention-op"` (our back ends).
+        length: Tokens in the one row of the batch.
+        chunk: Tokens per chunk of attention; None is full attention. Only Mega has chunks.
+        attention: Attention activation of Mega.
+        head: `"masked-lm"` (dense logits unless `sparse`) or `"encoder"` (hidden states).
+        dropout: Probability given to each of the model's own dropouts. Training is in train mode even with 0.
+        labelled: Share of the positions that have a label; the rest is -100.
+        sparse: Whether logits are computed at labelled positions only.
+        backend: Which implementation of an op.
+    """
+
+    task: str
+    length: int
+    chunk: int | None = None
+    attention: str = "softmax"
+    head: str = "masked-lm"
+    dropout: float = 0.0
+    labelled: float = 0.15
+    sparse: bool = False
+    backend: str | None = None
+
+    def scaled(self, divisor: int) -> Workload:
+        """The same workload with length and chunk divided by `divisor`."""
+        chunk = None if self.chunk is None else max(1, self.chunk // divisor)
+        return replace(self, length=max(1, self.length // divisor), chunk=chunk)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A workload in the hands of a peer: what one worker process measures."""
+
+    key: str
+    peer: str
+    workload: Workload
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a comparison should reach: speed-up at least `speed`, share of the peer's memory at most `memory`."""
+
+    speed: float | None = None
+    memory: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours against peers on one workload, all measured in turns."""
+
+    name: str
+    title: str
+    workload: Workload
+    against: dict[str, Target]
+
+    @property
+    def groups(self) -> list[list[Subject]]:
+        """Subjects that are measured in turns: here one group."""
+        return [[Subject(peer, peer, self.workload) for peer in (OURS, *self.against)]]
+
+    def scaled(self, divisor: int) -> Comparison:
+        """The same case with shorter inputs."""
+        return replace(self, workload=self.workload.scaled(divisor))
+
+
+@dataclass(frozen=True)
+class Series:
+    """Ours over lengths, as one or several curves.
+
+    Args:
+        curves: For each curve its workloads in order of length.
+        growth: Most by which time and peak memory may grow from a curve's first point to its last; None asks nothing.
+        in_turns: `"all"` measures every point in turns; `"length"` only those of one length, with fewer processes.
+        memory_repeats: Most processes that a point's memory is taken from.
+    """
+
+    name: str
+    title: str
+    curves: dict[str, tuple[Workload, ...]]
+    growth: float | None = None
+    in_turns: str = "length"
+    memory_repeats: int = 1
+
+    @property
+    def groups(self) -> list[list[Subject]]:
+        """Subjects that are measured in turns."""
+        subjects = [
+            Subject(f"{curve}@{workload.length}", OURS, workload)
+            for curve, workloads in self.curves.items()
+            for workload in workloads
+        ]
+        if self.in_turns == "all":
+            return [subjects]
+        lengths = sorted({subject.workload.length for subject in subjects})
+        return [[subject for subject in subjects if subject.workload.length == length] for length in lengths]
+
+    def scaled(self, divisor: int) -> Series:
+        """The same case with shorter inputs."""
+        return replace(self, curves={k: tuple(w.scaled(divisor) for w in v) for k, v in self.curves.items()})
+
+
+Case = Comparison | Series
+
+FULL_2048 = Workload("train", 2048)
+CHUNKED_8192 = Workload("train", 8192, chunk=512)
+LAPLACE_8192 = Workload("infer", 8192, attention="laplace")
+
+
+def _lengths(workload: Workload, first: int, last: int) -> tuple[Workload, ...]:
+    """The workload at `first`, twice that, and so on to `last` tokens."""
+    doublings = (last // first).bit_length()
+    return tuple(replace(workload, length=first << i) for i in range(doublings))
+
+
+def _attention(activation: str, backend: str) -> Workload:
+    return Workload("attention-op", 0, attention=activation, backend=backend)
+
+
+_ALL: tuple[Case, ...] = (
+    Comparison(
+        "train-2048-full",
+        "training step, 2048 tokens, softmax, full attention, 15% labels, no dropout",
+        FULL_2048,
+        {OLD: Target(2.5, 0.4)},
+    ),
+    Comparison(
+        "train-2048-full-dropout",
+        "training step, 2048 tokens, softmax, full attention, 15% labels, each model's dropouts at 0.1",
+        replace(FULL_2048, dropout=0.1),
+        {OLD: Target()},
+    ),
+    Comparison(
+        "train-2048-full-all-labels",
+        "training step, 2048 tokens, softmax, full attention, a label at every position, no dropout",
+        replace(FULL_2048, labelled=1.0),
+        {OLD: Target()},
+    ),
+    Comparison(
+        "train-8192-chunk512",
+        "training step, 8192 tokens, softmax, Mega in chunks of 512, 15% labels, no dropout",
+        CHUNKED_8192,
+        {OLD: Target(4.0, 0.35), MODERNBERT: Target(3.5, 0.8), ROBERTA: Target()},
+    ),
+    Comparison(
+        "train-8192-chunk512-dropout",
+        "training step, 8192 tokens, softmax, Mega in chunks of 512, 15% labels, each model's dropouts at 0.1",
+        replace(CHUNKED_8192, dropout=0.1),
+        {OLD: Target(), MODERNBERT: Target()},
+    ),
+    Comparison(
+        "train-8192-chunk512-all-labels",
+        "training step, 8192 tokens, softmax, Mega in chunks of 512, a label at every position, no dropout",
+        replace(CHUNKED_8192, labelled=1.0),
+        {OLD: Target(), MODERNBERT: Target()},
+    ),
+    Comparison(
+        "train-8192-chunk512-sparse",
+        "training step, 8192 tokens, softmax, Mega in chunks of 512, 15% labels, no dropout, both with "
+        "sparse_prediction=True (logits at labels only)",
+        replace(CHUNKED_8192, sparse=True),
+        {MODERNBERT: Target()},
+    ),
+    Comparison(
+        "infer-8192-laplace-full",
+        "inference, 8192 tokens, laplace, full attention, masked LM with logits everywhere",
+        LAPLACE_8192,
+        {OLD: Target(3.0, 0.3)},
+    ),
+    Comparison(
+        "infer-8192-laplace-full-encoder",
+        "inference, 8192 tokens, laplace, full attention, encoder without the vocabulary's projection",
+        replace(LAPLACE_8192, head="encoder"),
+        {OLD: Target()},
+    ),
+    Comparison(
+        "ema-op",
+        "EMA layer alone, forward and backward, 512 channels x 2 directions, N 16, 4096 tokens",
+        Workload("ema-layer", 4096),
+        {OLD: Target(20.0, 0.2)},
+    ),
+    Series(
+        "infer-scaling",
+        "inference of the encoder, softmax, chunks of 512, 4k to 64k tokens",
+        {"encoder": _lengths(Workload("infer", 0, chunk=512, head="encoder"), 4096, 65536)},
+        growth=17.0,
+        in_turns="all",
+        memory_repeats=3,
+    ),
+    Series(
+        "ema-crossover",
+        "our EMA back ends, forward and backward, 256 channels x 2 directions, N 16",
+        {
+            "reference": _lengths(Workload("ema-op", 0, backend="reference"), 64, 1024),
+            "fft": _lengths(Workload("ema-op", 0, backend="fft"), 64, 32768),
+            "chunked": _lengths(Workload("ema-op", 0, backend="chunked"), 64, 32768),
+        },
+    ),
+    Series(
+        "attention-crossover",
+        "our attention back ends, forward and backward, full attention, rotary bias, z 64, h 512",
+        {
+            "softmax reference": _lengths(_attention("softmax", "reference"), 128, 4096),
+            "softmax sdpa": _lengths(_attention("softmax", "sdpa"), 128, 8192),
+            "softmax blockwise": _lengths(_attention("softmax", "blockwise"), 128, 8192),
+            "laplace reference": _lengths(_attention("laplace", "reference"), 128, 4096),
+            "laplace blockwise": _lengths(_attention("laplace", "blockwise"), 128, 8192),
+        },
+    ),
+)
+
+CASES: dict[str, Case] = {case.name: case for case in _ALL}
+
+
+def select(names: list[str] | None) -> list[Case]:
+    """Cases by name, in the registry's order; all of them for none.
+
+    Raises:
+        ValueError: if a name is unknown; the message lists the known ones.
+    """
+    if not names:
+        return list(CASES.values())
+    unknown = [name for name in names if name not in CASES]
+    if unknown:
+        raise ValueError(f"Unknown case {unknown[0]!r}. Known cases: {', '.join(CASES)}.")
+    return [case for name, case in CASES.items() if name in names]

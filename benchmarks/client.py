@@ -1,0 +1,105 @@
+"""The runner's side of a worker process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .cases import Subject
+from .peers import REPOSITORY
+
+
+class WorkerError(RuntimeError):
+    """A worker reported an error, or died."""
+
+
+class Worker:
+    """A process that holds one subject. It computes only while a method of this class waits for its answer."""
+
+    def __init__(self, python: Path, threads: int):
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "HF_HUB_OFFLINE": "1",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process lives
+        self._process = subprocess.Popen(
+            [str(python), "-m", "benchmarks.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            cwd=REPOSITORY,
+            env=environment,
+        )
+
+    def load(self, subject: Subject, seed: int, threads: int, weights: Path | None) -> dict[str, Any]:
+        """Build the subject; gives its number of parameters and the versions in the worker's interpreter."""
+        return self._ask(
+            "load",
+            peer=subject.peer,
+            workload=subject.workload.to_dict(),
+            seed=seed,
+            threads=threads,
+            weights=str(weights) if weights else None,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the weights as safetensors."""
+        self._ask("save", path=str(path))
+
+    def check(self, path: Path) -> None:
+        """Write outputs, loss and gradients of one evaluation as safetensors."""
+        self._ask("check", path=str(path))
+
+    def memory(self) -> tuple[int, str]:
+        """Bytes of one step above the loaded model, and the method that measured them."""
+        answer = self._ask("memory")
+        return answer["bytes"], answer["method"]
+
+    def time(self) -> float:
+        """Seconds of one step."""
+        return self._ask("time")["seconds"]
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            if stream is not None:
+                stream.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"operation": operation, **arguments}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            code = self._process.wait()
+            killed = " (killed: most likely out of memory)" if code == -9 else ""
+            raise WorkerError(f"The worker ended with {code}{killed} during {operation}. {self._last_words()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise WorkerError(answer["error"])
+        return answer
+
+    def _last_words(self) -> str:
+        self._log.seek(0)
+        return " ".join(self._log.read().splitlines()[-3:])

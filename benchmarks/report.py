@@ -1,0 +1,213 @@
+"""Tables of a run: for the terminal (rich) and for docs/performance.md (markdown)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from .cases import CASES
+from .peers import PEERS, REPOSITORY
+from .results import CaseResult, Measurement, Report, Row
+
+DOCUMENT = REPOSITORY / "docs" / "performance.md"
+BEGIN = "<!-- benchmarks: begin (written by `mega bench --publish`) -->"
+END = "<!-- benchmarks: end -->"
+
+TIME = ("our time", "its time", "speed-up", "target", "met")
+MEMORY = ("our memory", "its memory", "share", "target", "met")
+
+
+def seconds(value: float | None) -> str:
+    """A time in a unit that suits it."""
+    if value is None:
+        return "-"
+    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
+
+
+def size(value: float | None) -> str:
+    """A number of bytes in MiB."""
+    return "-" if value is None else f"{value / 2**20:.0f} MiB"
+
+
+def time_cells(row: Row) -> list[str]:
+    """A row under `TIME`; of a growth, its last and first point."""
+    return [
+        seconds(row.ours_seconds),
+        seconds(row.their_seconds),
+        _number(row.speed, "x"),
+        _target(row.speed_target, "≤" if row.growth else "≥", "x"),
+        _yes_no(row.speed_met),
+    ]
+
+
+def memory_cells(row: Row) -> list[str]:
+    """A row under `MEMORY`; of a growth, its last and first point."""
+    unit = "x" if row.growth else ""
+    return [
+        size(row.ours_bytes),
+        size(row.their_bytes),
+        _number(row.memory, unit),
+        _target(row.memory_target, "≤", unit),
+        _yes_no(row.memory_met),
+    ]
+
+
+def _number(value: float | None, unit: str) -> str:
+    return "-" if value is None else f"{value:.2f}{unit}"
+
+
+def _target(value: float | None, sign: str, unit: str) -> str:
+    return "" if value is None else f"{sign} {value:g}{unit}"
+
+
+def _yes_no(value: bool | None) -> str:
+    return "" if value is None else ("yes" if value else "NO")
+
+
+def facts(report: Report) -> list[str]:
+    """What the numbers depend on, one fact a line."""
+    machine, git = report.machine, report.git
+    revision = (git["revision"] or "none")[:12] + (" with uncommitted changes" if git["dirty"] else "")
+    versions = "; ".join(
+        f"{peer}: " + ", ".join(f"{name} {number}" for name, number in found.items())
+        for peer, found in report.versions.items()
+    )
+    return [
+        f"Machine: {machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB memory, "
+        f"{machine['system']}",
+        f"Threads: {report.threads}; seed {report.seed}; medians of {report.repeats} timed steps in turns and of up "
+        f"to {report.memory_repeats} processes for memory" + ("; QUICK run, short inputs" if report.quick else ""),
+        f"Date: {report.date}; revision: {revision}",
+        f"Versions: {versions}",
+        f"Command: `{report.command}`",
+    ]
+
+
+def sizes(report: Report) -> list[str]:
+    """Parameters of each peer's model, from the first training case that holds it."""
+    found: dict[str, int] = {}
+    for case in report.cases:
+        for entry in case.measurements:
+            if entry.workload["task"] == "train" and entry.parameters:
+                found.setdefault(entry.peer, entry.parameters)
+    return [f"{PEERS[peer].title}: {number / 1e6:.2f}M parameters" for peer, number in found.items()]
+
+
+def terminal(report: Report) -> Group:
+    """The run as rich tables that fit 80 columns."""
+    rows = [row for case in report.cases for row in case.rows]
+    parts: list[Table | Text] = []
+    if rows:
+        parts += [_half(rows, TIME, time_cells, "speed_met"), _half(rows, MEMORY, memory_cells, "memory_met")]
+    for row in rows:
+        if row.refused:
+            parts.append(Text(f"No ratio for {row.case} against {row.against}: {row.refused}", style="red"))
+    for case in report.cases:
+        if case.kind == "series":
+            curves, lines = _grid(case)
+            grid = Table(title=f"{case.name}: time, peak memory of a step", title_justify="left")
+            for heading in ("tokens", *curves):
+                grid.add_column(heading, justify="right")
+            for line in lines:
+                grid.add_row(*line)
+            parts.append(grid)
+            parts += [Text(f"Not measured: {text}", style="yellow") for text in missing(case)]
+    return Group(*parts, *(Text(line) for line in (*facts(report), *sizes(report))))
+
+
+def _half(rows: list[Row], headings: tuple[str, ...], cells: Callable[[Row], list[str]], met: str) -> Table:
+    table = Table()
+    table.add_column("case / against", no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    case = None
+    for row in rows:
+        if row.case != case:
+            table.add_row(row.case, style="bold")
+            case = row.case
+        style = "red" if row.refused or getattr(row, met) is False else "green" if getattr(row, met) else None
+        table.add_row(f"  {row.against}", *(["refused"] if row.refused else cells(row)), style=style)
+    return table
+
+
+def _grid(case: CaseResult) -> tuple[list[str], list[list[str]]]:
+    """A series as lengths by curves; a cell is time / memory."""
+    found: dict[tuple[int, str], Measurement] = {}
+    for entry in case.measurements:
+        found[entry.workload["length"], entry.key.partition("@")[0]] = entry
+    curves = list(dict.fromkeys(curve for _, curve in found))
+    lines = []
+    for length in sorted({length for length, _ in found}):
+        line = [str(length)]
+        for curve in curves:
+            point = found.get((length, curve))
+            shown = point is not None and point.error is None
+            line.append(f"{seconds(point.median_seconds)} / {size(point.median_bytes)}" if shown and point else "-")
+        lines.append(line)
+    return curves, lines
+
+
+def missing(case: CaseResult) -> list[str]:
+    """Why points of a series are missing, one line a reason."""
+    reasons: dict[str, list[str]] = {}
+    for entry in case.measurements:
+        if entry.error:
+            reasons.setdefault(entry.error, []).append(entry.key)
+    return [f"{case.name} {', '.join(keys)}: {reason}" for reason, keys in reasons.items()]
+
+
+def markdown(report: Report) -> str:
+    """The run as markdown tables, with the facts they depend on."""
+    headings = ("case", "against", *TIME, *MEMORY)
+    lines = ["| " + " | ".join(headings) + " |", "|---|---" + "|---:" * (len(headings) - 2) + "|"]
+    for row in (row for case in report.cases for row in case.rows):
+        outcome = time_cells(row) + memory_cells(row)
+        if row.refused:
+            outcome = [f"refused: {_escape(row.refused)}", *[""] * (len(outcome) - 1)]
+        lines.append("| " + " | ".join((f"`{row.case}`", row.against, *outcome)) + " |")
+    lines += ["", "What the cases are:", ""]
+    lines += [f"- `{case.name}`: {case.title}" for case in report.cases]
+    for case in report.cases:
+        if case.kind == "series":
+            curves, grid = _grid(case)
+            lines += ["", f"**{case.name}**: {case.title} (time / peak memory of a step)", ""]
+            lines += ["| tokens | " + " | ".join(curves) + " |", "|---:" * (len(curves) + 1) + "|"]
+            lines += ["| " + " | ".join(line) + " |" for line in grid]
+            lines += [f"- not measured: {_escape(text)}" for text in missing(case)]
+    absent = [f"`{name}`" for name in CASES if name not in {case.name for case in report.cases}]
+    lines += ["", *[f"- {fact}" for fact in (*facts(report), *sizes(report))]]
+    if absent:
+        lines.append(f"- Not in this run: {', '.join(absent)}")
+    return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def publish(report: Report, document: Path = DOCUMENT) -> list[Path]:
+    """Write tables and picture into the document between its markers; gives the files written.
+
+    Raises:
+        ValueError: if the run was a quick one, or the document has not exactly one pair of markers in order.
+    """
+    from .plot import draw
+
+    if report.quick:
+        raise ValueError("A quick run uses short inputs and is not published; run without --quick.")
+    text = document.read_text() if document.exists() else ""
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"{document} needs the lines {BEGIN} and {END}, once each and in this order.")
+    picture = document.with_name("performance.png")
+    draw(report, picture)
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    block = f"{BEGIN}\n\n![Speed and memory against each peer]({picture.name})\n\n{markdown(report)}\n\n{END}"
+    temporary = document.with_name(f".{document.name}.new")
+    temporary.write_text(before + block + after)
+    temporary.replace(document)
+    return [document, picture]

@@ -1,0 +1,252 @@
+"""What a run found: its JSON form, the arithmetic on it, and the facts about machine and code that go with it."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from .cases import OURS, Case, Comparison, Series, Subject
+from .peers import REPOSITORY
+
+SCHEMA = 1
+
+
+@dataclass
+class Measurement:
+    """What was measured of one subject. `error` says why something is missing."""
+
+    key: str
+    peer: str
+    workload: dict[str, Any]
+    parameters: int | None = None
+    seconds: list[float] = field(default_factory=list)
+    memory_bytes: list[int] = field(default_factory=list)
+    memory_method: str | None = None
+    error: str | None = None
+
+    @classmethod
+    def of(cls, subject: Subject) -> Measurement:
+        """An empty measurement of a subject."""
+        return cls(subject.key, subject.peer, subject.workload.to_dict())
+
+    @property
+    def median_seconds(self) -> float | None:
+        """Median time of a step."""
+        return median(self.seconds) if self.seconds else None
+
+    @property
+    def median_bytes(self) -> float | None:
+        """Median peak memory of a step above the loaded model."""
+        return median(self.memory_bytes) if self.memory_bytes else None
+
+
+@dataclass
+class Row:
+    """A comparison's outcome, or a curve's growth from first point to last.
+
+    Args:
+        growth: Whether this is a curve's growth: "ours" is then its last point and "their" its first.
+        speed: Peer's median time over ours; of a curve, last median time over first.
+        memory: Our median peak over the peer's; of a curve, last over first.
+        agreement: Largest difference of the checked tensors over what is allowed, 1 at most; None if not checked.
+        refused: Why there is no ratio.
+    """
+
+    case: str
+    against: str
+    growth: bool = False
+    ours_seconds: float | None = None
+    their_seconds: float | None = None
+    speed: float | None = None
+    speed_target: float | None = None
+    speed_met: bool | None = None
+    ours_bytes: float | None = None
+    their_bytes: float | None = None
+    memory: float | None = None
+    memory_target: float | None = None
+    memory_met: bool | None = None
+    agreement: float | None = None
+    refused: str | None = None
+
+
+@dataclass
+class CaseResult:
+    """One case of a run."""
+
+    name: str
+    title: str
+    kind: str
+    measurements: list[Measurement]
+    rows: list[Row]
+
+
+@dataclass
+class Report:
+    """One run: everything that is written to its JSON file."""
+
+    date: str
+    command: str
+    seed: int
+    threads: int
+    repeats: int
+    memory_repeats: int
+    quick: bool
+    machine: dict[str, Any]
+    git: dict[str, Any]
+    versions: dict[str, dict[str, str]] = field(default_factory=dict)
+    cases: list[CaseResult] = field(default_factory=list)
+    schema: int = SCHEMA
+
+    def save(self, path: Path) -> None:
+        """Write the JSON file; beside it first, so that a broken run leaves no half file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Report:
+        """Read a file that `save` wrote.
+
+        Raises:
+            ValueError: if it is no such file, or of another schema.
+        """
+        try:
+            data = json.loads(path.read_text())
+            if data.get("schema") != SCHEMA:
+                raise ValueError(f"{path} has schema {data.get('schema')!r}; this code reads {SCHEMA}.")
+            data["cases"] = [
+                CaseResult(
+                    **{
+                        **case,
+                        "measurements": [Measurement(**entry) for entry in case["measurements"]],
+                        "rows": [Row(**entry) for entry in case["rows"]],
+                    }
+                )
+                for case in data["cases"]
+            ]
+            return cls(**data)
+        except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not a result file of `mega bench`: {error}.") from error
+
+
+def rows(case: Case, measurements: list[Measurement], agreements: dict[str, float | str]) -> list[Row]:
+    """The outcome of a case. `agreements` holds for each checked peer its agreement, or why it failed.
+
+    A peer that was checked and does not agree gets no ratio: a speed-up of something else means nothing.
+    """
+    found = {measurement.key: measurement for measurement in measurements}
+    if isinstance(case, Series):
+        return [_growth(case, curve, found) for curve in case.curves] if case.growth else []
+    return [_comparison(case, peer, found[OURS], found[peer], agreements.get(peer)) for peer in case.against]
+
+
+def _comparison(
+    case: Comparison, peer: str, ours: Measurement, theirs: Measurement, agreement: float | str | None
+) -> Row:
+    target = case.against[peer]
+    row = Row(case.name, peer, speed_target=target.speed, memory_target=target.memory)
+    if isinstance(agreement, str):
+        row.refused = agreement
+    elif ours.error or theirs.error:
+        row.refused = f"{ours.key}: {ours.error}" if ours.error else f"{theirs.key}: {theirs.error}"
+    else:
+        row.agreement = agreement
+    if row.refused:
+        return row
+    row.ours_seconds, row.their_seconds = ours.median_seconds, theirs.median_seconds
+    row.ours_bytes, row.their_bytes = ours.median_bytes, theirs.median_bytes
+    row.speed = ratio(row.their_seconds, row.ours_seconds)
+    row.memory = ratio(row.ours_bytes, row.their_bytes)
+    row.speed_met = _met(row.speed, row.speed_target, at_least=True)
+    row.memory_met = _met(row.memory, row.memory_target, at_least=False)
+    return row
+
+
+def _growth(case: Series, curve: str, found: dict[str, Measurement]) -> Row:
+    workloads = case.curves[curve]
+    first, last = (found[f"{curve}@{workload.length}"] for workload in (workloads[0], workloads[-1]))
+    row = Row(case.name, f"itself, {workloads[0].length} to {workloads[-1].length} tokens", growth=True)
+    row.speed_target = row.memory_target = case.growth
+    if first.error or last.error:
+        row.refused = first.error or last.error
+        return row
+    row.ours_seconds, row.their_seconds = last.median_seconds, first.median_seconds
+    row.ours_bytes, row.their_bytes = last.median_bytes, first.median_bytes
+    row.speed = ratio(row.ours_seconds, row.their_seconds)
+    row.memory = ratio(row.ours_bytes, row.their_bytes)
+    row.speed_met = _met(row.speed, case.growth, at_least=False)
+    row.memory_met = _met(row.memory, case.growth, at_least=False)
+    return row
+
+
+def ratio(numerator: float | None, denominator: float | None) -> float | None:
+    """The quotient, or None where a part is missing or the denominator is 0."""
+    return numerator / denominator if numerator is not None and denominator else None
+
+
+def _met(value: float | None, target: float | None, at_least: bool) -> bool | None:
+    if value is None or target is None:
+        return None
+    return value >= target if at_least else value <= target
+
+
+def now() -> str:
+    """The date and time in UTC, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores usable by this process, memory and system."""
+    return {
+        "cpu": _cpu_model(),
+        "cores": available_cores(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+    }
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def git_state() -> dict[str, Any]:
+    """Revision of the repository and whether the tree differs from it; None where git or a commit is missing."""
+    revision = _git("rev-parse", "HEAD")
+    status = _git("status", "--porcelain")
+    return {"revision": revision, "dirty": None if status is None else bool(status)}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def default_path(report: Report) -> Path:
+    """`benchmarks/results/<date>-<processor>-<cores>c.json`; the machine is named by its processor, not its owner."""
+    processor = re.sub(r"\(R\)|\(TM\)|CPU|Processor|@", " ", report.machine["cpu"])
+    slug = re.sub(r"[^a-z0-9.]+", "-", processor.lower()).strip("-")
+    quick = "-quick" if report.quick else ""
+    return REPOSITORY / "benchmarks" / "results" / f"{report.date[:10]}-{slug}-{report.machine['cores']}c{quick}.json"

@@ -1,0 +1,161 @@
+"""The runner: for each case checks that peers agree, then measures memory and, in turns, time.
+
+Every subject has a worker process of its own, and one worker computes at a time. Rounds go A B A B ..., so that
+whatever else the machine does hits all alike. Memory is taken before timing, each repeat in a fresh process and at its
+first full step; the last of these processes stays for the timing, whose first step is a warm-up and not counted. A
+peer that computes the same function as ours gives it its weights and is compared with it first, in processes of their
+own.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from .agreement import DisagreementError, compare_files
+from .cases import OURS, QUICK_DIVISOR, Case, Comparison, Series, Subject
+from .client import Worker, WorkerError
+from .peers import PEERS
+from .results import CaseResult, Measurement, Report, rows
+
+# Threads of some OpenMP runtimes keep spinning for up to 0.2 s after their work: the next worker must not meet them.
+SETTLE_SECONDS = 0.25
+
+
+class Listener(Protocol):
+    """What the runner tells while it works."""
+
+    def case(self, case: Case, steps: int) -> None:
+        """A case begins that has this many steps."""
+
+    def step(self, what: str) -> None:
+        """The next step begins."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run is done. `start` makes a worker for a subject."""
+
+    repeats: int
+    memory_repeats: int
+    seed: int
+    threads: int
+    quick: bool
+    start: Callable[[Subject], Worker]
+    settle: float = SETTLE_SECONDS
+
+
+def run_case(case: Case, settings: Settings, listener: Listener, report: Report) -> CaseResult:
+    """Measure one case. What fails is written into its measurement; the other subjects go on."""
+    if settings.quick:
+        case = case.scaled(QUICK_DIVISOR)
+    memory_repeats = settings.memory_repeats
+    if isinstance(case, Series):
+        memory_repeats = min(memory_repeats, case.memory_repeats)
+    settings = replace(settings, memory_repeats=memory_repeats)
+    subjects = [subject for group in case.groups for subject in group]
+    checks = 2 * sum(PEERS[subject.peer].same_weights for subject in subjects)
+    listener.case(case, len(subjects) * (memory_repeats + 1 + settings.repeats) + checks)
+    measurements: list[Measurement] = []
+    agreements: dict[str, float | str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for group in case.groups:
+            runner = _Group(group, settings, listener, report, Path(folder))
+            measurements += runner.run()
+            agreements.update(runner.agreements)
+    kind = "comparison" if isinstance(case, Comparison) else "series"
+    return CaseResult(case.name, case.title, kind, measurements, rows(case, measurements, agreements))
+
+
+class _Group:
+    """Subjects that are measured in turns."""
+
+    def __init__(self, subjects: list[Subject], settings: Settings, listener: Listener, report: Report, folder: Path):
+        self.subjects = subjects
+        self.settings = settings
+        self.listener = listener
+        self.report = report
+        self.folder = folder
+        self.measurements = {subject.key: Measurement.of(subject) for subject in subjects}
+        self.workers: dict[str, Worker] = {}
+        self.agreements: dict[str, float | str] = {}
+        self.weights: Path | None = None
+
+    def run(self) -> list[Measurement]:
+        try:
+            self._check()
+            for repeat in range(self.settings.memory_repeats):
+                self._round(f"memory {repeat + 1}/{self.settings.memory_repeats}", self._memory)
+            self._round("warm-up", lambda subject: self.workers[subject.key].time())
+            for repeat in range(self.settings.repeats):
+                self._round(f"time {repeat + 1}/{self.settings.repeats}", self._time)
+        finally:
+            for key in list(self.workers):
+                self._close(key)
+        return list(self.measurements.values())
+
+    def _round(self, what: str, action: Callable[[Subject], object]) -> None:
+        for subject in self.subjects:
+            self.listener.step(f"{subject.key}: {what}")
+            ours = self.measurements.get(OURS)
+            if self.measurements[subject.key].error or (ours and ours.error):
+                continue
+            time.sleep(self.settings.settle)
+            try:
+                action(subject)
+            except WorkerError as error:
+                self.measurements[subject.key].error = str(error)
+                self._close(subject.key)
+
+    def _check(self) -> None:
+        """Take the reference's weights, and see whether ours computes the same with them."""
+        for reference in self.subjects:
+            if not PEERS[reference.peer].same_weights:
+                continue
+            ours = next(subject for subject in self.subjects if subject.key == OURS)
+            weights = self.folder / "weights.safetensors"
+            for subject in (reference, ours):
+                self.listener.step(f"{subject.key}: checking that {ours.key} and {reference.key} agree")
+                try:
+                    with self.settings.start(subject) as worker:
+                        self._load(worker, subject)
+                        if subject is reference:
+                            worker.save(weights)
+                            self.weights = weights
+                        worker.check(self._evaluation(subject))
+                except WorkerError as error:
+                    self.measurements[subject.key].error = str(error)
+                    return
+            try:
+                self.agreements[reference.key] = compare_files(self._evaluation(ours), self._evaluation(reference))
+            except DisagreementError as error:
+                message = f"no speed-up of a wrong result: {error}"
+                self.agreements[reference.key] = self.measurements[reference.key].error = message
+
+    def _evaluation(self, subject: Subject) -> Path:
+        return self.folder / f"{subject.key}-evaluation.safetensors"
+
+    def _load(self, worker: Worker, subject: Subject) -> None:
+        weights = self.weights if subject.key == OURS else None
+        facts = worker.load(subject, self.settings.seed, self.settings.threads, weights)
+        self.measurements[subject.key].parameters = facts["parameters"]
+        self.report.versions[subject.peer] = facts["versions"]
+
+    def _memory(self, subject: Subject) -> None:
+        self._close(subject.key)
+        worker = self.workers[subject.key] = self.settings.start(subject)
+        self._load(worker, subject)
+        size, method = worker.memory()
+        self.measurements[subject.key].memory_bytes.append(size)
+        self.measurements[subject.key].memory_method = method
+
+    def _time(self, subject: Subject) -> None:
+        self.measurements[subject.key].seconds.append(self.workers[subject.key].time())
+
+    def _close(self, key: str) -> None:
+        if worker := self.workers.pop(key, None):
+            worker.close()

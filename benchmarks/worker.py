@@ -1,0 +1,104 @@
+"""One process that measures one subject, in whichever interpreter it is started: `python -m benchmarks.worker`.
+
+It reads one JSON request a line from stdin and answers each with one JSON line on stdout, `{"error": ...}` on failure:
+
+    load     peer, workload, seed, threads, weights (a file to read or null) -> parameters, versions
+    save     path                   -> writes the weights as safetensors
+    check    path                   -> writes outputs, loss and gradients of one evaluation as safetensors
+    memory                          -> bytes, method: peak of one step above the loaded model
+    time                            -> seconds of one step
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+import traceback
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+# A step this short pages in the libraries and starts the threads, so that these do not count as the work's memory.
+TOUCH_LENGTH = 64
+
+
+class Session:
+    """The subject a worker holds, and what can be asked of it."""
+
+    def load(
+        self, peer: str, workload: dict[str, Any], seed: int, threads: int, weights: str | None
+    ) -> dict[str, Any]:
+        """Build the subject; the process computes with `threads` threads from here on."""
+        import torch
+
+        from benchmarks.cases import Workload
+        from benchmarks.subjects import build
+
+        torch.set_num_threads(threads)
+        self.subject = build(peer, Workload(**workload), seed)
+        if weights is not None:
+            self.subject.load_weights(weights)
+        return {
+            "parameters": sum(parameter.numel() for parameter in self.subject.module.parameters()),
+            "versions": {"python": platform.python_version(), **_versions("torch", "transformers", "numpy")},
+        }
+
+    def save(self, path: str) -> dict[str, Any]:
+        """Write the weights."""
+        self.subject.save_weights(path)
+        return {}
+
+    def check(self, path: str) -> dict[str, Any]:
+        """Write what one evaluation gives."""
+        from safetensors.torch import save_file
+
+        save_file({name: tensor.contiguous() for name, tensor in self.subject.evaluate().items()}, path)
+        return {}
+
+    def memory(self) -> dict[str, Any]:
+        """Peak memory of one step; optimiser state and caches are dropped first, so they count as the step's."""
+        from benchmarks.memory import measure
+
+        self.subject.step(min(TOUCH_LENGTH, self.subject.workload.length))
+        self.subject.forget()
+        size, method = measure(self.subject.step)
+        return {"bytes": size, "method": method}
+
+    def time(self) -> dict[str, Any]:
+        """Seconds of one step."""
+        start = time.perf_counter()
+        self.subject.step()
+        return {"seconds": time.perf_counter() - start}
+
+
+def _versions(*names: str) -> dict[str, str]:
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def main() -> None:
+    """Answer requests until stdin ends."""
+    # Whatever a library prints goes to stderr: the answers keep the real stdout for themselves.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    session = Session()
+    operations = {name: getattr(session, name) for name in ("load", "save", "check", "memory", "time")}
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = operations[request.pop("operation")](**request)
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps(answer), file=answers)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""MEGA (Moving Average Equipped Gated Attention, arXiv 2209.10655) for current Transformers and PyTorch.
+
+Importing this package registers its classes with transformers' Auto classes, so that `AutoModel*.from_pretrained` and
+`pipeline` load Mega checkpoints.
+"""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from ._version import __version__
+from .models.mega.configuration_mega import MegaConfig
+from .models.mega.modeling_mega import (
+    MegaForMaskedLM,
+    MegaForMultipleChoice,
+    MegaForQuestionAnswering,
+    MegaForSequenceClassification,
+    MegaForTokenClassification,
+    MegaModel,
+    MegaPreTrainedModel,
+)
+
+__all__ = [
+    "MegaConfig",
+    "MegaForMaskedLM",
+    "MegaForMultipleChoice",
+    "MegaForQuestionAnswering",
+    "MegaForSequenceClassification",
+    "MegaForTokenClassification",
+    "MegaModel",
+    "MegaPreTrainedModel",
+    "__version__",
+]
+
+AutoConfig.register("mega", MegaConfig, exist_ok=True)
+for _auto, _model in (
+    (AutoModel, MegaModel),
+    (AutoModelForMaskedLM, MegaForMaskedLM),
+    (AutoModelForMultipleChoice, MegaForMultipleChoice),
+    (AutoModelForQuestionAnswering, MegaForQuestionAnswering),
+    (AutoModelForSequenceClassification, MegaForSequenceClassification),
+    (AutoModelForTokenClassification, MegaForTokenClassification),
+):
+    _auto.register(MegaConfig, _model, exist_ok=True)

@@ -1,0 +1,209 @@
+"""`mega bench`: speed and memory against transformers 4.40.2, ModernBERT and RoBERTa."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def bench(
+    cases: Annotated[list[str] | None, typer.Argument(help="Cases to run; all of them for none.")] = None,
+    list_cases: Annotated[bool, typer.Option("--list", help="List cases and peers, and run nothing.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each peer, in turns.")] = 7,
+    memory_repeats: Annotated[int, typer.Option(min=1, help="Processes that each peer's memory is taken from.")] = 3,
+    quick: Annotated[bool, typer.Option("--quick", help="Inputs 16 times shorter, 2 repeats: a trial run.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of a worker; all cores for none.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of weights and inputs.")] = 0,
+    output: Annotated[
+        Path | None, typer.Option(help="JSON file to write; benchmarks/results/<date>-<machine>.json for none.")
+    ] = None,
+    peer_python: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="MEGA_BENCH_PEER_PYTHON",
+            help="PEER=/path/to/python: an existing interpreter for a peer, instead of an environment made under "
+            ".venvs.",
+        ),
+    ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Write tables and picture into docs/performance.md afterwards.")
+    ] = False,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Run nothing: show (and publish) this result file.")
+    ] = None,
+) -> None:
+    """Measure speed and peak memory against other models, in turns, and show the median ratios."""
+    from rich.console import Console
+
+    console = Console()
+    try:
+        _load_benchmarks()
+        from benchmarks import report as rendering
+        from benchmarks.results import Report
+
+        if list_cases:
+            _show_registry(console)
+            return
+        if quick and publish:
+            raise ValueError(
+                "--quick and --publish exclude each other: a quick run's numbers are not worth publishing."
+            )
+        if source is not None:
+            if cases:
+                raise ValueError(f"--from shows a finished run; leave out the cases ({', '.join(cases)}).")
+            report = Report.load(source)
+        else:
+            report = _run(
+                console,
+                cases,
+                repeats=min(repeats, 2) if quick else repeats,
+                memory_repeats=1 if quick else memory_repeats,
+                quick=quick,
+                threads=threads,
+                seed=seed,
+                output=output,
+                peer_python=peer_python or [],
+            )
+        console.print(rendering.terminal(report))
+        if publish:
+            for path in rendering.publish(report):
+                console.print(f"Wrote {path}")
+    except (ValueError, RuntimeError) as error:
+        Console(stderr=True).print(f"Error: {error}", style="red", markup=False)
+        raise typer.Exit(2) from error
+
+
+def _load_benchmarks() -> None:
+    """Make the repository's `benchmarks` package importable; it is not part of the wheel."""
+    for root in (Path(__file__).resolve().parents[3], Path.cwd()):
+        if (root / "benchmarks" / "run.py").is_file():
+            if str(root) not in sys.path:
+                sys.path.insert(0, str(root))
+            importlib.import_module("benchmarks.run")
+            return
+    raise RuntimeError(
+        "The benchmarks are not part of the installed package. Clone the repository and run `mega bench` in it."
+    )
+
+
+def _run(
+    console: Any,
+    names: list[str] | None,
+    *,
+    repeats: int,
+    memory_repeats: int,
+    quick: bool,
+    threads: int | None,
+    seed: int,
+    output: Path | None,
+    peer_python: list[str],
+) -> Any:
+    from benchmarks import results
+    from benchmarks.cases import Subject, select
+    from benchmarks.client import Worker
+    from benchmarks.peers import PEERS, interpreter, parse_pythons
+    from benchmarks.run import Settings, run_case
+
+    chosen = select(names)
+    pythons = parse_pythons(peer_python)
+    if output is not None and (output.is_dir() or output.suffix != ".json"):
+        raise ValueError(f"--output {output}: expected a file name that ends in .json.")
+    cores = results.available_cores()
+    threads = threads or cores
+    if threads > cores:
+        raise ValueError(f"--threads {threads}: this machine has {cores} cores for this process.")
+    report = results.Report(
+        date=results.now(),
+        command=shlex.join(["mega", *sys.argv[1:]]),
+        seed=seed,
+        threads=threads,
+        repeats=repeats,
+        memory_repeats=memory_repeats,
+        quick=quick,
+        machine=results.machine(),
+        git=results.git_state(),
+    )
+    path = output or results.default_path(report)
+    console.print(f"{len(chosen)} cases on {threads} of {cores} cores ({report.machine['cpu']}); results in {path}")
+
+    needed = {subject.peer for case in chosen for group in case.groups for subject in group}
+    with console.status("") as status:
+        for peer in PEERS.values():
+            if peer.name in needed:
+                pythons[peer.name] = interpreter(peer, pythons, lambda text: status.update(text[: console.width - 4]))
+
+    def start(subject: Subject) -> Worker:
+        return Worker(pythons[subject.peer], threads)
+
+    settings = Settings(repeats, memory_repeats, seed, threads, quick, start)
+    with _Progress(console, len(chosen)) as progress:
+        for case in chosen:
+            report.cases.append(run_case(case, settings, progress, report))
+            report.save(path)
+    console.print(f"Wrote {path}")
+    return report
+
+
+class _Progress:
+    """Two bars: cases, and the steps of the case at hand."""
+
+    def __init__(self, console: Any, cases: int):
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        )
+        self._cases = self._progress.add_task("cases", total=cases, completed=-1)
+        self._steps = self._progress.add_task("", total=None)
+
+    def __enter__(self) -> _Progress:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def case(self, case: Any, steps: int) -> None:
+        """A case begins that has this many steps."""
+        self._progress.update(self._cases, advance=1, description=case.name)
+        self._progress.reset(self._steps, total=steps, completed=-1)
+
+    def step(self, what: str) -> None:
+        """The next step begins."""
+        self._progress.update(self._steps, advance=1, description=what)
+
+
+def _show_registry(console: Any) -> None:
+    from rich.table import Column, Table
+
+    from benchmarks.cases import CASES, Comparison
+    from benchmarks.peers import PEERS
+
+    table = Table(Column("case", no_wrap=True), "against and targets", "what")
+    for case in CASES.values():
+        if isinstance(case, Comparison):
+            against = [f"{peer}{_bounds(target.speed, target.memory)}" for peer, target in case.against.items()]
+            table.add_row(case.name, "\n".join(against), case.title)
+        else:
+            growth = f": last/first ≤ {case.growth:g}x" if case.growth else ""
+            table.add_row(case.name, f"itself{growth}", case.title)
+    console.print(table)
+    peers = Table("peer", "what", "runs in")
+    for peer in PEERS.values():
+        place = f".venvs/{peer.name} ({', '.join(peer.requirements)})" if peer.requirements else "this interpreter"
+        peers.add_row(peer.name, peer.title, place)
+    console.print(peers)
+
+
+def _bounds(speed: float | None, memory: float | None) -> str:
+    bounds = []
+    if speed is not None:
+        bounds.append(f"speed ≥ {speed:g}x")
+    if memory is not None:
+        bounds.append(f"memory ≤ {memory:g}")
+    return ": " + ", ".join(bounds) if bounds else ""

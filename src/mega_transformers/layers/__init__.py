@@ -1,0 +1,22 @@
+"""The modules of a Mega block, batch first, with the parameter names of transformers 4.40.2."""
+
+from .block import MegaBlock
+from .dropout import MegaDropout
+from .ema import MegaMultiDimensionDampedEma
+from .feed_forward import MegaNormalizedFeedForwardNetwork
+from .gated_attention import MegaMovingAverageGatedAttention
+from .norms import MegaRMSNorm, MegaScaleNorm, MegaSequenceNorm
+from .position_bias import MegaRotaryRelativePositionalBias, MegaSimpleRelativePositionalBias
+
+__all__ = [
+    "MegaBlock",
+    "MegaDropout",
+    "MegaMovingAverageGatedAttention",
+    "MegaMultiDimensionDampedEma",
+    "MegaNormalizedFeedForwardNetwork",
+    "MegaRMSNorm",
+    "MegaRotaryRelativePositionalBias",
+    "MegaScaleNorm",
+    "MegaSequenceNorm",
+    "MegaSimpleRelativePositionalBias",
+]

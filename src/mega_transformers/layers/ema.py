@@ -1,0 +1,80 @@
+"""The EMA sub-layer: parameters, residual and activation around `mega_transformers.ops.ema`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..ops.ema import ema
+
+if TYPE_CHECKING:
+    from ..models.mega.configuration_mega import MegaConfig
+
+
+class MegaMultiDimensionDampedEma(nn.Module):
+    """silu(EMA(x) + residual_weight * x) (paper section 3.1; authors' `MultiHeadEMA`).
+
+    Parameters, with D' = 2d if bidirectional else d: `damping_factor`, `decay_factor`, `ema_expansion_matrix`
+    (D', N, 1); `kernel_projection_matrix` (D', N); `residual_weight` (d,).
+    """
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        self.bidirectional = config.bidirectional
+        self.truncation = config.truncation
+        channels = config.hidden_size * (2 if config.bidirectional else 1)
+        states = config.ema_projection_size
+        self.damping_factor = nn.Parameter(torch.empty(channels, states, 1))
+        self.decay_factor = nn.Parameter(torch.empty(channels, states, 1))
+        self.ema_expansion_matrix = nn.Parameter(torch.empty(channels, states, 1))
+        self.kernel_projection_matrix = nn.Parameter(torch.empty(channels, states))
+        self.residual_weight = nn.Parameter(torch.empty(config.hidden_size))
+
+    def convolve(
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        document_starts: torch.Tensor | None = None,
+        num_documents: int | None = None,
+    ) -> torch.Tensor:
+        """The EMA alone, (B, L, d) -> (B, L, d); arguments as in `forward`."""
+        if mask is not None:
+            x = x * mask.unsqueeze(-1).to(x.dtype)
+        return ema(
+            x,
+            self.damping_factor,
+            self.decay_factor,
+            self.ema_expansion_matrix,
+            self.kernel_projection_matrix,
+            bidirectional=self.bidirectional,
+            truncation=self.truncation,
+            document_starts=document_starts,
+            num_documents=num_documents,
+        )
+
+    def activate(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """silu(y + residual_weight * x) of the EMA y and its input x, (B, L, d) each."""
+        return F.silu(torch.addcmul(y, self.residual_weight.to(x.dtype), x))
+
+    def forward(
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        document_starts: torch.Tensor | None = None,
+        num_documents: int | None = None,
+    ) -> torch.Tensor:
+        """Applies the sub-layer.
+
+        Args:
+            x: (B, L, d).
+            mask: (B, L), 1 or True at real tokens; padding contributes nothing.
+            document_starts: (B, L) bool, True at the first token of every packed document.
+            num_documents: An upper bound of the documents in a row, if known.
+
+        Returns:
+            (B, L, d).
+        """
+        return self.activate(self.convolve(x, mask, document_starts, num_documents), x)

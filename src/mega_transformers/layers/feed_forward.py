@@ -1,0 +1,39 @@
+"""The feed-forward sub-layer (authors' `NormalizedFeedForwardNetwork`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+
+from .dropout import MegaDropout
+from .norms import MegaSequenceNorm
+from .recompute import recomputed
+
+if TYPE_CHECKING:
+    from ..models.mega.configuration_mega import MegaConfig
+
+
+class MegaNormalizedFeedForwardNetwork(nn.Module):
+    """x + fc2(activation(fc1(norm(x)))), or with the norm after the sum."""
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        self.prenorm = config.normalize_before_ffn
+        self.activation = ACT2FN[config.activation]
+        self.dropout = MegaDropout(config.dropout_prob, config.use_feature_dropout)
+        self.hidden_dropout = MegaDropout(config.nffn_activation_dropout_prob, config.use_feature_dropout)
+        self.norm = MegaSequenceNorm(config)
+        self.fc1 = nn.Linear(config.hidden_size, config.nffn_hidden_size)
+        self.fc2 = nn.Linear(config.nffn_hidden_size, config.hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, L, d) -> (B, L, d)."""
+        hidden = self.fc1(self.norm(x) if self.prenorm else x)
+        output = x + self.dropout(recomputed(self._contract, hidden))
+        return output if self.prenorm else self.norm(output)
+
+    def _contract(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.hidden_dropout(self.activation(hidden)))

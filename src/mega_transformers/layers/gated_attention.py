@@ -1,0 +1,112 @@
+"""Moving average equipped gated attention, the layer that gives Mega its name (paper section 3.3)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.activations import ACT2FN
+
+from ..ops.attention import attention
+from ..ops.visibility import Visibility
+from .dropout import MegaDropout
+from .ema import MegaMultiDimensionDampedEma
+from .norms import MegaSequenceNorm
+from .position_bias import relative_positional_bias
+from .recompute import recomputed
+
+if TYPE_CHECKING:
+    from ..models.mega.configuration_mega import MegaConfig
+
+BACKEND_OF_IMPLEMENTATION = {"eager": "reference", "sdpa": None, "flex_attention": "flex"}
+"""`attn_implementation` -> back end of `ops.attention`; None lets that choose the fastest."""
+
+
+class MegaMovingAverageGatedAttention(nn.Module):
+    """EMA, single-head attention over queries and keys made from it, and two gates (authors' class of this name)."""
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        self.config = config
+        d, h, z = config.hidden_size, config.intermediate_size, config.shared_representation_size
+        self.split_sizes = [d, z, h, d]
+        self.activation = ACT2FN[config.activation]
+        self.dropout = MegaDropout(config.dropout_prob, config.use_feature_dropout)
+        self.hidden_dropout = MegaDropout(config.hidden_dropout_prob, config.use_feature_dropout)
+        self.norm = MegaSequenceNorm(config)
+        self.ema_gate = MegaMultiDimensionDampedEma(config)
+        self.v_proj = nn.Linear(d, h)
+        self.mx_proj = nn.Linear(d, z + h + 2 * d)
+        self.h_proj = nn.Linear(h, d)
+        self.qk_weight = nn.Parameter(torch.empty(2, z))
+        self.qk_bias = nn.Parameter(torch.empty(2, z))
+        self.rel_pos_bias = relative_positional_bias(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        visibility: Visibility | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Applies the layer.
+
+        Args:
+            hidden_states: (B, L, d).
+            visibility: Who sees whom; by default every token sees its chunk, or the past of it in a decoder.
+            output_attentions: Whether to return the weights, whatever the implementation.
+
+        Returns:
+            (B, L, d), and the attention weights (B, K, n, n) for K chunks of n tokens, or None.
+        """
+        if visibility is None:
+            visibility = default_visibility(self.config, hidden_states.shape[1])
+        residual = hidden_states
+        x = self.norm(residual) if self.config.normalize_before_mega else residual
+        value = self.hidden_dropout(self.activation(self.v_proj(x)))
+
+        averaged = self.ema_gate.convolve(x, visibility.mask, visibility.starts, visibility.num_documents)
+        base = recomputed(self._base, averaged, x)
+        shared = F.silu(base.split(self.split_sizes, dim=-1)[1])
+        query, key = torch.addcmul(self.qk_bias, shared.unsqueeze(-2), self.qk_weight).unbind(-2)
+
+        backend = BACKEND_OF_IMPLEMENTATION[self.config._attn_implementation or "sdpa"]
+        if backend == "flex" and self.config.attention_activation != "softmax":
+            backend = None
+        attended, weights = attention(
+            query,
+            key,
+            value,
+            self.rel_pos_bias(),
+            visibility,
+            activation=self.config.attention_activation,
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            need_weights=output_attentions or backend == "reference",
+            backend=None if output_attentions else backend,
+        )
+        candidate = recomputed(self._candidate, attended, base)
+        output = recomputed(self._gated_residual, residual, base, candidate)
+        if not self.config.normalize_before_mega:
+            output = self.norm(output)
+        return output, weights
+
+    def _base(self, averaged: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """What gates, queries and keys come from: (B, L, d + z + h + d)."""
+        return self.mx_proj(self.dropout(self.ema_gate.activate(averaged, x)))
+
+    def _candidate(self, attended: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+        """New hidden states before their activation, (B, L, d)."""
+        _, _, gate, intermediate = base.split(self.split_sizes, dim=-1)
+        return intermediate + self.h_proj(attended * F.silu(gate))
+
+    def _gated_residual(self, residual: torch.Tensor, base: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor:
+        """Old and new hidden states mixed by the update gate, (B, L, d)."""
+        update = torch.sigmoid(base.split(self.split_sizes, dim=-1)[0])
+        return torch.addcmul(residual, update, self.dropout(self.activation(candidate)) - residual)
+
+
+def default_visibility(config: MegaConfig, length: int) -> Visibility:
+    """The rule for a batch without padding or packing."""
+    chunk_size = config.chunk_size if config.use_chunking else None
+    return Visibility.build(None, length, chunk_size=chunk_size, causal=config.is_decoder)

@@ -1,0 +1,82 @@
+"""The normalisations of Mega over the last dimension of (B, L, d), all with epsilon 1e-5 (authors' `SequenceNorm`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from ..models.mega.configuration_mega import MegaConfig
+
+EPSILON = 1e-5
+
+
+def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
+    """1 / sqrt(mean of squares + eps) over the last dimension, in float32 at least."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+class MegaScaleNorm(nn.Module):
+    """g * x / rms(x) with one learned number g, `scalar` (1,)."""
+
+    def __init__(self, eps: float = EPSILON, affine: bool = True) -> None:
+        super().__init__()
+        self.eps = eps
+        self.scalar = nn.Parameter(torch.ones(1)) if affine else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., d) -> (..., d)."""
+        scale = _inverse_rms(x, self.eps)
+        if self.scalar is not None:
+            scale = scale * self.scalar
+        return x * scale.to(x.dtype)
+
+
+class MegaRMSNorm(nn.Module):
+    """w * x / rms(x) with a learned vector w, `weight` (d,).
+
+    With `normalize=False` the division is left out: that is what transformers 4.40.2 computed.
+    """
+
+    def __init__(self, size: int, eps: float = EPSILON, affine: bool = True, normalize: bool = True) -> None:
+        super().__init__()
+        self.eps = eps
+        self.normalize = normalize
+        self.weight = nn.Parameter(torch.ones(size)) if affine else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., d) -> (..., d)."""
+        if self.normalize:
+            x = x * _inverse_rms(x, self.eps).to(x.dtype)
+        return x if self.weight is None else x * self.weight
+
+
+class MegaSequenceNorm(nn.Module):
+    """The norm named by `config.normalization_type`.
+
+    The batch norms take their statistics over all B * L positions, padding included, as the authors' do.
+    """
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        size, affine = config.hidden_size, config.norm_affine
+        self.norm: nn.Module
+        if config.normalization_type == "layernorm":
+            self.norm = nn.LayerNorm(size, eps=EPSILON, elementwise_affine=affine)
+        elif config.normalization_type == "scalenorm":
+            self.norm = MegaScaleNorm(affine=affine)
+        elif config.normalization_type == "rmsnorm":
+            self.norm = MegaRMSNorm(size, affine=affine, normalize=not config.legacy_unnormalized_rmsnorm)
+        elif config.normalization_type == "batchnorm":
+            self.norm = nn.BatchNorm1d(size, eps=EPSILON, affine=affine)
+        else:
+            self.norm = nn.SyncBatchNorm(size, eps=EPSILON, affine=affine)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, L, d) -> (B, L, d)."""
+        if isinstance(self.norm, nn.modules.batchnorm._BatchNorm):
+            return self.norm(x.flatten(0, 1)).view_as(x)
+        return self.norm(x)

@@ -1,0 +1,52 @@
+"""The parameters of the relative position biases (authors' `RelativePositionalBias` modules)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from ..ops.relative_bias import RotaryBias, SimpleBias
+
+if TYPE_CHECKING:
+    from ..models.mega.configuration_mega import MegaConfig
+
+
+class MegaSimpleRelativePositionalBias(nn.Module):
+    """A learned number per offset, `rel_pos_bias` (2 * max_positions - 1,).
+
+    As in transformers 4.40.2, the entry for offset 0 has index `chunk_size - 1` where `chunk_size` is positive (the
+    rest of the vector is then unused), else `max_positions - 1`.
+    """
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        self.centre = (config.chunk_size if config.chunk_size > 0 else config.max_positions) - 1
+        self.rel_pos_bias = nn.Parameter(torch.empty(2 * config.max_positions - 1))
+
+    def forward(self) -> SimpleBias:
+        """The bias, for any length up to `centre + 1`."""
+        return SimpleBias(self.rel_pos_bias, self.centre)
+
+
+class MegaRotaryRelativePositionalBias(nn.Module):
+    """<R_i alpha, R_j b_param> with R_p the rotation to position p; two vectors (1, z). Extrapolates to any length."""
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        self.alpha = nn.Parameter(torch.empty(1, config.shared_representation_size))
+        self.b_param = nn.Parameter(torch.empty(1, config.shared_representation_size))
+
+    def forward(self) -> RotaryBias:
+        """The bias, for any length."""
+        return RotaryBias(self.alpha, self.b_param)
+
+
+def relative_positional_bias(
+    config: MegaConfig,
+) -> MegaSimpleRelativePositionalBias | MegaRotaryRelativePositionalBias:
+    """The module named by `config.relative_positional_bias`."""
+    if config.relative_positional_bias == "simple":
+        return MegaSimpleRelativePositionalBias(config)
+    return MegaRotaryRelativePositionalBias(config)

@@ -1,0 +1,197 @@
+"""Configuration of Mega models: the fields and defaults of transformers 4.40.2, validated, plus a few additions."""
+
+from __future__ import annotations
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+NORMALIZATION_TYPES = ("layernorm", "scalenorm", "rmsnorm", "batchnorm", "syncbatchnorm")
+ATTENTION_ACTIVATIONS = ("softmax", "laplace", "relu2")
+RELATIVE_POSITIONAL_BIASES = ("rotary", "simple")
+CLASSIFIER_POOLINGS = ("cls", "mean")
+
+
+@strict
+class MegaConfig(PreTrainedConfig):
+    r"""Configuration of a Mega model (arXiv 2209.10655). Defaults are those of transformers 4.40.2.
+
+    Args:
+        vocab_size: Number of entries of the vocabulary.
+        hidden_size: Width `d` of the hidden states, and of the EMA.
+        num_hidden_layers: Number of blocks.
+        intermediate_size: Width `h` of the values and their gate in attention.
+        ema_projection_size: Number `N` of EMA states per channel.
+        bidirectional: Whether the EMA runs in both directions. Must be False for a decoder.
+        shared_representation_size: Width `z` of queries and keys. Must be even with rotary bias.
+        use_chunking: Whether attention is limited to chunks of `chunk_size` tokens (linear cost in the length).
+        chunk_size: Tokens per chunk, at least 1 with `use_chunking`; -1 otherwise. With a `"simple"` bias a positive
+            `chunk_size` also is the number of positions the bias serves, with or without `use_chunking`.
+        truncation: Number of lags after which the EMA's kernel is cut off; None keeps all.
+        normalize_before_mega: Whether the attention sub-layer is pre-norm (True) or post-norm.
+        normalization_type: `"layernorm"`, `"scalenorm"`, `"rmsnorm"`, `"batchnorm"` or `"syncbatchnorm"`.
+        norm_affine: Whether the norms have learned scales.
+        activation: Activation of values, candidates and feed-forward; any name of `transformers.activations.ACT2FN`.
+        attention_activation: `"softmax"`, `"laplace"` or `"relu2"`.
+        dropout_prob: Dropout of the EMA's output, the candidate states and the feed-forward output.
+        hidden_dropout_prob: Dropout of the values.
+        attention_probs_dropout_prob: Dropout of the attention weights.
+        use_feature_dropout: Whether `dropout_prob` and `hidden_dropout_prob` drop whole features of a sequence.
+        use_normalized_ffn: Whether blocks have a feed-forward sub-layer.
+        nffn_hidden_size: Width of the feed-forward sub-layer.
+        normalize_before_ffn: Whether the feed-forward sub-layer is pre-norm (True) or post-norm.
+        nffn_activation_dropout_prob: Dropout inside the feed-forward sub-layer.
+        max_positions: Number of positions served by a `"simple"` bias. Rotary bias extrapolates.
+        add_token_type_embeddings: Whether token types are embedded.
+        type_vocab_size: Number of token types.
+        initializer_range: Standard deviation of the initial linear weights, embeddings, query/key scales and biases.
+        ema_delta_alpha_range: Standard deviation of the initial `damping_factor` and `decay_factor`.
+        ema_beta_range: Standard deviation of the initial `ema_expansion_matrix` around +1, -1, +1, ...
+        ema_gamma_omega_range: Standard deviation of the initial `kernel_projection_matrix` and `residual_weight`.
+        pad_token_id, bos_token_id, eos_token_id: Ids of the special tokens.
+        relative_positional_bias: `"rotary"` or `"simple"`.
+        classifier_dropout: Dropout of the classification heads; None means `hidden_dropout_prob`.
+        use_cache: Whether a decoder returns its state for the next step.
+        add_lm_hidden_dense_layer: Whether a tanh layer stands between the hidden states and the language model head.
+        tie_word_embeddings: Whether input and output embeddings are one matrix.
+        is_decoder: Whether the model is causal.
+        add_cross_attention: Whether the blocks of a decoder attend to an encoder.
+        classifier_pooling: Addition to 4.40.2. What sequence classification reads: `"cls"`, the first real token (as
+            4.40.2), or `"mean"`, the mean over real tokens.
+        sparse_prediction: Addition to 4.40.2. Whether a masked language model that is given labels computes logits at
+            the labelled positions only, shape `(labelled tokens, vocab_size)`. Same loss, less time and memory.
+        legacy_unnormalized_rmsnorm: Addition to 4.40.2, whose rmsnorm scaled its input without normalising it. True
+            reproduces that, for models trained with it; None means False, and warns about a checkpoint of 4.x.
+
+    Raises:
+        ValueError: on construction, if the fields contradict each other; the message says what would work.
+    """
+
+    model_type = "mega"
+    keys_to_ignore_at_inference = ("past_key_values",)
+    attribute_map = {"max_position_embeddings": "max_positions"}  # noqa: RUF012
+
+    vocab_size: int = 30522
+    hidden_size: int = 128
+    num_hidden_layers: int = 4
+    intermediate_size: int = 256
+    ema_projection_size: int = 16
+    bidirectional: bool = True
+    shared_representation_size: int = 64
+    use_chunking: bool = False
+    chunk_size: int = -1
+    truncation: int | None = None
+    normalize_before_mega: bool = True
+    normalization_type: str = "scalenorm"
+    norm_affine: bool = True
+    activation: str = "silu"
+    attention_activation: str = "softmax"
+    dropout_prob: float | int = 0.1
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    use_feature_dropout: bool = False
+    use_normalized_ffn: bool = True
+    nffn_hidden_size: int = 256
+    normalize_before_ffn: bool = True
+    nffn_activation_dropout_prob: float | int = 0.1
+    max_positions: int = 2048
+    add_token_type_embeddings: bool = False
+    type_vocab_size: int = 2
+    initializer_range: float | int = 0.02
+    ema_delta_alpha_range: float | int = 0.2
+    ema_beta_range: float | int = 0.02
+    ema_gamma_omega_range: float | int = 1.0
+    pad_token_id: int | None = 1
+    bos_token_id: int | None = 0
+    eos_token_id: int | list[int] | None = 2
+    relative_positional_bias: str = "rotary"
+    classifier_dropout: float | int | None = None
+    use_cache: bool = True
+    add_lm_hidden_dense_layer: bool = True
+    tie_word_embeddings: bool = True
+    is_decoder: bool = False
+    add_cross_attention: bool = False
+    num_attention_heads: int = 1
+    classifier_pooling: str = "cls"
+    sparse_prediction: bool = False
+    legacy_unnormalized_rmsnorm: bool | None = None
+
+    def __post_init__(self, **kwargs):
+        saved_by = self.transformers_version or ""
+        super().__post_init__(**kwargs)
+        if (
+            self.normalization_type == "rmsnorm"
+            and self.legacy_unnormalized_rmsnorm is None
+            and saved_by.startswith("4.")
+        ):
+            logger.warning_once(
+                f"This checkpoint was saved by transformers {saved_by}, whose rmsnorm did not normalise. It is computed "
+                "as a true rmsnorm here, as in the authors' code. If the model was trained with transformers 4.x, load "
+                "it with legacy_unnormalized_rmsnorm=True; if not, legacy_unnormalized_rmsnorm=False ends this warning."
+            )
+
+    def validate_architecture(self):
+        """Refuses fields that are unknown, out of range or contradict each other.
+
+        Raises:
+            ValueError: naming the field, its value and what would be right.
+        """
+        super().validate_architecture()
+        for name, known in (
+            ("normalization_type", NORMALIZATION_TYPES),
+            ("attention_activation", ATTENTION_ACTIVATIONS),
+            ("relative_positional_bias", RELATIVE_POSITIONAL_BIASES),
+            ("classifier_pooling", CLASSIFIER_POOLINGS),
+            ("activation", ACT2FN.keys()),
+        ):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; known are {', '.join(sorted(known))}")
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "intermediate_size",
+            "ema_projection_size",
+            "shared_representation_size",
+            "nffn_hidden_size",
+            "max_positions",
+            "type_vocab_size",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in (
+            "dropout_prob",
+            "hidden_dropout_prob",
+            "attention_probs_dropout_prob",
+            "nffn_activation_dropout_prob",
+            "classifier_dropout",
+        ):
+            probability = getattr(self, name)
+            if probability is not None and not 0 <= probability < 1:
+                raise ValueError(f"{name}={probability} must be at least 0 and below 1")
+        if self.use_chunking and self.chunk_size < 1:
+            raise ValueError(
+                f"chunk_size={self.chunk_size} must be at least 1 with use_chunking=True; "
+                "give a chunk_size, or use_chunking=False"
+            )
+        if self.truncation is not None and self.truncation < 1:
+            raise ValueError(f"truncation={self.truncation} must be at least 1; None keeps every lag of the EMA")
+        if self.is_decoder and self.bidirectional:
+            raise ValueError(
+                "is_decoder=True needs bidirectional=False: an EMA in both directions sees the future"
+            )
+        if self.add_cross_attention and not self.is_decoder:
+            raise ValueError("add_cross_attention=True needs is_decoder=True: only decoders attend to an encoder")
+        if self.relative_positional_bias == "rotary" and self.shared_representation_size % 2:
+            raise ValueError(
+                f"shared_representation_size={self.shared_representation_size} must be even with "
+                "relative_positional_bias='rotary', which rotates pairs; make it even or use 'simple'"
+            )
+        if self.relative_positional_bias == "simple" and self.chunk_size > self.max_positions:
+            raise ValueError(
+                f"chunk_size={self.chunk_size} must be at most max_positions={self.max_positions} with "
+                "relative_positional_bias='simple', which holds a number per position"
+            )

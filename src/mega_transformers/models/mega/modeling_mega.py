@@ -1,0 +1,547 @@
+"""Mega models: the encoder (or causal decoder) and its heads for masked words, sequences, tokens, choices and spans.
+
+Read on in `layers/block.py`, then `layers/gated_attention.py` and `ops/*/reference.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.loss.loss_utils import LOSS_MAPPING
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPoolingAndCrossAttentions,
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.modeling_utils import PreTrainedModel
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from ...layers import (
+    MegaBlock,
+    MegaMovingAverageGatedAttention,
+    MegaMultiDimensionDampedEma,
+    MegaRMSNorm,
+    MegaRotaryRelativePositionalBias,
+    MegaScaleNorm,
+    MegaSimpleRelativePositionalBias,
+)
+from ...ops.cross_entropy import linear_cross_entropy
+from ...ops.visibility import Visibility
+from .configuration_mega import MegaConfig
+from .validation_mega import check_inputs, check_labels, values_can_be_checked
+
+
+class MegaEmbeddings(nn.Module):
+    """Word embeddings, plus token type embeddings where the configuration has them."""
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.token_type_embeddings = (
+            nn.Embedding(config.type_vocab_size, config.hidden_size) if config.add_token_type_embeddings else None
+        )
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Ids (B, L) or embeddings (B, L, d), and token types (B, L), 0 by default -> (B, L, d)."""
+        embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if self.token_type_embeddings is None:
+            return embeddings
+        if token_type_ids is None:
+            return embeddings + self.token_type_embeddings.weight[0]
+        return embeddings + self.token_type_embeddings(token_type_ids)
+
+
+def first_real_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """The hidden states (B, d) of each row's first token that is no padding."""
+    if attention_mask is None:
+        return hidden_states[:, 0]
+    first = attention_mask.to(hidden_states.device, torch.int64).argmax(dim=1)
+    return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), first]
+
+
+class MegaPooler(nn.Module):
+    """tanh(dense(first real token))."""
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.activation = nn.Tanh()
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, L, d) -> (B, d)."""
+        return self.activation(self.dense(first_real_token(hidden_states, attention_mask)))
+
+
+class MegaPreTrainedModel(PreTrainedModel):
+    config: MegaConfig
+    config_class = MegaConfig
+    base_model_prefix = "mega"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["MegaEmbeddings", "MegaBlock"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = False
+    # the EMA's decays are too close to 1 for half precision
+    _keep_in_fp32_modules_strict = ["ema_gate"]  # noqa: RUF012
+    # a buffer of transformers 4.40.2's rotary bias that holds nothing
+    _keys_to_ignore_on_load_unexpected = [r"_float_tensor$"]  # noqa: RUF012
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": MegaBlock,
+        "attentions": MegaMovingAverageGatedAttention,
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        config = self.config
+        if isinstance(module, MegaMultiDimensionDampedEma):
+            init.normal_(module.damping_factor, std=config.ema_delta_alpha_range)
+            init.normal_(module.decay_factor, std=config.ema_delta_alpha_range)
+            # +1, -1, +1, ... along the states is more stable (authors' code)
+            states = module.ema_expansion_matrix.shape[1]
+            signs = 1.0 - 2.0 * (torch.arange(states, device=module.ema_expansion_matrix.device) % 2)
+            noise = torch.randn_like(module.ema_expansion_matrix) * config.ema_beta_range
+            init.copy_(module.ema_expansion_matrix, noise + signs.unsqueeze(-1).to(noise.dtype))
+            init.normal_(module.kernel_projection_matrix, std=config.ema_gamma_omega_range)
+            init.normal_(module.residual_weight, std=config.ema_gamma_omega_range)
+        elif isinstance(module, MegaSimpleRelativePositionalBias):
+            init.normal_(module.rel_pos_bias, std=config.initializer_range)
+        elif isinstance(module, MegaRotaryRelativePositionalBias):
+            init.normal_(module.alpha, std=config.initializer_range)
+            init.normal_(module.b_param, std=config.initializer_range)
+        elif isinstance(module, MegaMovingAverageGatedAttention):
+            init.normal_(module.qk_weight, std=config.initializer_range)
+            init.zeros_(module.qk_bias)
+        elif isinstance(module, MegaScaleNorm) and module.scalar is not None:
+            init.ones_(module.scalar)
+        elif isinstance(module, MegaRMSNorm) and module.weight is not None:
+            init.ones_(module.weight)
+
+
+def document_starts_of(
+    shape: tuple[int, int],
+    position_ids: torch.Tensor | None,
+    cu_seq_lens: torch.Tensor | None,
+    seq_idx: torch.Tensor | None,
+) -> tuple[torch.Tensor | None, int | None]:
+    """Where packed documents start, from what `DataCollatorWithFlattening` gives.
+
+    Args:
+        shape: (batch, length).
+        position_ids: (B or 1, L), restarting in every document.
+        cu_seq_lens: (documents + 1,) boundaries, for a batch of one row.
+        seq_idx: (B, L) numbers of documents.
+
+    Returns:
+        (B, L) bool, True at the first token of every document, or None for one document a row; and an upper bound
+        of the documents in a row, if known.
+    """
+    bound = None
+    if seq_idx is not None:
+        starts = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0), value=True)
+    elif cu_seq_lens is not None:
+        if shape[0] != 1:
+            raise ValueError(f"cu_seq_lens_q describes one packed row, but the batch has {shape[0]}; flatten it")
+        bound = cu_seq_lens.numel() - 1
+        starts = torch.zeros(shape[1] + 1, dtype=torch.bool, device=cu_seq_lens.device)
+        starts = starts.index_fill(0, cu_seq_lens.long(), True)[:-1].unsqueeze(0)
+    elif position_ids is not None:
+        starts = F.pad(position_ids[:, 1:] != position_ids[:, :-1] + 1, (1, 0), value=True)
+    else:
+        return None, None
+    if starts.shape[1] != shape[1] or starts.shape[0] not in (1, shape[0]):
+        raise ValueError(
+            f"position_ids or seq_idx have shape {tuple(starts.shape)}, but must be (batch, length) = {shape}"
+        )
+    if values_can_be_checked(starts) and not bool(starts[:, 1:].any()):
+        return None, None
+    return starts.expand(shape), bound
+
+
+class MegaModel(MegaPreTrainedModel):
+    """The bare Mega model, arXiv 2209.10655: an encoder, or a causal model with `is_decoder=True, bidirectional=False`."""
+
+    def __init__(self, config: MegaConfig, add_pooling_layer: bool = True) -> None:
+        """
+        add_pooling_layer (`bool`, *optional*, defaults to `True`):
+            Whether to add a tanh layer over the first token.
+        """
+        super().__init__(config)
+        if config.add_cross_attention:
+            raise ValueError("add_cross_attention=True: this release of mega_transformers has no cross-attention")
+        self.embedding_layer = MegaEmbeddings(config)
+        self.layers = nn.ModuleList([MegaBlock(config) for _ in range(config.num_hidden_layers)])
+        self.pooler = MegaPooler(config) if add_pooling_layer else None
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.embedding_layer.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.embedding_layer.word_embeddings = value
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | BaseModelOutputWithPoolingAndCrossAttentions:
+        """
+        position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Mega has no absolute positions. Where these do not increase by one, a new packed document starts, which
+            sees nothing of the others; `cu_seq_lens_q` or `seq_idx` say the same.
+        """
+        config = self.config
+        shape = check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_ids)
+        extra: dict[str, Any] = dict(kwargs)
+        starts, num_documents = document_starts_of(
+            shape, position_ids, extra.get("cu_seq_lens_q"), extra.get("seq_idx")
+        )
+        hidden_states = self.embedding_layer(input_ids, token_type_ids, inputs_embeds)
+        visibility = Visibility.build(
+            None if attention_mask is None else attention_mask.to(hidden_states.device),
+            shape[1],
+            chunk_size=config.chunk_size if config.use_chunking else None,
+            causal=config.is_decoder,
+            document_starts=starts,
+            num_documents=num_documents,
+        )
+        output_attentions = bool(extra.get("output_attentions", config.output_attentions))
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, visibility=visibility, output_attentions=output_attentions)
+        pooled = None if self.pooler is None else self.pooler(hidden_states, attention_mask)
+        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden_states, pooler_output=pooled)
+
+
+class MegaForMaskedLM(MegaPreTrainedModel):
+    _tied_weights_keys = {"mlm_head.weight": "mega.embedding_layer.word_embeddings.weight"}  # noqa: RUF012
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__(config)
+        if config.is_decoder:
+            raise ValueError("is_decoder=True: a masked language model must see both sides; set is_decoder=False")
+        self.mega = MegaModel(config, add_pooling_layer=False)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size) if config.add_lm_hidden_dense_layer else None
+        self.mlm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.mlm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.mlm_head = new_embeddings
+
+    def _has_plain_loss(self) -> bool:
+        """Whether head and loss are those this class made, so that both may be computed in one."""
+        head = self.mlm_head
+        return (
+            not torch.compiler.is_compiling()
+            and type(head) is nn.Linear
+            and not (head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook"))
+            and self.loss_function is LOSS_MAPPING["ForMaskedLM"]
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | MaskedLMOutput:
+        """
+        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Ids of the words to predict, -100 where there is none. With `config.sparse_prediction` the logits are
+            those of labelled positions only, in reading order: `(labelled, vocab_size)`.
+        """
+        if labels is not None:
+            shape = tuple((input_ids if inputs_embeds is None else inputs_embeds).shape[:2])
+            check_labels("labels", labels, shape, self.config.vocab_size)
+        outputs = self.mega(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            **kwargs,
+        )
+        hidden_states = outputs[0]
+        if labels is not None:
+            labels = labels.to(hidden_states.device)
+            if self.config.sparse_prediction:
+                labelled = labels != -100
+                hidden_states, labels = hidden_states[labelled], labels[labelled]
+        if self.dense is not None:
+            hidden_states = torch.tanh(self.dense(hidden_states))
+
+        loss = None
+        if labels is not None and self._has_plain_loss():
+            total, logits = linear_cross_entropy(
+                hidden_states.flatten(0, -2), self.mlm_head.weight, self.mlm_head.bias, labels.flatten()
+            )
+            logits = logits.unflatten(0, labels.shape)
+            count = kwargs.get("num_items_in_batch")
+            if count is None:
+                count = (labels != -100).sum()
+            loss = total / (count.to(total.device) if torch.is_tensor(count) else count)
+        else:
+            logits = self.mlm_head(hidden_states)
+            if labels is not None:
+                loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class MegaClassificationHead(nn.Module):
+    """Two layers over one vector per sequence: the first real token's, or the mean over real tokens."""
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        self.pooling = config.classifier_pooling
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(classifier_dropout(config))
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, L, d) -> (B, num_labels)."""
+        if self.pooling == "cls":
+            pooled = first_real_token(hidden_states, attention_mask)
+        elif attention_mask is None:
+            pooled = hidden_states.mean(dim=1)
+        else:
+            weights = attention_mask.to(hidden_states.device, hidden_states.dtype).unsqueeze(-1)
+            pooled = (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        hidden = torch.tanh(self.dense(self.dropout(pooled)))
+        return self.out_proj(self.dropout(hidden))
+
+
+def classifier_dropout(config: MegaConfig) -> float:
+    """Dropout of the heads."""
+    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+
+
+class MegaForSequenceClassification(MegaPreTrainedModel):
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.mega = MegaModel(config, add_pooling_layer=False)
+        self.classifier = MegaClassificationHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | SequenceClassifierOutput:
+        """
+        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            Classes in `[0, config.num_labels)`; floats of shape `(batch_size,)` for regression with one label, or of
+            shape `(batch_size, num_labels)` for several labels or targets. `config.problem_type` decides, or the
+            number of labels and the dtype.
+        """
+        if labels is not None and not labels.is_floating_point() and self.config.problem_type in (
+            None,
+            "single_label_classification",
+        ):
+            batch = (input_ids if inputs_embeds is None else inputs_embeds).shape[0]
+            if self.num_labels > 1:
+                check_labels("labels", labels.view(-1), (batch,), self.num_labels)
+        outputs = self.mega(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            **kwargs,
+        )
+        logits = self.classifier(outputs[0], attention_mask)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class MegaForTokenClassification(MegaPreTrainedModel):
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.mega = MegaModel(config, add_pooling_layer=False)
+        self.dropout = nn.Dropout(classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | TokenClassifierOutput:
+        """
+        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+            Classes of tokens in `[0, config.num_labels)`, -100 where there is none.
+        """
+        if labels is not None:
+            shape = tuple((input_ids if inputs_embeds is None else inputs_embeds).shape[:2])
+            check_labels("labels", labels, shape, self.num_labels)
+        outputs = self.mega(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            **kwargs,
+        )
+        logits = self.classifier(self.dropout(outputs[0]))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config, **kwargs)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class MegaForMultipleChoice(MegaPreTrainedModel):
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__(config)
+        self.mega = MegaModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | MultipleChoiceModelOutput:
+        """
+        input_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`):
+            Ids of every choice's tokens; the other inputs have the same first three dimensions.
+        attention_mask (`torch.Tensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
+            1 at real tokens, 0 at padding.
+        token_type_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
+            Token types.
+        inputs_embeds (`torch.Tensor` of shape `(batch_size, num_choices, sequence_length, hidden_size)`, *optional*):
+            Embeddings instead of ids.
+        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+            The right choice, in `[0, num_choices)`.
+        """
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if given is None or given.dim() != (3 if inputs_embeds is None else 4):
+            raise ValueError(
+                "input_ids must be (batch, num_choices, length), or inputs_embeds (batch, num_choices, length, "
+                f"hidden_size); got {None if given is None else tuple(given.shape)}"
+            )
+        batch, num_choices = given.shape[:2]
+        if labels is not None:
+            check_labels("labels", labels, (batch,), num_choices, ignore_index=None)
+
+        def flat(x: torch.Tensor | None) -> torch.Tensor | None:
+            return None if x is None else x.flatten(0, 1)
+
+        outputs = self.mega(
+            flat(input_ids),
+            attention_mask=flat(attention_mask),
+            token_type_ids=flat(token_type_ids),
+            inputs_embeds=flat(inputs_embeds),
+            **kwargs,
+        )
+        logits = self.classifier(self.dropout(outputs[1])).view(batch, num_choices)
+        loss = None if labels is None else F.cross_entropy(logits, labels.to(logits.device))
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class MegaForQuestionAnswering(MegaPreTrainedModel):
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.mega = MegaModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | QuestionAnsweringModelOutput:
+        outputs = self.mega(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            position_ids=position_ids,
+            **kwargs,
+        )
+        start_logits, end_logits = (part.squeeze(-1) for part in self.qa_outputs(outputs[0]).split(1, dim=-1))
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = [
+    "MegaForMaskedLM",
+    "MegaForMultipleChoice",
+    "MegaForQuestionAnswering",
+    "MegaForSequenceClassification",
+    "MegaForTokenClassification",
+    "MegaModel",
+    "MegaPreTrainedModel",
+]

@@ -1,0 +1,100 @@
+"""Checks of a model's inputs, before any computation.
+
+Checks of values run on CPU tensors outside compilation only: they neither synchronise a GPU nor break a graph.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def values_can_be_checked(tensor: torch.Tensor) -> bool:
+    """Whether looking at values is free of a GPU synchronisation and of a graph break."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and tensor.numel() > 0
+
+
+def check_ids(name: str, ids: torch.Tensor, size: int, size_name: str) -> None:
+    """Raises ValueError unless all `ids` are in [0, size)."""
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(f"{name} must be integers; got dtype {ids.dtype}")
+    if values_can_be_checked(ids):
+        low, high = (int(bound) for bound in torch.aminmax(ids))
+        if low < 0 or high >= size:
+            raise ValueError(f"{name} holds {low if low < 0 else high}, but ids must be in [0, {size_name}={size})")
+
+
+def check_mask(name: str, mask: torch.Tensor, shape: tuple[int, int]) -> None:
+    """Raises ValueError unless `mask` has the shape (batch, length) and holds 0 and 1 (or bools)."""
+    if tuple(mask.shape) != shape:
+        raise ValueError(
+            f"{name} has shape {tuple(mask.shape)}, but must be (batch, length) = {shape}: 1 at real tokens, 0 at padding"
+        )
+    if mask.dtype != torch.bool and values_can_be_checked(mask) and not bool(((mask == 0) | (mask == 1)).all()):
+        wrong = mask[(mask != 0) & (mask != 1)][0].item()
+        raise ValueError(f"{name} holds {wrong}, but must hold 1 at real tokens and 0 at padding")
+
+
+def check_labels(
+    name: str, labels: torch.Tensor, shape: tuple[int, ...], num_classes: int, ignore_index: int | None = -100
+) -> None:
+    """Raises ValueError unless `labels` has that shape and holds classes in [0, num_classes) or `ignore_index`."""
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(labels.shape)}, but must be {shape}")
+    if labels.is_floating_point():
+        raise ValueError(f"{name} must be integers; got dtype {labels.dtype}")
+    if values_can_be_checked(labels):
+        wrong = (labels < 0) | (labels >= num_classes)
+        if ignore_index is not None:
+            wrong &= labels != ignore_index
+        if bool(wrong.any()):
+            ignored = "" if ignore_index is None else f", or {ignore_index} where there is none"
+            raise ValueError(f"{name} holds {int(labels[wrong][0])}, but must be in [0, {num_classes}){ignored}")
+
+
+def check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_ids) -> tuple[int, int]:
+    """Checks what `MegaModel.forward` is given; returns (batch, length).
+
+    Raises:
+        ValueError: naming the argument, its value and what would be right.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        given = "neither" if input_ids is None else "both"
+        raise ValueError(f"give either input_ids or inputs_embeds; got {given}")
+    if input_ids is not None:
+        if input_ids.dim() != 2:
+            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, but must be (batch, length)")
+        batch, length = input_ids.shape
+    else:
+        if inputs_embeds.dim() != 3 or inputs_embeds.shape[-1] != config.hidden_size:
+            raise ValueError(
+                f"inputs_embeds has shape {tuple(inputs_embeds.shape)}, but must be "
+                f"(batch, length, hidden_size={config.hidden_size})"
+            )
+        batch, length = inputs_embeds.shape[:2]
+    if batch == 0 or length == 0:
+        raise ValueError(f"the input has shape ({batch}, {length}): there must be at least one row and one token")
+    if input_ids is not None:
+        check_ids("input_ids", input_ids, config.vocab_size, "vocab_size")
+    if attention_mask is not None:
+        check_mask("attention_mask", attention_mask, (batch, length))
+    if token_type_ids is not None:
+        if tuple(token_type_ids.shape) != (batch, length):
+            raise ValueError(
+                f"token_type_ids has shape {tuple(token_type_ids.shape)}, but must be (batch, length) = {(batch, length)}"
+            )
+        if config.add_token_type_embeddings:
+            check_ids("token_type_ids", token_type_ids, config.type_vocab_size, "type_vocab_size")
+        elif values_can_be_checked(token_type_ids) and bool(token_type_ids.any()):
+            raise ValueError(
+                "token_type_ids are given, but this model has no embeddings for them "
+                "(add_token_type_embeddings=False); leave them out"
+            )
+    limit = config.chunk_size if config.chunk_size > 0 else config.max_positions
+    group = min(length, config.chunk_size) if config.use_chunking else length
+    if config.relative_positional_bias == "simple" and group > limit:
+        name = "chunk_size" if config.chunk_size > 0 else "max_positions"
+        raise ValueError(
+            f"the input has {length} tokens, but relative_positional_bias='simple' serves {name}={limit} positions; "
+            "shorten the input, or use a model with chunking or with rotary bias"
+        )
+    return batch, length

@@ -1,0 +1,1 @@
+"""Functions of tensors: no configuration, no modules, no global state."""

@@ -1,0 +1,94 @@
+"""Mega's single-head attention: one definition, several exact forms, one function that chooses."""
+
+from __future__ import annotations
+
+import torch
+
+from ..activations import ELEMENTWISE
+from ..relative_bias import RelativeBias
+from ..visibility import Visibility
+from .blockwise import attention_blockwise
+from .fused import attention_flex, attention_sdpa
+from .reference import attention_reference
+
+__all__ = [
+    "attention",
+    "attention_blockwise",
+    "attention_flex",
+    "attention_reference",
+    "attention_sdpa",
+]
+
+BACKENDS = ("reference", "blockwise", "sdpa", "flex")
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: RelativeBias | None,
+    visibility: Visibility,
+    *,
+    activation: str = "softmax",
+    dropout: float = 0.0,
+    need_weights: bool = False,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """weights @ v with weights = f(scale * q k^T + bias) at the keys a query sees, 0 elsewhere (paper section 3.2).
+
+    Args:
+        q, k: (B, L, z) queries and keys, unscaled: softmax scales scores by z^-0.5, `"laplace"` and `"relu2"` by
+            1 / (number of keys the query sees).
+        v: (B, L, h).
+        bias: Relative position bias, or None.
+        visibility: The rule of who sees whom. A query that sees nothing outputs 0.
+        activation: `"softmax"`, `"laplace"` or `"relu2"`.
+        dropout: Probability of dropping a weight.
+        need_weights: Whether to return the weights, which only `"reference"` does.
+        backend: `"reference"`, `"blockwise"`, `"sdpa"` or `"flex"` (the last two for softmax only); None chooses.
+
+    Returns:
+        Output (B, L, h), and the weights before dropout (B, K, n, n) for K groups (chunks) of n tokens, or None.
+
+    Raises:
+        ValueError: for an unknown activation or back end, or one that cannot do what is asked.
+    """
+    if activation != "softmax" and activation not in ELEMENTWISE:
+        raise ValueError(f"activation={activation!r} is unknown; known are softmax, {', '.join(ELEMENTWISE)}")
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is unknown; known are {', '.join(BACKENDS)}")
+    if backend in ("sdpa", "flex") and activation != "softmax":
+        raise ValueError(f"backend={backend!r} computes softmax only; use 'blockwise' for activation={activation!r}")
+    if need_weights and backend not in (None, "reference"):
+        raise ValueError(f"backend={backend!r} returns no weights; use backend='reference'")
+    if backend is None:
+        backend = "reference" if need_weights else _choose(q, activation)
+
+    device = v.device.type
+    if torch.is_autocast_enabled(device):
+        v = v.to(torch.get_autocast_dtype(device))
+    q, k = q.to(v.dtype), k.to(v.dtype)
+    with torch.autocast(device, enabled=False):
+        return _grouped(q, k, v, bias, visibility, activation, dropout, need_weights, backend)
+
+
+def _grouped(q, k, v, bias, visibility, activation, dropout, need_weights, backend):
+    batch = q.shape[0]
+    q, k, v = visibility.group(q), visibility.group(k), visibility.group(v)
+    weights = None
+    if backend == "reference":
+        output, weights = attention_reference(q, k, v, bias, visibility, activation=activation, dropout=dropout)
+        weights = weights.unflatten(0, (batch, -1)) if need_weights else None
+    else:
+        form = {"blockwise": attention_blockwise, "sdpa": attention_sdpa, "flex": attention_flex}[backend]
+        output = form(q, k, v, bias, visibility, activation=activation, dropout=dropout)
+    return visibility.ungroup(output, batch), weights
+
+
+def _choose(q: torch.Tensor, activation: str) -> str:
+    """The fastest form, by the measurements in docs/performance.md."""
+    if torch.compiler.is_compiling():
+        return "sdpa" if activation == "softmax" else "reference"
+    if q.device.type == "cpu" or activation != "softmax":
+        return "blockwise"
+    return "sdpa"

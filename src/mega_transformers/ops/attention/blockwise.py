@@ -1,0 +1,206 @@
+"""Attention in blocks of queries, with memory linear in the length, forward and backward.
+
+Each block computes its weights against all keys it may see, uses them and drops them; the backward pass computes them
+again. On a CPU a block of weights stays in the cache, which makes this the fastest form there, for softmax too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+
+from ..activations import ELEMENTWISE
+from ..relative_bias import RelativeBias, sum_diagonals, toeplitz
+from ..visibility import Visibility
+from .reference import attention_scale
+
+CPU_BUDGET = 1 << 19
+GPU_BUDGET = 1 << 26
+
+
+class _Problem(NamedTuple):
+    """What stays the same over the blocks of one call."""
+
+    scale: float | torch.Tensor
+    visibility: Visibility
+    group_mask: torch.Tensor | None
+    group_state: list[str] | None
+    activation: str
+    dropout: float
+    seed: int
+
+
+def _problem(q: torch.Tensor, visibility: Visibility, activation: str, dropout: float) -> _Problem:
+    mask = visibility.expanded_group_mask(q.shape[0])
+    state = None
+    if mask is not None and mask.device.type == "cpu":
+        state = ["all" if full else "some" if some else "none" for full, some in zip(mask.all(1), mask.any(1))]
+    # drawn on the CPU: no synchronisation, and gradient checkpointing replays it
+    seed = int(torch.randint(2**62, ())) if dropout else 0
+    scale = attention_scale(q, visibility, activation)
+    return _Problem(scale, visibility, mask if mask is None else mask.to(q.device), state, activation, dropout, seed)
+
+
+class _Block(NamedTuple):
+    """Queries `rows` of `groups` against the keys before `end`."""
+
+    groups: slice
+    rows: slice
+    end: int
+    bias: torch.Tensor | None
+    visible: torch.Tensor | None
+
+
+def _blocks(problem: _Problem, q: torch.Tensor, diagonals: torch.Tensor | None) -> Iterator[_Block]:
+    groups, n, _ = q.shape
+    budget = CPU_BUDGET if q.device.type == "cpu" else GPU_BUDGET
+    causal, spans = problem.visibility.causal, problem.visibility.spans
+    height = max(1, min(n, budget // n))
+    if causal:
+        height = min(height, max(64, -(-n // 4)))  # fewer keys for earlier rows
+    together = max(1, budget // (height * n))
+    for start in range(0, n, height):
+        rows = slice(start, min(start + height, n))
+        end = rows.stop if causal else n
+        bias = None
+        if diagonals is not None:
+            bias = toeplitz(diagonals, rows.stop - start, start)[:, :end]
+        triangle = None
+        if causal:
+            triangle = q.new_ones(1, rows.stop - start, end, dtype=torch.bool).tril_(start)
+        for group in range(0, groups, together):
+            some = slice(group, min(group + together, groups))
+            visible = triangle
+            if problem.group_mask is not None:
+                states = {"some"} if problem.group_state is None else set(problem.group_state[some])
+                if states == {"none"}:
+                    continue
+                if states != {"all"}:
+                    real = problem.group_mask[some, None, :end]
+                    visible = real if visible is None else visible & real
+            if spans is not None:
+                keys = torch.arange(end, device=q.device)
+                first, last = (s.expand(groups, n)[some, rows].unsqueeze(-1) for s in spans)
+                inside = (keys >= first) & (keys < last)
+                visible = inside if visible is None else visible & inside
+            yield _Block(some, rows, end, bias, visible)
+
+
+def _scores(problem: _Problem, block: _Block, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores (g, rows, end) in float32 at least, and the scaled queries."""
+    queries, keys = q[block.groups, block.rows], k[block.groups, : block.end].transpose(1, 2)
+    if isinstance(problem.scale, float):
+        alpha = problem.scale
+    else:
+        scale = problem.scale.expand(q.shape[0], -1, -1)[block.groups, block.rows]
+        queries, alpha = queries * scale.to(queries.dtype), 1.0
+    if block.bias is None:
+        scores = torch.bmm(queries, keys).mul_(alpha)
+    else:
+        scores = torch.baddbmm(block.bias.to(queries.dtype), queries, keys, alpha=alpha)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32)), queries
+
+
+def _weights(problem: _Problem, block: _Block, scores: torch.Tensor) -> torch.Tensor:
+    if problem.activation == "softmax":
+        if block.visible is not None:
+            scores = scores.masked_fill_(~block.visible, float("-inf"))
+        weights = scores.softmax(-1)
+        rows_without_keys = problem.group_mask is not None or problem.visibility.spans is not None
+        if block.visible is not None and rows_without_keys:
+            weights = weights.masked_fill_(~block.visible, 0.0)
+        return weights
+    weights = ELEMENTWISE[problem.activation][0](scores)
+    return weights if block.visible is None else weights.masked_fill_(~block.visible, 0.0)
+
+
+def _generator(problem: _Problem, device: torch.device) -> torch.Generator | None:
+    if not problem.dropout:
+        return None
+    return torch.Generator(device).manual_seed(problem.seed)
+
+
+def _drop(weights: torch.Tensor, problem: _Problem, generator: torch.Generator) -> torch.Tensor:
+    """A dropout factor of the shape of `weights`: 0 or 1 / (1 - p)."""
+    keep = 1.0 - problem.dropout
+    return torch.empty_like(weights).bernoulli_(keep, generator=generator).div_(keep)
+
+
+class _BlockwiseAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, diagonals, problem: _Problem):
+        output = torch.zeros_like(v) if problem.group_mask is not None else torch.empty_like(v)
+        generator = _generator(problem, q.device)
+        for block in _blocks(problem, q, diagonals):
+            scores, _ = _scores(problem, block, q, k)
+            weights = _weights(problem, block, scores).to(v.dtype)
+            if generator is not None:
+                weights = weights * _drop(weights, problem, generator)
+            values = v[block.groups, : block.end]
+            output[block.groups, block.rows] = torch.bmm(weights, values)
+        ctx.save_for_backward(q, k, v, diagonals, output)
+        ctx.problem = problem
+        return output
+
+    @staticmethod
+    def backward(ctx, doutput):
+        q, k, v, diagonals, output = ctx.saved_tensors
+        problem: _Problem = ctx.problem
+        softmax = problem.activation == "softmax"
+        n = q.shape[1]
+        dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        ddiagonals = None if diagonals is None else torch.zeros_like(diagonals)
+        generator = _generator(problem, q.device)
+        for block in _blocks(problem, q, diagonals):
+            groups, rows, end = block.groups, block.rows, block.end
+            scores, queries = _scores(problem, block, q, k)
+            slope = None if softmax else ELEMENTWISE[problem.activation][1](scores)
+            weights = _weights(problem, block, scores)
+            grad = doutput[groups, rows]
+            dweights = torch.bmm(grad, v[groups, :end].transpose(1, 2)).to(weights.dtype)
+            used = weights
+            if generator is not None:
+                drop = _drop(weights.to(v.dtype), problem, generator).to(weights.dtype)
+                used = weights * drop
+                dweights = dweights.mul_(drop)
+            dv[groups, :end].baddbmm_(used.to(v.dtype).transpose(1, 2), grad)
+            if softmax:
+                delta = (grad * output[groups, rows]).sum(-1, keepdim=True).to(weights.dtype)
+                dscores = dweights.sub_(delta).mul_(weights)
+            else:
+                dscores = dweights.mul_(slope)
+                if block.visible is not None:
+                    dscores = dscores.masked_fill_(~block.visible, 0.0)
+            if ddiagonals is not None:
+                low = n - rows.stop
+                band = sum_diagonals(dscores.sum(0))
+                ddiagonals[low : low + band.numel()] += band
+            dscores = dscores.to(q.dtype)
+            dk[groups, :end].baddbmm_(dscores.transpose(1, 2), queries, alpha=_alpha(problem))
+            grad_q = torch.bmm(dscores, k[groups, :end])
+            if isinstance(problem.scale, float):
+                dq[groups, rows] = grad_q.mul_(problem.scale)
+            else:
+                dq[groups, rows] = grad_q * problem.scale.expand(q.shape[0], -1, -1)[groups, rows].to(q.dtype)
+        return dq, dk, dv, ddiagonals, None
+
+
+def _alpha(problem: _Problem) -> float:
+    return problem.scale if isinstance(problem.scale, float) else 1.0
+
+
+def attention_blockwise(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: RelativeBias | None,
+    visibility: Visibility,
+    *,
+    activation: str = "softmax",
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """`attention_reference`'s output for every activation, a block of queries at a time."""
+    diagonals = None if bias is None else bias.diagonals(q.shape[1])
+    return _BlockwiseAttention.apply(q, k, v, diagonals, _problem(q, visibility, activation, dropout))

@@ -1,0 +1,134 @@
+"""Multi-dimensional damped EMA: one definition, several exact forms, one function that chooses."""
+
+from __future__ import annotations
+
+import torch
+
+from ..visibility import aligned_slots, count_blocks, positions_in_documents, take_slots
+from .chunked import BLOCK, ema_chunked
+from .fft import ema_fft, ema_kernel
+from .reference import EMACoefficients, ema_coefficients, ema_reference
+from .step import ema_step
+
+__all__ = [
+    "EMACoefficients",
+    "ema",
+    "ema_chunked",
+    "ema_coefficients",
+    "ema_fft",
+    "ema_kernel",
+    "ema_reference",
+    "ema_step",
+]
+
+BACKENDS = ("reference", "fft", "chunked", "step")
+
+
+def ema(
+    x: torch.Tensor,
+    damping_factor: torch.Tensor,
+    decay_factor: torch.Tensor,
+    ema_expansion_matrix: torch.Tensor,
+    kernel_projection_matrix: torch.Tensor,
+    *,
+    bidirectional: bool = False,
+    truncation: int | None = None,
+    document_starts: torch.Tensor | None = None,
+    num_documents: int | None = None,
+    state: torch.Tensor | None = None,
+    return_state: bool = False,
+    backend: str | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Multi-dimensional damped EMA (paper section 3.1), without the residual and the activation that follow it.
+
+    Per channel and direction, with p = sigmoid(damping_factor), a = sigmoid(decay_factor):
+    s_t = (1 - p a) s_{t-1} + p * ema_expansion_matrix * x_t and y_t = <kernel_projection_matrix, s_t> / sqrt(N).
+    Computed in float32 at least; exact in every form.
+
+    Args:
+        x: (B, L, d) inputs, zero at padding.
+        damping_factor, decay_factor, ema_expansion_matrix: (D', N, 1) with D' = d, or 2d if bidirectional (the
+            second half runs backwards in time).
+        kernel_projection_matrix: (D', N).
+        bidirectional: Whether to add the EMA of the reversed sequence. The current token counts in both.
+        truncation: Keep only the contributions of lags below this.
+        document_starts: (B, L) bool, True at the first token of every packed document: the state is reset there.
+        num_documents: An upper bound of the documents in a row, which saves a GPU synchronisation.
+        state: (B, d, N) states before the first token.
+        return_state: Whether to return the states after the last token too.
+        backend: `"reference"` (a loop), `"fft"`, `"chunked"` (matrix products; the default), `"step"` (one token).
+
+    Returns:
+        y (B, L, d) in the dtype of x; with `return_state` also the state (B, d, N), float32 at least.
+
+    Raises:
+        ValueError: for arguments that contradict each other.
+    """
+    length = x.shape[1]
+    stateful = state is not None or return_state
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is unknown; known are {', '.join(BACKENDS)}")
+    if stateful and bidirectional:
+        raise ValueError("state and return_state need bidirectional=False: the future has no state")
+    if stateful and truncation is not None and truncation < length + (state is not None):
+        raise ValueError(f"truncation={truncation} needs the last inputs beside a state; give truncation=None")
+    if stateful and document_starts is not None:
+        raise ValueError("state and return_state cannot be used with document_starts")
+    if length == 0:
+        raise ValueError("x has no tokens: its shape must be (batch, length >= 1, channels)")
+    if backend is None:
+        backend = _choose(length, bidirectional, stateful, document_starts is not None)
+    if backend == "fft" and (stateful or document_starts is not None):
+        raise ValueError("backend='fft' takes neither state nor document_starts; use backend='chunked'")
+    if backend == "step" and (length != 1 or bidirectional or document_starts is not None):
+        raise ValueError(f"backend='step' takes one token in one direction; got {length} tokens")
+
+    with torch.autocast(x.device.type, enabled=False):  # float32 inside, whatever surrounds it
+        coefficients = ema_coefficients(
+            damping_factor, decay_factor, ema_expansion_matrix, kernel_projection_matrix
+        )
+        dtype = torch.promote_types(x.dtype, coefficients.input.dtype)
+        inputs = x.to(dtype)
+        coefficients = EMACoefficients(*(c.to(dtype) for c in coefficients))
+        new_state = None
+        if backend == "reference":
+            y, new_state = ema_reference(
+                inputs,
+                coefficients,
+                bidirectional=bidirectional,
+                truncation=truncation,
+                starts=document_starts,
+                state=state,
+            )
+        elif backend == "fft":
+            y = ema_fft(inputs, coefficients, bidirectional=bidirectional, truncation=truncation)
+        elif backend == "step":
+            y, new_state = ema_step(inputs, coefficients, state)
+        elif document_starts is None:
+            y, new_state = ema_chunked(
+                inputs, coefficients, bidirectional=bidirectional, truncation=truncation, state=state
+            )
+        else:
+            positions = positions_in_documents(document_starts)
+            blocks = count_blocks(document_starts, positions, BLOCK, num_documents)
+            slot_of_token, token_of_slot = aligned_slots(positions, BLOCK, blocks)
+            documents = (positions == 0).cumsum(dim=1)
+            y, _ = ema_chunked(
+                take_slots(inputs, token_of_slot),
+                coefficients,
+                bidirectional=bidirectional,
+                truncation=truncation,
+                documents=take_slots(documents, token_of_slot),
+            )
+            y = y.gather(1, slot_of_token.unsqueeze(-1).expand_as(inputs))
+    y = y.to(x.dtype)
+    return (y, new_state) if return_state else y
+
+
+def _choose(length: int, bidirectional: bool, stateful: bool, documents: bool) -> str:
+    """The fastest form, by the measurements in docs/performance.md."""
+    if documents or stateful:
+        return "step" if length == 1 and stateful else "chunked"
+    if torch.compiler.is_exporting():
+        return "fft"  # the only form whose graph does not depend on the length
+    return "chunked"

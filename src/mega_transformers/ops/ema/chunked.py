@@ -1,0 +1,225 @@
+"""The EMA in blocks of matrix products: linear in the length, with a state going in and out.
+
+Time is cut into blocks of m tokens. Inside a block, y = x T with T the Toeplitz matrix of the convolution kernel (both
+directions in one). A block's contribution to the recurrence's state is S = x E; carrying these over the blocks gives
+the state H that enters each block, whose effect on the block is H G. Everything but the carry is a batched matrix
+product over channels, and the carry touches 1/m of the data.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from ..relative_bias import sum_diagonals, toeplitz
+from .reference import EMACoefficients
+
+BLOCK = 64
+
+
+def _matrices(
+    coefficients: EMACoefficients, m: int, bidirectional: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The block form's parts for N' = N states per channel, or 2N with both directions.
+
+    Returns:
+        Diagonals of T (d, 2m - 1); E (d, m, N'); G (d, N', m); carry over one block (d, N').
+    """
+    drive, log_decay, output = coefficients
+    powers = torch.exp(log_decay.unsqueeze(-1) * torch.arange(m + 1, device=log_decay.device))  # (D', N, m + 1)
+    kernel = torch.einsum("dn,dnl->dl", drive * output, powers[..., :m])
+    into = drive.unsqueeze(-1) * powers[..., :m]
+    out_of = output.unsqueeze(-1) * powers[..., 1:]
+    carry = powers[..., m]
+    if not bidirectional:
+        diagonals = F.pad(kernel, (m - 1, 0))
+        return diagonals, into.flip(-1).transpose(1, 2).contiguous(), out_of, carry
+    channels = drive.shape[0] // 2
+    diagonals = F.pad(kernel[:channels], (m - 1, 0)) + F.pad(kernel[channels:].flip(-1), (0, m - 1))
+    # backward states live at the start of a block and reach position j of the block before over m - j steps
+    E = torch.cat([into[:channels].flip(-1), into[channels:]], dim=1).transpose(1, 2).contiguous()
+    G = torch.cat([out_of[:channels], out_of[channels:].flip(-1)], dim=1)
+    return diagonals, E, G, torch.cat([carry[:channels], carry[channels:]], dim=1)
+
+
+def _scan(S: torch.Tensor, decay: torch.Tensor, keep: torch.Tensor | None, initial: torch.Tensor | None):
+    """H[i] = keep[i] * (decay * H[i - 1] + S[i - 1]) along dimension 2, H[0] = initial or 0.
+
+    S (d, B, K, N), decay (d, N), keep (B, K) or None, initial (d, B, N) or None -> H (d, B, K, N).
+    """
+    decay = decay.unsqueeze(1)
+    if S.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        # few, small steps: a loop reads and writes the states once
+        H = torch.empty_like(S)
+        h = torch.zeros_like(S[:, :, 0]) if initial is None else initial
+        for i in range(S.shape[2]):
+            if keep is not None:
+                h = h * keep[:, i, None]
+            H[:, :, i] = h
+            h = torch.addcmul(S[:, :, i], decay, h)
+        return H
+    first = torch.zeros_like(S[:, :, :1]) if initial is None else initial.unsqueeze(2)
+    H = torch.cat([first, S[:, :, :-1]], dim=2)
+    factor = decay.unsqueeze(2)
+    if keep is not None:
+        keep = keep.unsqueeze(-1)
+        H = H * keep
+        factor = factor * keep
+    shift = 1
+    while shift < S.shape[2]:
+        H = H + F.pad((factor[:, :, shift:] if keep is not None else factor) * H[:, :, :-shift], (0, 0, shift, 0))
+        factor = factor * (F.pad(factor[:, :, :-shift], (0, 0, shift, 0)) if keep is not None else factor)
+        shift *= 2
+    return H
+
+
+def _carry(
+    S: torch.Tensor,
+    decay: torch.Tensor,
+    keep: torch.Tensor | None,
+    initial: torch.Tensor | None,
+    bidirectional: bool,
+) -> torch.Tensor:
+    """The states that enter each block, from what each block adds to them: (d, B, K, N') to (d, B, K, N').
+
+    Forward states travel to later blocks, backward ones (the second half of N') to earlier ones. `keep` (B, K) is
+    0 at blocks that start a document.
+    """
+    if not bidirectional:
+        return _scan(S, decay, keep, initial)
+    half = S.shape[-1] // 2
+    ahead = None if keep is None else F.pad(keep[:, 1:], (0, 1)).flip(1)
+    forward = _scan(S[..., :half], decay[:, :half], keep, None)
+    backward = _scan(S[..., half:].flip(2), decay[:, half:], ahead, None)
+    return torch.cat([forward, backward.flip(2)], dim=-1)
+
+
+def _carry_adjoint(
+    dH: torch.Tensor, decay: torch.Tensor, keep: torch.Tensor | None, bidirectional: bool
+) -> torch.Tensor:
+    """Gradient of `_carry` with respect to S: the same recurrence in the opposite direction."""
+    if keep is not None:
+        # H[i] = keep[i] * (...): the gradient passes a document's start neither way
+        later = F.pad(keep[:, 1:], (0, 1), value=1.0)
+    half = dH.shape[-1] // 2 if bidirectional else dH.shape[-1]
+    following = None if keep is None else later.flip(1)
+    forward = _scan(dH[..., :half].flip(2), decay[:, :half], following, None).flip(2)
+    if not bidirectional:
+        return forward
+    backward = _scan(dH[..., half:], decay[:, half:], keep, None)
+    return torch.cat([forward, backward], dim=-1)
+
+
+def _to_blocks(x: torch.Tensor, m: int) -> torch.Tensor:
+    """(B, K m, d) -> (d, B K, m), a strided view of a copy transposed block by block (faster than as a whole)."""
+    return x.reshape(-1, m, x.shape[-1]).transpose(1, 2).contiguous().transpose(0, 1)
+
+
+def _from_blocks(y: torch.Tensor, batch: int) -> torch.Tensor:
+    """(d, B K, m) -> (B, K m, d)."""
+    return y.permute(1, 2, 0).reshape(batch, -1, y.shape[0])
+
+
+def _blocks_forward(x, diagonals, E, G, decay, keep, initial, bidirectional):
+    """y (B, K m, d) and the states H (d, B, K, N') that enter the blocks."""
+    batch = x.shape[0]
+    X = _to_blocks(x, E.shape[1])
+    H = _carry(torch.bmm(X, E).unflatten(1, (batch, -1)), decay, keep, initial, bidirectional)
+    y = torch.baddbmm(torch.bmm(X, toeplitz(diagonals)), H.flatten(1, 2), G)
+    return _from_blocks(y, batch), H
+
+
+class _ChunkedEMA(torch.autograd.Function):
+    """`_blocks_forward` with a backward pass that keeps the input and the states, nothing transposed or padded."""
+
+    @staticmethod
+    def forward(ctx, x, diagonals, E, G, decay, keep, initial, bidirectional):
+        y, H = _blocks_forward(x, diagonals, E, G, decay, keep, initial, bidirectional)
+        ctx.save_for_backward(x, diagonals, E, G, decay, keep, H)
+        ctx.bidirectional, ctx.has_initial = bidirectional, initial is not None
+        ctx.set_materialize_grads(False)
+        return y, H[:, :, -1].clone()
+
+    @staticmethod
+    def backward(ctx, dy, dentering):
+        x, diagonals, E, G, decay, keep, H = ctx.saved_tensors
+        batch, m = x.shape[0], E.shape[1]
+        X = _to_blocks(x, m)
+        dY = _to_blocks(torch.zeros_like(x) if dy is None else dy, m)
+        dH = torch.bmm(dY, G.transpose(1, 2)).unflatten(1, (batch, -1))
+        if dentering is not None:
+            dH[:, :, -1] += dentering
+        dS = _carry_adjoint(dH, decay, keep, ctx.bidirectional)
+        dX = torch.baddbmm(torch.bmm(dY, toeplitz(diagonals).transpose(1, 2)), dS.flatten(1, 2), E.transpose(1, 2))
+        return (
+            _from_blocks(dX, batch),
+            sum_diagonals(torch.bmm(X.transpose(1, 2), dY)),
+            torch.bmm(X.transpose(1, 2), dS.flatten(1, 2)),
+            torch.bmm(H.flatten(1, 2).transpose(1, 2), dY),
+            (dS * H).sum((1, 2)),
+            None,
+            dH[:, :, 0] + decay.unsqueeze(1) * dS[:, :, 0] if ctx.has_initial else None,
+            None,
+        )
+
+
+def _truncated(x, coefficients, bidirectional, truncation, documents, block):
+    """The first `truncation` lags only: y_t = <output, s_t - decay^K s_{t-K}> with s the untruncated states."""
+    late = coefficients._replace(output=coefficients.output * torch.exp(coefficients.log_decay * truncation))
+    same = None if documents is None else (documents[:, truncation:] == documents[:, :-truncation]).unsqueeze(-1)
+
+    def shifted(past: torch.Tensor) -> torch.Tensor:
+        return past if same is None else past * same
+
+    channels = x.shape[-1]
+    forward = EMACoefficients(*(c[:channels] for c in late))
+    y, _ = ema_chunked(x, coefficients, bidirectional=bidirectional, documents=documents, block=block)
+    past, _ = ema_chunked(x, forward, documents=documents, block=block)
+    y = y - F.pad(shifted(past[:, :-truncation]), (0, 0, truncation, 0))
+    if bidirectional:
+        both = EMACoefficients(*(torch.cat([torch.zeros_like(c[:channels]), c[channels:]]) for c in late))
+        future, _ = ema_chunked(x, both, bidirectional=True, documents=documents, block=block)
+        y = y - F.pad(shifted(future[:, truncation:]), (0, 0, 0, truncation))
+    return y
+
+
+def ema_chunked(
+    x: torch.Tensor,
+    coefficients: EMACoefficients,
+    *,
+    bidirectional: bool = False,
+    truncation: int | None = None,
+    documents: torch.Tensor | None = None,
+    state: torch.Tensor | None = None,
+    block: int = BLOCK,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """See `mega_transformers.ops.ema.ema`. Returns y and, unless bidirectional, the state after the last token.
+
+    Args:
+        documents: (B, L) positive document numbers; every document starts at a multiple of `block`.
+        block: Tokens m per block.
+    """
+    length = x.shape[1]
+    if truncation is not None and truncation < length:
+        return _truncated(x, coefficients, bidirectional, truncation, documents, block), None
+    m = min(block, length)
+    padded = F.pad(x, (0, 0, 0, -length % m)) if length % m else x
+    keep = None
+    if documents is not None:
+        first = documents[:, ::m]
+        keep = F.pad((first[:, 1:] == first[:, :-1]).to(x.dtype), (1, 0))
+    initial = None if state is None else state.transpose(0, 1)
+    arguments = (padded, *_matrices(coefficients, m, bidirectional), keep, initial, bidirectional)
+    if torch.compiler.is_compiling():
+        y, H = _blocks_forward(*arguments)
+        entering = H[:, :, -1]
+    else:
+        y, entering = _ChunkedEMA.apply(*arguments)
+    y = y[:, :length]
+    if bidirectional:
+        return y, None
+    tail = length % m or m
+    steps = torch.arange(tail - 1, -1, -1, device=x.device)
+    weights = coefficients.input.unsqueeze(-1) * torch.exp(coefficients.log_decay.unsqueeze(-1) * steps)
+    added = torch.einsum("btd,dnt->bdn", x[:, length - tail :], weights)
+    return y, added + torch.exp(coefficients.log_decay * tail) * entering.transpose(0, 1)

@@ -1,0 +1,129 @@
+"""Relative position biases of Mega as vectors of diagonals.
+
+Both kinds depend on `key position - query position` only, so a bias for n queries and n keys is a vector of 2n - 1
+numbers, `diagonals[(j - i) + n - 1]` for query i and key j (authors' `RelativePositionalBias` modules).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+
+def simple_diagonals(rel_pos_bias: torch.Tensor, length: int, centre: int) -> torch.Tensor:
+    """Diagonals of the learned bias.
+
+    Args:
+        rel_pos_bias: The parameter, a vector whose entry `centre` belongs to a key at the query's own position.
+        length: Number n of queries and keys, at most `centre + 1`.
+        centre: Index of the main diagonal.
+
+    Returns:
+        Vector of 2n - 1 numbers, a view of the parameter.
+
+    Raises:
+        ValueError: if the parameter has no entries for that many positions.
+    """
+    low, high = centre - length + 1, centre + length
+    if low < 0 or high > rel_pos_bias.numel():
+        raise ValueError(
+            f"length={length} is more than the {centre + 1} positions that this relative_positional_bias='simple' "
+            "holds; shorten the input, use chunking, or use relative_positional_bias='rotary'"
+        )
+    return rel_pos_bias[low:high]
+
+
+def _rotation_angles(positions: torch.Tensor, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines of `positions` times 10000^(-k / (width / 2)), k = 0 ... width / 2 - 1, in float64."""
+    half = width // 2
+    exponents = torch.arange(half, device=positions.device, dtype=torch.float64) / -half
+    angles = positions.to(torch.float64).unsqueeze(-1) * torch.pow(10000.0, exponents)
+    return angles.cos(), angles.sin()
+
+
+def rotary_diagonals(alpha: torch.Tensor, beta: torch.Tensor, length: int) -> torch.Tensor:
+    """Diagonals of the rotary bias <R_i alpha, R_j beta>.
+
+    Args:
+        alpha, beta: The parameters, z numbers each (any shape), z even.
+        length: Number n of queries and keys.
+
+    Returns:
+        Vector of 2n - 1 numbers in the dtype of the parameters.
+    """
+    width = alpha.numel()
+    offsets = torch.arange(1 - length, length, device=alpha.device)
+    cos, sin = (table.to(alpha.dtype) for table in _rotation_angles(offsets, width))
+    a1, a2 = alpha.reshape(2, width // 2)
+    b1, b2 = beta.reshape(2, width // 2)
+    return cos @ (a1 * b1 + a2 * b2) + sin @ (a2 * b1 - a1 * b2)
+
+
+def rotary_features(vector: torch.Tensor, length: int) -> torch.Tensor:
+    """`vector` (z numbers) rotated to the positions 0 ... length - 1: shape (length, z).
+
+    The rotary bias is an inner product of such features, so appending those of `alpha` to the queries and those of
+    `beta` to the keys adds the bias inside any attention kernel.
+    """
+    cos, sin = _rotation_angles(torch.arange(length, device=vector.device), vector.numel())
+    cos, sin = cos.to(vector.dtype), sin.to(vector.dtype)
+    first, second = vector.reshape(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def toeplitz(diagonals: torch.Tensor, rows: int | None = None, start: int = 0) -> torch.Tensor:
+    """Rows `start ... start + rows - 1` of the matrix M[i, j] = diagonals[..., (j - i) + n - 1].
+
+    Args:
+        diagonals: (..., 2n - 1).
+        rows: Number of rows; n by default.
+        start: First row.
+
+    Returns:
+        (..., rows, n).
+    """
+    n = (diagonals.shape[-1] + 1) // 2
+    rows = n - start if rows is None else rows
+    # window a of the diagonals is row n - 1 - a
+    first = n - start - rows
+    return diagonals[..., first : first + rows + n - 1].unfold(-1, n, 1).flip(-2)
+
+
+def sum_diagonals(matrix: torch.Tensor) -> torch.Tensor:
+    """Adjoint of `toeplitz`: sums (..., r, n) along j - i = constant to (..., r + n - 1), lowest diagonal first."""
+    rows, columns = matrix.shape[-2:]
+    width = rows + columns - 1
+    # flipped row a must start in column a: pad it by one column more than `width` and read with rows of `width`
+    skewed = F.pad(matrix.flip(-2), (0, rows)).flatten(-2)[..., : rows * width]
+    return skewed.unflatten(-1, (rows, width)).sum(-2)
+
+
+class SimpleBias(NamedTuple):
+    """A learned bias: the parameter vector and the index of its main diagonal."""
+
+    rel_pos_bias: torch.Tensor
+    centre: int
+
+    def diagonals(self, length: int) -> torch.Tensor:
+        """See `simple_diagonals`."""
+        return simple_diagonals(self.rel_pos_bias, length, self.centre)
+
+
+class RotaryBias(NamedTuple):
+    """The rotary bias <R_i alpha, R_j beta>."""
+
+    alpha: torch.Tensor
+    beta: torch.Tensor
+
+    def diagonals(self, length: int) -> torch.Tensor:
+        """See `rotary_diagonals`."""
+        return rotary_diagonals(self.alpha, self.beta, length)
+
+    def features(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """What to append to queries and to keys, (length, z) each; see `rotary_features`."""
+        return rotary_features(self.alpha, length), rotary_features(self.beta, length)
+
+
+RelativeBias = SimpleBias | RotaryBias
