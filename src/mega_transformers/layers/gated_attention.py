@@ -67,9 +67,9 @@ class MegaMovingAverageGatedAttention(nn.Module):
         value = self.hidden_dropout(self.activation(self.v_proj(x)))
 
         averaged = self.ema_gate.convolve(x, visibility.mask, visibility.starts, visibility.num_documents)
-        base = recomputed(self._base, averaged, x)
-        shared = F.silu(base.split(self.split_sizes, dim=-1)[1])
-        query, key = torch.addcmul(self.qk_bias, shared.unsqueeze(-2), self.qk_weight).unbind(-2)
+        update, shared, gate, intermediate = recomputed(self._base, averaged, x).split(self.split_sizes, dim=-1)
+        shared = F.silu(shared)
+        query, key = (torch.addcmul(bias, shared, weight) for weight, bias in zip(self.qk_weight, self.qk_bias))
 
         backend = BACKEND_OF_IMPLEMENTATION[self.config._attn_implementation or "sdpa"]
         if backend == "flex" and self.config.attention_activation != "softmax":
@@ -85,8 +85,8 @@ class MegaMovingAverageGatedAttention(nn.Module):
             need_weights=output_attentions or backend == "reference",
             backend=None if output_attentions else backend,
         )
-        candidate = recomputed(self._candidate, attended, base)
-        output = recomputed(self._gated_residual, residual, base, candidate)
+        candidate = recomputed(self._candidate, attended, gate, intermediate)
+        output = recomputed(self._gated_residual, residual, update, candidate)
         if not self.config.normalize_before_mega:
             output = self.norm(output)
         return output, weights
@@ -95,15 +95,13 @@ class MegaMovingAverageGatedAttention(nn.Module):
         """What gates, queries and keys come from: (B, L, d + z + h + d)."""
         return self.mx_proj(self.dropout(self.ema_gate.activate(averaged, x)))
 
-    def _candidate(self, attended: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    def _candidate(self, attended: torch.Tensor, gate: torch.Tensor, intermediate: torch.Tensor) -> torch.Tensor:
         """New hidden states before their activation, (B, L, d)."""
-        _, _, gate, intermediate = base.split(self.split_sizes, dim=-1)
         return intermediate + self.h_proj(attended * F.silu(gate))
 
-    def _gated_residual(self, residual: torch.Tensor, base: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor:
+    def _gated_residual(self, residual: torch.Tensor, update: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor:
         """Old and new hidden states mixed by the update gate, (B, L, d)."""
-        update = torch.sigmoid(base.split(self.split_sizes, dim=-1)[0])
-        return torch.addcmul(residual, update, self.dropout(self.activation(candidate)) - residual)
+        return torch.addcmul(residual, torch.sigmoid(update), self.dropout(self.activation(candidate)) - residual)
 
 
 def default_visibility(config: MegaConfig, length: int) -> Visibility:

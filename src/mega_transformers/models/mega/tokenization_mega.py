@@ -1,0 +1,80 @@
+"""Which tokenizer `AutoTokenizer` gives for a Mega folder that does not name one: RoBERTa's, as in transformers 4."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase, RobertaTokenizer
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+from transformers.utils import cached_file
+
+from .configuration_mega import MegaConfig
+
+ROBERTA_SPECIAL_TOKENS = {"<s>", "<pad>", "</s>", "<unk>", "<mask>"}
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+class MegaTokenizer(RobertaTokenizer):
+    """Loader of Mega tokenizers: what it returns, and saves, is a `RobertaTokenizer`, so that 4.40.2 loads it too.
+
+    transformers 5 alone would do two things wrong to a folder that does not name its tokenizer's class: build a
+    vocabulary of five entries where files are missing, and, from vocab.json and merges.txt, keep the space before
+    `<mask>` as a token of its own, which transformers 4 swallowed.
+    """
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *inputs: Any, **kwargs: Any
+    ) -> PreTrainedTokenizerBase:
+        """Loads a folder or hub id that holds tokenizer.json, or vocab.json and merges.txt.
+
+        A tokenizer.json without RoBERTa's special tokens is another kind of tokenizer and is loaded as it stands.
+
+        Raises:
+            OSError: if the files are missing; the message names them.
+        """
+        name = str(pretrained_model_name_or_path)
+
+        def find(file: str) -> str | None:
+            hub = {key: kwargs[key] for key in HUB_ARGUMENTS if key in kwargs}
+            return cached_file(name, file, _raise_exceptions_for_missing_entries=False, **hub)
+
+        kind: type[TokenizersBackend] = RobertaTokenizer
+        tokenizer_json = find("tokenizer.json")
+        if tokenizer_json is not None:
+            if not _vocabulary(tokenizer_json) >= ROBERTA_SPECIAL_TOKENS:
+                kind = TokenizersBackend
+        else:
+            missing = [file for file in ("vocab.json", "merges.txt") if find(file) is None]
+            if missing:
+                raise OSError(
+                    f"{name} holds no tokenizer: {' and '.join(missing)} missing. A Mega model's tokenizer is either "
+                    "tokenizer.json, or vocab.json and merges.txt; copy these files from the model's source, or save "
+                    "a tokenizer there with tokenizer.save_pretrained(...)."
+                )
+            if not any(_names_mask(find(file)) for file in ("tokenizer_config.json", "special_tokens_map.json")):
+                kwargs.setdefault("mask_token", AddedToken("<mask>", lstrip=True, special=True))
+        return kind.from_pretrained(pretrained_model_name_or_path, *inputs, **kwargs)
+
+
+def _vocabulary(tokenizer_json: str) -> set[str]:
+    """The tokens of a tokenizer.json, whose vocabulary is a dict, or a list of (token, score) for unigram models."""
+    with open(tokenizer_json, encoding="utf-8") as file:
+        content = json.load(file)
+    vocabulary = content.get("model", {}).get("vocab", {})
+    tokens = vocabulary if isinstance(vocabulary, dict) else (token for token, _ in vocabulary)
+    return {*tokens, *(token["content"] for token in content.get("added_tokens", []))}
+
+
+def _names_mask(path: str | None) -> bool:
+    if path is None:
+        return False
+    with open(path, encoding="utf-8") as file:
+        return "mask_token" in json.load(file)
+
+
+def register_tokenizer() -> None:
+    """Makes `AutoTokenizer` know `model_type: mega`. A class named in tokenizer_config.json goes before this one."""
+    AutoTokenizer.register(MegaConfig, tokenizer_class=MegaTokenizer, exist_ok=True)

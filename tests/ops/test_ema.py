@@ -1,0 +1,147 @@
+"""Every form of the EMA against the loop that defines it: values, every gradient, odd lengths, packing, state."""
+
+import pytest
+import torch
+from torch.autograd import grad
+
+from mega_transformers.ops.ema import BLOCK, ema, ema_coefficients, ema_kernel
+from mega_transformers.ops.ema.chunked import ema_chunked
+
+LENGTHS = [1, 3, BLOCK, BLOCK + 1, 2 * BLOCK + 22]
+TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
+
+
+def make_parameters(channels, states, bidirectional, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    rows = channels * (2 if bidirectional else 1)
+    shapes = [(rows, states, 1)] * 3 + [(rows, states)]
+    return [torch.randn(s, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for s in shapes]
+
+
+def deviation(got, expected):
+    return ((got - expected).abs().max() / (1 + expected.abs().max())).item()
+
+
+def outputs_and_gradients(x, parameters, weight, **options):
+    y = ema(x, *parameters, **options)
+    return [y, *grad((y * weight).sum(), [x, *parameters])]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("backend", ["chunked", "fft"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("truncation", [None, 1, 5, 70])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_forms_agree_with_reference(length, truncation, bidirectional, backend, dtype):
+    torch.manual_seed(length)
+    parameters = make_parameters(3, 4, bidirectional, dtype)
+    x = torch.randn(2, length, 3, dtype=dtype, requires_grad=True)
+    weight = torch.randn_like(x)
+    options = {"bidirectional": bidirectional, "truncation": truncation}
+    expected = outputs_and_gradients(x, parameters, weight, backend="reference", **options)
+    for got, want in zip(outputs_and_gradients(x, parameters, weight, backend=backend, **options), expected):
+        assert deviation(got, want) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("truncation", [None, 3, 70])
+@pytest.mark.parametrize("length", [2, BLOCK + 9, 3 * BLOCK])
+def test_packed_documents_reset_the_state(length, truncation, bidirectional):
+    torch.manual_seed(length)
+    parameters = make_parameters(3, 4, bidirectional)
+    x = torch.randn(2, length, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn_like(x)
+    starts = torch.rand(2, length) < 0.1
+    options = {"bidirectional": bidirectional, "truncation": truncation, "document_starts": starts}
+    expected = outputs_and_gradients(x, parameters, weight, backend="reference", **options)
+    for got, want in zip(outputs_and_gradients(x, parameters, weight, backend="chunked", **options), expected):
+        assert deviation(got, want) < 1e-11
+    # and the definition itself: every document alone
+    bounds = [0, *[t for t in range(1, length) if starts[0, t]], length]
+    alone = [
+        ema(x[:1, a:b], *parameters, bidirectional=bidirectional, truncation=truncation, backend="reference")
+        for a, b in zip(bounds, bounds[1:])
+    ]
+    assert deviation(expected[0][:1], torch.cat(alone, dim=1)) < 1e-12
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_state_in_and_out_with_gradients(length):
+    parameters = make_parameters(3, 4, False)
+    x = torch.randn(2, length, 3, dtype=torch.float64, requires_grad=True)
+    state = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    weight, state_weight = torch.randn_like(x), torch.randn_like(state)
+    results = []
+    for backend in ["reference", "chunked"] + (["step"] if length == 1 else []):
+        y, last = ema(x, *parameters, state=state, return_state=True, backend=backend)
+        total = (y * weight).sum() + (last * state_weight).sum()
+        results.append([y, last, *grad(total, [x, state, *parameters])])
+    for result in results[1:]:
+        for got, want in zip(result, results[0]):
+            assert deviation(got, want) < 1e-11
+
+
+def test_pieces_of_any_size_equal_the_whole():
+    parameters = make_parameters(3, 4, False)
+    x = torch.randn(2, 200, 3, dtype=torch.float64)
+    whole = ema(x, *parameters)
+    pieces, state, start = [], None, 0
+    for size in [1, 64, 7, 100, 1, 27]:
+        y, state = ema(x[:, start : start + size], *parameters, state=state, return_state=True)
+        pieces.append(y)
+        start += size
+    assert start == 200
+    assert deviation(torch.cat(pieces, dim=1), whole) < 1e-12
+
+
+@pytest.mark.parametrize("block", [8, 32, 128])
+def test_block_size_does_not_matter(block):
+    parameters = make_parameters(3, 4, True)
+    x = torch.randn(1, 150, 3, dtype=torch.float64)
+    got, _ = ema_chunked(x, ema_coefficients(*parameters), bidirectional=True, block=block)
+    assert deviation(got, ema(x, *parameters, bidirectional=True, backend="reference")) < 1e-12
+
+
+def test_factorised_kernel_is_the_impulse_response():
+    parameters = make_parameters(3, 4, False)
+    impulse = torch.zeros(1, 90, 3, dtype=torch.float64)
+    impulse[:, 0] = 1
+    response = ema(impulse, *parameters, backend="reference")[0].T
+    assert deviation(ema_kernel(ema_coefficients(*parameters), 90), response) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_computed_in_float32(dtype):
+    """4.40.2 built its kernel in half precision and was off by 34 % at lag 900."""
+    parameters = [p.detach().float() for p in make_parameters(4, 4, False)]
+    x = torch.randn(1, 3000, 4)
+    got = ema(x.to(dtype), *(p.to(dtype) for p in parameters))
+    expected = ema(x.to(dtype).double(), *(p.to(dtype).double() for p in parameters))
+    assert got.dtype == dtype
+    assert deviation(got.double(), expected) < 4 * torch.finfo(dtype).eps
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = ema(x, *parameters)
+    assert deviation(inside, ema(x, *parameters)) == 0
+
+
+def test_gradcheck():
+    parameters = make_parameters(2, 2, True)
+    x = torch.randn(1, 5, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, *p: ema(x, *p, bidirectional=True, backend="chunked"), (x, *parameters))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backend": "magic"}, "known are reference"),
+        ({"bidirectional": True, "return_state": True}, "bidirectional=False"),
+        ({"truncation": 2, "return_state": True}, "truncation=None"),
+        ({"backend": "fft", "return_state": True}, "chunked"),
+        ({"backend": "step"}, "one token"),
+        ({"document_starts": torch.ones(1, 4, dtype=torch.bool), "return_state": True}, "document_starts"),
+    ],
+)
+def test_contradicting_arguments_are_refused(options, message):
+    parameters = make_parameters(2, 2, options.get("bidirectional", False))
+    with pytest.raises(ValueError, match=message):
+        ema(torch.zeros(1, 4, 2, dtype=torch.float64), *parameters, **options)
