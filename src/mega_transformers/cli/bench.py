@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-import shlex
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -119,7 +119,7 @@ def _run(
         raise ValueError(f"--threads {threads}: this machine has {cores} cores for this process.")
     report = results.Report(
         date=results.now(),
-        command=shlex.join(["mega", *sys.argv[1:]]),
+        command=_command(sys.argv[1:]),
         seed=seed,
         threads=threads,
         repeats=repeats,
@@ -147,6 +147,11 @@ def _run(
             report.save(path)
     console.print(f"Wrote {path}")
     return report
+
+
+def _command(arguments: list[str]) -> str:
+    """The command line for the record; of absolute paths, which are this machine's own, the last part only."""
+    return " ".join(["mega", *(re.sub(r"/(?:[^/=]+/)+", "…/", argument) for argument in arguments)])
 
 
 class _Progress:

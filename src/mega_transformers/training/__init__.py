@@ -1,0 +1,1 @@
+"""Training from recipes over transformers' Trainer: `mega train recipe.yaml`."""

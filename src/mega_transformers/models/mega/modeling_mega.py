@@ -3,8 +3,6 @@
 Read on in `layers/block.py`, then `layers/gated_attention.py` and `ops/*/reference.py`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

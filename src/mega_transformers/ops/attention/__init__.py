@@ -77,8 +77,10 @@ def _grouped(q, k, v, bias, visibility, activation, dropout, need_weights, backe
     q, k, v = visibility.group(q), visibility.group(k), visibility.group(v)
     weights = None
     if backend == "reference":
-        output, weights = attention_reference(q, k, v, bias, visibility, activation=activation, dropout=dropout)
-        weights = weights.unflatten(0, (batch, -1)) if need_weights else None
+        output, all_weights = attention_reference(
+            q, k, v, bias, visibility, activation=activation, dropout=dropout, batch=batch
+        )
+        weights = all_weights if need_weights else None
     else:
         form = {"blockwise": attention_blockwise, "sdpa": attention_sdpa, "flex": attention_flex}[backend]
         output = form(q, k, v, bias, visibility, activation=activation, dropout=dropout)

@@ -32,15 +32,17 @@ def attention_reference(
     *,
     activation: str = "softmax",
     dropout: float = 0.0,
+    batch: int = 1,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention in groups; see `mega_transformers.ops.attention.attention` for the arguments.
 
     Args:
         q, k: (G, n, z) in groups of `visibility`.
         v: (G, n, h).
+        batch: Rows B that the G = B * K groups come from.
 
     Returns:
-        Output (G, n, h) and weights before dropout (G, n, n).
+        Output (G, n, h) and weights before dropout (B, K, n, n).
     """
     groups, n, _ = q.shape
     dtype = torch.promote_types(q.dtype, torch.float32)
@@ -57,5 +59,6 @@ def attention_reference(
         weights = ELEMENTWISE[activation][0](scores)
     if visible is not None:
         weights = weights.masked_fill(~visible, 0.0)
-    weights = weights.to(v.dtype)
-    return torch.bmm(F.dropout(weights, dropout), v), weights
+    # shaped as returned before its use, so that the caller's tensor gets a gradient
+    weights = weights.to(v.dtype).unflatten(0, (batch, -1))
+    return torch.bmm(F.dropout(weights, dropout).flatten(0, 1), v), weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..visibility import aligned_slots, count_blocks, positions_in_documents, take_slots
-from .chunked import BLOCK, ema_chunked
+from .chunked import block_size, ema_chunked
 from .fft import ema_fft, ema_kernel
 from .reference import EMACoefficients, ema_coefficients, ema_reference
 from .step import ema_step
@@ -20,6 +20,9 @@ __all__ = [
     "ema_reference",
     "ema_step",
 ]
+
+SHORT = 128
+"""Tokens up to which making the matrices of the chunked form costs more than using them saves."""
 
 BACKENDS = ("reference", "fft", "chunked", "step")
 
@@ -77,7 +80,7 @@ def ema(
     if length == 0:
         raise ValueError("x has no tokens: its shape must be (batch, length >= 1, channels)")
     if backend is None:
-        backend = _choose(length, bidirectional, stateful, document_starts is not None)
+        backend = _choose(x, stateful, document_starts is not None)
     if backend == "fft" and (stateful or document_starts is not None):
         raise ValueError("backend='fft' takes neither state nor document_starts; use backend='chunked'")
     if backend == "step" and (length != 1 or bidirectional or document_starts is not None):
@@ -110,8 +113,9 @@ def ema(
             )
         else:
             positions = positions_in_documents(document_starts)
-            blocks = count_blocks(document_starts, positions, BLOCK, num_documents)
-            slot_of_token, token_of_slot = aligned_slots(positions, BLOCK, blocks)
+            block = block_size(length)
+            blocks = count_blocks(document_starts, positions, block, num_documents)
+            slot_of_token, token_of_slot = aligned_slots(positions, block, blocks)
             documents = (positions == 0).cumsum(dim=1)
             y, _ = ema_chunked(
                 take_slots(inputs, token_of_slot),
@@ -119,16 +123,17 @@ def ema(
                 bidirectional=bidirectional,
                 truncation=truncation,
                 documents=take_slots(documents, token_of_slot),
+                block=block,
             )
             y = y.gather(1, slot_of_token.unsqueeze(-1).expand_as(inputs))
     y = y.to(x.dtype)
     return (y, new_state) if return_state else y
 
 
-def _choose(length: int, bidirectional: bool, stateful: bool, documents: bool) -> str:
+def _choose(x: torch.Tensor, stateful: bool, documents: bool) -> str:
     """The fastest form, by the measurements in docs/performance.md."""
-    if documents or stateful:
-        return "step" if length == 1 and stateful else "chunked"
+    if stateful or documents:
+        return "step" if x.shape[1] == 1 and not documents else "chunked"
     if torch.compiler.is_exporting():
         return "fft"  # the only form whose graph does not depend on the length
-    return "chunked"
+    return "fft" if x.device.type == "cpu" and x.shape[0] * x.shape[1] <= SHORT else "chunked"

@@ -14,7 +14,14 @@ import torch.nn.functional as F
 from ..relative_bias import sum_diagonals, toeplitz
 from .reference import EMACoefficients
 
-BLOCK = 64
+
+def block_size(length: int) -> int:
+    """Tokens per block that are fastest at that length (docs/performance.md): products of m x m matrices pay off
+    only when many blocks share them."""
+    for longest, size in ((256, 16), (4096, 32), (32768, 64)):
+        if length <= longest:
+            return size
+    return 128
 
 
 def _matrices(
@@ -191,15 +198,16 @@ def ema_chunked(
     truncation: int | None = None,
     documents: torch.Tensor | None = None,
     state: torch.Tensor | None = None,
-    block: int = BLOCK,
+    block: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """See `mega_transformers.ops.ema.ema`. Returns y and, unless bidirectional, the state after the last token.
 
     Args:
         documents: (B, L) positive document numbers; every document starts at a multiple of `block`.
-        block: Tokens m per block.
+        block: Tokens m per block; by default the fastest.
     """
     length = x.shape[1]
+    block = block_size(length) if block is None else block
     if truncation is not None and truncation < length:
         return _truncated(x, coefficients, bidirectional, truncation, documents, block), None
     m = min(block, length)

@@ -1,0 +1,22 @@
+"""Models that come with the package, each in a folder of its own beside its model card."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+DEFAULT_MODEL = "mega-prose-5m"
+
+
+def bundled_model(name: str = DEFAULT_MODEL) -> Path:
+    """The folder of a bundled model, for `from_pretrained` and `pipeline`.
+
+    Raises:
+        ValueError: if there is no such model; the message lists those there are.
+    """
+    root = Path(str(files(__name__)))
+    folder = root / name
+    if not (folder / "config.json").is_file():
+        known = sorted(path.parent.name for path in root.glob("*/config.json"))
+        raise ValueError(f"there is no bundled model {name!r}; there are: {', '.join(known) or 'none'}")
+    return folder

@@ -1,0 +1,42 @@
+"""The `mega` command's commands. They import torch inside functions only, so that `mega --help` answers at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .._version import __version__
+from .bench import bench
+from .fill_mask import fill_mask
+from .runtime import guarded
+from .train import evaluate, train
+
+app = typer.Typer(
+    name="mega",
+    help="Mega: moving average equipped gated attention. Fill masks, train, evaluate, measure.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"mega-transformers {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What all commands share."""
+
+
+for _command in (fill_mask, train, evaluate, bench):
+    app.command(_command.__name__.replace("_", "-"))(guarded(_command, load=_command in (train, evaluate)))

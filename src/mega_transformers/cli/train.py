@@ -1,0 +1,166 @@
+"""`mega train` and `mega evaluate`."""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="Recipe: a YAML file, as in recipes/.")],
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(envvar="MEGA_DATA_DIR", help="Folder that the recipe's files are in; the recipe's own for none."),
+    ] = None,
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Folder of checkpoints and results; runs/<name of the recipe> for none.")
+    ] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Folder of the finished model; <output-dir>/model for none.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on from a checkpoint in the output folder.")
+    ] = True,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key=value in place of the recipe's: schedule.max_steps=100.")
+    ] = None,
+    max_hours: Annotated[
+        float | None, typer.Option(help="Train this much longer at most; the learning rate reaches 0 by then.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Train until HH:MM (local time) at most; evaluation and export follow.")
+    ] = None,
+) -> None:
+    """Train a model from a recipe. Ctrl-C saves a checkpoint; the same command goes on from it."""
+    from rich.console import Console
+
+    from ..training.recipe import load_recipe
+    from ..training.schema import RecipeError
+
+    console = Console()
+    try:
+        checked = load_recipe(recipe, overrides)
+        seconds = _seconds(max_hours, until)
+
+        from ..training.run import RunOptions, run
+
+        options = RunOptions(
+            data_dir=data_dir or recipe.parent,
+            output_dir=output_dir or Path("runs") / checked.name,
+            export_dir=export,
+            resume=resume,
+            max_seconds=seconds,
+            command=_command(recipe, data_dir, overrides, max_hours, until),
+        )
+        results = run(checked, options, console)
+    except RecipeError as error:
+        Console(stderr=True).print(f"Error: {error}", style="red", markup=False)
+        raise typer.Exit(2) from error
+    if results is None:
+        raise typer.Exit(130)
+    for role, scores in results["scores"].items():
+        console.print(_table(f"{checked.name} on {role}", scores))
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Folder or hub name of a masked language model.")],
+    data: Annotated[list[Path], typer.Option(help="Text file to judge on, .gz too; may be repeated.")],
+    baselines: Annotated[
+        list[Path] | None, typer.Option(help="Training text: judge unigram and bigram counts of it too.")
+    ] = None,
+    clean: Annotated[list[str] | None, typer.Option(help="Cleaning: wikitext, unwrap or emphasis.")] = None,
+    documents: Annotated[str, typer.Option(help="Documents: whole, lines, paragraphs or sections.")] = "lines",
+    sequence_length: Annotated[int, typer.Option(min=8, help="Tokens per block.")] = 512,
+    probability: Annotated[float, typer.Option(help="Part of the tokens to predict.")] = 0.15,
+    mask: Annotated[float, typer.Option(help="Part of these that is replaced by the mask token.")] = 1.0,
+    random: Annotated[float, typer.Option(help="Part of these that is replaced by a random token.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the masks.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Blocks at a time.")] = 16,
+    json: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to.")] = None,
+) -> None:
+    """Cross entropy and accuracy of a masked language model at masked tokens, beside counting models."""
+    from rich.console import Console
+
+    from ..training.schema import RecipeError
+
+    try:
+        from ..training.evaluation import evaluate_files
+        from ..training.export import write_json
+        from ..training.recipe import Masking
+
+        scores = evaluate_files(
+            model,
+            data,
+            baselines or [],
+            clean=clean or [],
+            documents=documents,
+            sequence_length=sequence_length,
+            masking=Masking(evaluation_probability=probability, mask=mask, random=random),
+            seed=seed,
+            batch_size=batch_size,
+        )
+        if json is not None:
+            write_json(json, scores)
+    except RecipeError as error:
+        Console(stderr=True).print(f"Error: {error}", style="red", markup=False)
+        raise typer.Exit(2) from error
+    title = f"{probability:.0%} of tokens masked, seed {seed}"
+    Console().print(_table(title, scores))
+
+
+def _seconds(max_hours: float | None, until: str | None) -> float | None:
+    """The limit of this run in seconds."""
+    from ..training.schema import RecipeError
+
+    if max_hours is not None and until is not None:
+        raise RecipeError("--max-hours and --until exclude each other")
+    if max_hours is not None:
+        if max_hours <= 0:
+            raise RecipeError(f"--max-hours {max_hours} must be above 0")
+        return max_hours * 3600
+    if until is None:
+        return None
+    now = datetime.now()
+    try:
+        clock = datetime.strptime(until, "%H:%M")
+    except ValueError:
+        raise RecipeError(f"--until {until} must be a time of day like 23:35") from None
+    end = now.replace(hour=clock.hour, minute=clock.minute, second=0, microsecond=0)
+    return (end - now if end > now else end + timedelta(days=1) - now).total_seconds()
+
+
+def _command(
+    recipe: Path, data_dir: Path | None, overrides: list[str] | None, max_hours: float | None, until: str | None
+) -> str:
+    """The command to tell others: without this machine's folders."""
+    shown = os.path.relpath(recipe)
+    parts = ["mega train", recipe.name if shown.startswith("..") else shown]
+    if data_dir is not None:
+        parts.append("--data-dir DATA")
+    parts += [f"--set {override}" for override in overrides or []]
+    if max_hours is not None:
+        parts.append(f"--max-hours {max_hours:g}")
+    if until is not None:
+        parts.append(f"--until {until}")
+    return " ".join(parts)
+
+
+def _table(title: str, scores: dict[str, dict[str, float]]) -> Any:
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in ("", "cross entropy (nats)", "perplexity", "accuracy", "tokens"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, score in scores.items():
+        table.add_row(
+            name,
+            f"{score['cross_entropy']:.4f}",
+            f"{score['perplexity']:.2f}",
+            f"{score['accuracy']:.2%}",
+            f"{score['tokens']:,}",
+        )
+    return table

@@ -1,0 +1,139 @@
+"""The model card of a trained model."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from .export import Report
+from .recipe import Recipe
+
+
+def render(report: Report, has_plot: bool) -> str:
+    """The README.md of a model folder: front matter for the hub, then text."""
+    recipe, results = report.recipe, report.results
+    front = {
+        "library_name": "transformers",
+        "pipeline_tag": report.pipeline_tag,
+        "license": recipe.card.license,
+        "language": recipe.card.language,
+        "tags": ["mega", "mega-transformers", recipe.task],
+        "widget": [{"text": example} for example in recipe.card.examples],
+    }
+    parts = [
+        "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---",
+        f"# {recipe.name}",
+        recipe.card.summary.strip(),
+        _use(recipe),
+        "## Results\n\n" + _results(recipe, results),
+    ]
+    if has_plot:
+        parts.append("![Losses over the steps](loss.png)")
+    parts += ["## Data\n\n" + _data(recipe), "## Training\n\n" + _training(report)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _use(recipe: Recipe) -> str:
+    example = recipe.card.examples[0] if recipe.card.examples else "The <mask> is open."
+    return (
+        "```python\n"
+        "import mega_transformers  # registers the model with transformers\n"
+        "from transformers import pipeline\n\n"
+        f'fill = pipeline("fill-mask", model="path/to/{recipe.name}")\n'
+        f"fill({example!r})\n"
+        "```"
+    )
+
+
+def _results(recipe: Recipe, results: dict[str, Any]) -> str:
+    masking = recipe.masking
+    kept = 1 - masking.mask - masking.random
+    lines = [
+        f"{masking.evaluation_probability:.0%} of the tokens are to be predicted (seed {recipe.seed}): of these "
+        f"{masking.mask:.0%} are replaced by the mask token, {masking.random:.0%} by a random one, {kept:.0%} stay. "
+        f"Texts are cut into blocks of {recipe.sequence_length} tokens of this model's own tokenizer. Cross entropies "
+        "are in nats per predicted token, so they only compare with models of the same tokenizer and masks. The "
+        "unigram and the bigram model (Witten-Bell, reading the left neighbour) are counted on the same training "
+        "tokens and judged on the same masks.",
+    ]
+    cleaned = sorted({name for source in recipe.data if source.validation or source.test for name in source.clean})
+    if cleaned:
+        lines.append(f"The evaluation texts are cleaned as the training texts are: {', '.join(cleaned)}.")
+    table = ["| text | model | cross entropy | perplexity | accuracy | tokens |", "|---|---|---:|---:|---:|---:|"]
+    for role, scores in results["scores"].items():
+        names = ", ".join(source.name for source in recipe.data if getattr(source, role))
+        for name, score in scores.items():
+            table.append(
+                f"| {names}, {role} | {recipe.name if name == 'model' else name} | {score['cross_entropy']:.3f} "
+                f"| {score['perplexity']:.1f} | {score['accuracy']:.1%} | {score['tokens']:,} |"
+            )
+    return "\n\n".join([*lines, "\n".join(table)])
+
+
+def _data(recipe: Recipe) -> str:
+    lines = []
+    for source in recipe.data:
+        roles = ", ".join(role for role in ("train", "validation", "test") if getattr(source, role))
+        cleaning = f"; cleaned: {', '.join(source.clean)}" if source.clean else ""
+        credit = f" {source.attribution.strip()}" if source.attribution else ""
+        lines.append(f"- **{source.name}** ({roles}{cleaning}). Licence: {source.license}.{credit}")
+    return "\n".join(lines)
+
+
+def _training(report: Report) -> str:
+    recipe, results = report.recipe, report.results
+    rows = {
+        "command": f"`{report.command}`",
+        "parameters": f"{results['parameters']:,}",
+        "steps": f"{results['steps']:,}",
+        "tokens seen": f"{results['tokens_seen']:,} ({results['epochs']:.2f} epochs of {results['train_tokens']:,})",
+        "wall clock": f"{results['hours']:.2f} hours, evaluations while training included",
+        "hardware": hardware(report.device),
+        "software": software(),
+        "seed": str(recipe.seed),
+        "date": results["date"],
+    }
+    table = "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    settings = {
+        "sequence_length": recipe.sequence_length,
+        "masking": vars(recipe.masking),
+        "model": recipe.model,
+        "training": recipe.training,
+        "schedule": vars(recipe.schedule),
+    }
+    return (
+        f"{table}\n\nWeights are stored in float16, the EMA's parameters in float32; both load as float32. "
+        "The losses over time are in training_log.json.\n\n"
+        f"```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```"
+    )
+
+
+def hardware(device: torch.device) -> str:
+    """The machine in words."""
+    if device.type == "cuda":
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return f"{name}, {torch.get_num_threads()} threads, float32"
+
+
+def software() -> str:
+    """Versions of what took part."""
+    parts = [f"Python {platform.python_version()}"]
+    for package in ("mega-transformers", "torch", "transformers", "tokenizers", "accelerate"):
+        try:
+            parts.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(parts)

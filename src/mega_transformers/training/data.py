@@ -1,0 +1,183 @@
+"""Texts of a recipe's sources, as blocks of token ids."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from .cleaning import documents_of
+from .recipe import ROLES, Source
+from .schema import RecipeError
+from .tokenizer import encode_documents
+
+CHARACTERS_PER_BATCH = 1 << 20
+
+
+def find_files(sources: list[Source], data_dir: Path) -> dict[str, list[Path]]:
+    """The files of each role below `data_dir`.
+
+    Raises:
+        RecipeError: for a pattern that matches no file.
+    """
+    found: dict[str, list[Path]] = {role: [] for role in ROLES}
+    for source in sources:
+        for role in ROLES:
+            if source.dataset is None:
+                found[role] += source_files(source, role, data_dir)
+    return found
+
+
+def source_files(source: Source, role: str, data_dir: Path) -> list[Path]:
+    """The files of a source that play a role, sorted within a pattern."""
+    files: list[Path] = []
+    for pattern in getattr(source, role):
+        matches = [Path(name) for name in sorted(glob.glob(str(data_dir / pattern), recursive=True))]
+        if not any(match.is_file() for match in matches):
+            raise RecipeError(
+                f"{source.name}: no file matches {pattern!r} in {data_dir}; say where the data is with --data-dir or "
+                "MEGA_DATA_DIR"
+            )
+        files += [match for match in matches if match.is_file()]
+    return files
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, which may be compressed with gzip (`.gz`).
+
+    Raises:
+        RecipeError: if it cannot be read, is damaged or no UTF-8.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        return data.decode("utf-8-sig")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read {path}: {error}") from None
+
+
+def iterate_documents(sources: list[Source], role: str, data_dir: Path) -> Iterator[str]:
+    """All documents that play a role, in the recipe's order."""
+    for source in sources:
+        if source.dataset is None:
+            texts: Iterable[str] = map(read_text, source_files(source, role, data_dir))
+        else:
+            texts = _rows(source, role)
+        for text in texts:
+            yield from documents_of(text, source.clean, source.documents)
+
+
+def _rows(source: Source, role: str) -> Iterator[str]:
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise RecipeError(
+            f"dataset={source.dataset!r} needs the package datasets: pip install 'mega-transformers[train]'"
+        ) from None
+    for split in getattr(source, role):
+        try:
+            rows = load_dataset(source.dataset, source.config, split=split)
+        except (OSError, ValueError, KeyError) as error:
+            raise RecipeError(f"dataset={source.dataset!r}, split {split!r} cannot be loaded: {error}") from None
+        if source.text_column not in rows.column_names:
+            raise RecipeError(
+                f"dataset={source.dataset!r} has no column {source.text_column!r}; "
+                f"it has {', '.join(rows.column_names)}"
+            )
+        for row in rows.select_columns([source.text_column]):
+            yield row[source.text_column]
+
+
+def tokenize(documents: Iterable[str], tokenizer: Any, description: str) -> np.ndarray:
+    """One line of ids (tokens,): `<s>` and `</s>` around every document. Shows a progress bar."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
+    start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
+    pieces: list[np.ndarray] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[tokens]}"))
+    with Progress(*columns) as progress:
+        task = progress.add_task(description, total=None, tokens="")
+        total = 0
+        for batch in _batches(documents):
+            for ids in encode_documents(tokenizer, batch):
+                pieces.append(np.array([start, *ids, end], dtype=dtype))
+                total += len(ids) + 2
+            progress.update(task, tokens=f"{total:,} tokens")
+        progress.update(task, total=1, completed=1)
+    return np.concatenate(pieces) if pieces else np.empty(0, dtype=dtype)
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for document in documents:
+        batch.append(document)
+        size += len(document)
+        if size >= CHARACTERS_PER_BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def to_blocks(tokens: np.ndarray, length: int) -> np.ndarray:
+    """A line of ids (tokens,) cut into (blocks, length); the tokens left over at the end are not used."""
+    count = len(tokens) // length
+    return tokens[: count * length].reshape(count, length)
+
+
+def cached_tokens(
+    sources: list[Source], role: str, tokenizer: Any, data_dir: Path, cache_dir: Path, description: str
+) -> np.ndarray:
+    """As `tokenize`, read from `cache_dir` if the same texts were tokenised alike before."""
+    key = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
+    for source in sources:
+        key.update(
+            json.dumps([source.clean, source.documents, source.dataset, source.config, source.text_column]).encode()
+        )
+        key.update(json.dumps(getattr(source, role)).encode())
+        if source.dataset is None:
+            for file in source_files(source, role, data_dir):
+                key.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
+    path = cache_dir / f"{role}-{key.hexdigest()[:16]}.npy"
+    if not path.exists():
+        tokens = tokenize(iterate_documents(sources, role, data_dir), tokenizer, description)
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        with partial.open("wb") as stream:
+            np.save(stream, tokens)
+        partial.replace(path)
+    return np.load(path, mmap_mode="r")
+
+
+class Blocks(Dataset):
+    """Blocks of ids, each with a seed that depends on the recipe's seed, the epoch and its index alone.
+
+    What a task draws at random for a block (its masks) it draws from that seed: the same in every evaluation, new in
+    every epoch, and unchanged by the batch size, by worker processes and by interruptions.
+    """
+
+    def __init__(self, blocks: np.ndarray, seed: int) -> None:
+        self.blocks = blocks
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the data loader at the start of every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`{"input_ids": (length,) int64 array, "seed": int}`."""
+        seed = np.random.SeedSequence((self.seed, self.epoch, int(index))).generate_state(2, np.uint32)
+        return {"input_ids": self.blocks[index].astype(np.int64), "seed": int(seed[0]) << 31 | int(seed[1]) >> 1}

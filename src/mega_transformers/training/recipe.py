@@ -1,0 +1,274 @@
+"""Recipes: what a YAML file of `recipes/` may say, checked before any work is done."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .cleaning import CLEANERS, SPLITTERS
+from .schema import RecipeError, build
+
+TASKS = {"masked-lm": "masked_lm"}
+ROLES = ("train", "validation", "test")
+SHAPES = ("cosine", "linear")
+
+# TrainingArguments that a recipe sets elsewhere, or that the run decides
+RESERVED_ARGUMENTS = {
+    "output_dir": "--output-dir",
+    "seed": "seed",
+    "data_seed": "seed",
+    "max_steps": "schedule.max_steps",
+    "num_train_epochs": "schedule.epochs",
+    "lr_scheduler_type": "schedule.shape",
+    "lr_scheduler_kwargs": "schedule",
+    "warmup_steps": "schedule.warmup_steps",
+    "warmup_ratio": "schedule.warmup_steps",
+    "resume_from_checkpoint": "--resume",
+    "remove_unused_columns": "nothing: batches are made by the task",
+    "prediction_loss_only": "nothing: the task decides",
+    "restore_callback_states_from_checkpoint": "nothing: the run decides",
+}
+
+
+@dataclass
+class Source:
+    """Text to train or judge on: files, or a data set of the Hugging Face hub.
+
+    Args:
+        name: What the model card calls it.
+        license: Its licence, for the model card.
+        attribution: Whom to credit, and where it is from.
+        dataset: Name of a Hugging Face data set; None for files.
+        config: The data set's configuration.
+        text_column: The data set's column of text.
+        train, validation, test: What plays this role: files (globs work, `.gz` too) below the data folder, or
+            names of the data set's splits.
+        clean: Names of `cleaning.CLEANERS`, applied in this order to a whole file or row.
+        documents: A name of `cleaning.SPLITTERS`: how a file or row is cut into documents.
+    """
+
+    name: str
+    license: str
+    attribution: str = ""
+    dataset: str | None = None
+    config: str | None = None
+    text_column: str = "text"
+    train: list[str] = field(default_factory=list)
+    validation: list[str] = field(default_factory=list)
+    test: list[str] = field(default_factory=list)
+    clean: list[str] = field(default_factory=list)
+    documents: str = "whole"
+
+    def __post_init__(self) -> None:
+        for name in self.clean:
+            if name not in CLEANERS:
+                raise RecipeError(f"clean={name!r} is unknown; known are {', '.join(CLEANERS)}")
+        if self.documents not in SPLITTERS:
+            raise RecipeError(f"documents={self.documents!r} is unknown; known are {', '.join(SPLITTERS)}")
+        if not (self.train or self.validation or self.test):
+            raise RecipeError(f"train, validation and test are all empty for {self.name!r}; give at least one")
+        if self.dataset is None and self.config is not None:
+            raise RecipeError(f"config={self.config!r} is for data sets; give dataset too")
+
+
+@dataclass
+class TokenizerRecipe:
+    """A byte-level BPE to train on the train texts (`vocab_size`), or the folder of one to use (`path`)."""
+
+    vocab_size: int | None = None
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.vocab_size is None) == (self.path is None):
+            raise RecipeError("vocab_size to train a tokenizer, or path to use one: give one of them")
+        if self.vocab_size is not None and not 261 <= self.vocab_size <= 1 << 20:
+            raise RecipeError(
+                f"vocab_size={self.vocab_size} must be at least 261 (256 bytes and 5 special tokens), "
+                f"at most {1 << 20}"
+            )
+
+
+@dataclass
+class Masking:
+    """Which tokens are hidden in training, and in evaluations.
+
+    Args:
+        probability: Chance of a token to be predicted, in training.
+        evaluation_probability: The same in evaluations.
+        mask: Of these, the part that is replaced by the mask token.
+        random: Of these, the part that is replaced by a random token; the rest stays as it is.
+    """
+
+    probability: float = 0.15
+    evaluation_probability: float = 0.15
+    mask: float = 1.0
+    random: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("probability", "evaluation_probability"):
+            if not 0 < getattr(self, name) < 1:
+                raise RecipeError(f"{name}={getattr(self, name)} must be above 0 and below 1")
+        if self.mask < 0 or self.random < 0 or self.mask + self.random > 1:
+            raise RecipeError(f"mask={self.mask} and random={self.random} must be at least 0, and at most 1 together")
+
+
+@dataclass
+class Schedule:
+    """Length of the training and course of the learning rate, whose peak is `training.learning_rate`.
+
+    Args:
+        max_steps: Optimiser steps; or
+        epochs: passes over the data.
+        max_hours: Hours of training after which it has ended, if it has not before; None for no limit.
+        warmup_steps: Steps over which the learning rate rises.
+        shape: `"cosine"` or `"linear"`: how it falls to 0 from then on.
+    """
+
+    max_steps: int | None = None
+    epochs: float | None = None
+    max_hours: float | None = None
+    warmup_steps: int = 0
+    shape: str = "cosine"
+
+    def __post_init__(self) -> None:
+        if (self.max_steps is None) == (self.epochs is None):
+            raise RecipeError("max_steps or epochs: give one of them")
+        for name in ("max_steps", "epochs", "max_hours"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise RecipeError(f"{name}={value} must be above 0")
+        if self.warmup_steps < 0:
+            raise RecipeError(f"warmup_steps={self.warmup_steps} must be at least 0")
+        if self.shape not in SHAPES:
+            raise RecipeError(f"shape={self.shape!r} is unknown; known are {', '.join(SHAPES)}")
+
+
+@dataclass
+class Card:
+    """What only a person can say in the model card."""
+
+    license: str = "other"
+    language: str = "en"
+    summary: str = ""
+    examples: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Recipe:
+    """A training run.
+
+    Args:
+        name: Name of the model and of its folder under `runs/`.
+        task: A name of `TASKS`.
+        sequence_length: Tokens per training example.
+        seed: Seed of weights, order and masks.
+        validation_blocks: Examples of the validation text used while training; None for all.
+        model: Fields of `MegaConfig`; `vocab_size` comes from the tokenizer.
+        training: Fields of transformers' `TrainingArguments`.
+    """
+
+    name: str
+    task: str
+    sequence_length: int
+    data: list[Source]
+    tokenizer: TokenizerRecipe
+    schedule: Schedule
+    model: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    masking: Masking = field(default_factory=Masking)
+    card: Card = field(default_factory=Card)
+    seed: int = 0
+    validation_blocks: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or any(character in self.name for character in "/\\ "):
+            raise RecipeError(f"name={self.name!r} must be usable as the name of a folder")
+        if self.task not in TASKS:
+            raise RecipeError(f"task={self.task!r} is unknown; known are {', '.join(TASKS)}")
+        if self.sequence_length < 8:
+            raise RecipeError(f"sequence_length={self.sequence_length} must be at least 8")
+        if self.validation_blocks is not None and self.validation_blocks < 1:
+            raise RecipeError(f"validation_blocks={self.validation_blocks} must be at least 1, or null for all")
+        if not any(source.train for source in self.data):
+            raise RecipeError("data: no source has the role train")
+        if "vocab_size" in self.model:
+            raise RecipeError("model.vocab_size comes from the tokenizer; leave it out")
+        for key in self.training:
+            if key in RESERVED_ARGUMENTS:
+                raise RecipeError(f"training.{key} is not set there but by {RESERVED_ARGUMENTS[key]}")
+
+
+def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """The recipe of a YAML file, checked.
+
+    Args:
+        path: The file.
+        overrides: `key=value` each, the key with dots (`schedule.max_steps=10`, `data.0.name=x`), the value in YAML.
+
+    Raises:
+        RecipeError: for a file that is missing or no YAML, and for everything in it that cannot work.
+    """
+    import yaml
+
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is no YAML: {error}") from None
+    for override in overrides or []:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise RecipeError(f"--set {override} must look like key=value, for example schedule.max_steps=100")
+        try:
+            parsed = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise RecipeError(f"--set {override}: the value is no YAML: {error}") from None
+        _assign(value, key, parsed)
+    recipe = build(Recipe, value)
+    check_training_arguments(recipe.training)
+    return recipe
+
+
+def _assign(value: Any, key: str, new: Any) -> None:
+    *parents, last = key.split(".")
+    for name in parents:
+        if isinstance(value, list) and name.isdigit() and int(name) < len(value):
+            value = value[int(name)]
+        elif isinstance(value, dict):
+            if value.get(name) is None:
+                value[name] = {}
+            value = value[name]
+        else:
+            raise RecipeError(f"--set {key}: there is no {name!r} to set something in")
+    if isinstance(value, list) and last.isdigit() and int(last) < len(value):
+        value[int(last)] = new
+    elif isinstance(value, dict):
+        value[last] = new
+    else:
+        raise RecipeError(f"--set {key}: there is no {last!r} to set")
+
+
+def check_training_arguments(arguments: dict[str, Any]) -> None:
+    """Refuses names that `TrainingArguments` does not have, and turns texts like 1e-3 into numbers, in place.
+
+    Raises:
+        RecipeError: naming the key.
+    """
+    import difflib
+
+    from transformers import TrainingArguments
+
+    known = {item.name: item for item in dataclasses.fields(TrainingArguments) if item.init}
+    for key, value in arguments.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=3)
+            hint = f"did you mean {' or '.join(close)}?" if close else "see transformers.TrainingArguments"
+            raise RecipeError(f"training.{key} is no field of TrainingArguments; {hint}")
+        if isinstance(known[key].default, float):
+            try:
+                arguments[key] = float(value)
+            except (TypeError, ValueError):
+                raise RecipeError(f"training.{key} must be a number; got {value!r}") from None
