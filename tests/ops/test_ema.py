@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.autograd import grad
 
-from mega_transformers.ops.ema import BLOCK, ema, ema_coefficients, ema_kernel
-from mega_transformers.ops.ema.chunked import ema_chunked
+from mega_transformers.ops.ema import ema, ema_coefficients, ema_kernel
+from mega_transformers.ops.ema.chunked import block_size, ema_chunked
 
-LENGTHS = [1, 3, BLOCK, BLOCK + 1, 2 * BLOCK + 22]
+BLOCK = block_size(100)
+LENGTHS = [1, 3, BLOCK, BLOCK + 1, 2 * BLOCK + 22, 150]
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 2e-5}
 
 

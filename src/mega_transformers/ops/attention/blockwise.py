@@ -16,7 +16,7 @@ from ..relative_bias import RelativeBias, sum_diagonals, toeplitz
 from ..visibility import Visibility
 from .reference import attention_scale
 
-CPU_BUDGET = 1 << 19
+CPU_BUDGET = 1 << 20
 GPU_BUDGET = 1 << 26
 
 
@@ -138,8 +138,7 @@ class _BlockwiseAttention(torch.autograd.Function):
             weights = _weights(problem, block, scores).to(v.dtype)
             if generator is not None:
                 weights = weights * _drop(weights, problem, generator)
-            values = v[block.groups, : block.end]
-            output[block.groups, block.rows] = torch.bmm(weights, values)
+            _assign(output[block.groups, block.rows], weights, v[block.groups, : block.end])
         ctx.save_for_backward(q, k, v, diagonals, output)
         ctx.problem = problem
         return output
@@ -165,7 +164,8 @@ class _BlockwiseAttention(torch.autograd.Function):
                 drop = _drop(weights.to(v.dtype), problem, generator).to(weights.dtype)
                 used = weights * drop
                 dweights = dweights.mul_(drop)
-            dv[groups, :end].baddbmm_(used.to(v.dtype).transpose(1, 2), grad)
+            whole = rows.stop - rows.start == n  # no other block adds to these keys
+            _accumulate(dv[groups, :end], used.to(v.dtype).transpose(1, 2), grad, whole)
             if softmax:
                 delta = (grad * output[groups, rows]).sum(-1, keepdim=True).to(weights.dtype)
                 dscores = dweights.sub_(delta).mul_(weights)
@@ -178,17 +178,28 @@ class _BlockwiseAttention(torch.autograd.Function):
                 band = sum_diagonals(dscores.sum(0))
                 ddiagonals[low : low + band.numel()] += band
             dscores = dscores.to(q.dtype)
-            dk[groups, :end].baddbmm_(dscores.transpose(1, 2), queries, alpha=_alpha(problem))
-            grad_q = torch.bmm(dscores, k[groups, :end])
-            if isinstance(problem.scale, float):
-                dq[groups, rows] = grad_q.mul_(problem.scale)
-            else:
-                dq[groups, rows] = grad_q * problem.scale.expand(q.shape[0], -1, -1)[groups, rows].to(q.dtype)
-        return dq, dk, dv, ddiagonals, None
+            _accumulate(dk[groups, :end], dscores.transpose(1, 2), queries, whole)
+            _assign(dq[groups, rows], dscores, k[groups, :end])
+        if isinstance(problem.scale, float):
+            # otherwise the scale is in `queries` already
+            dk.mul_(problem.scale)
+        return dq.mul_(problem.scale), dk, dv, ddiagonals, None
 
 
-def _alpha(problem: _Problem) -> float:
-    return problem.scale if isinstance(problem.scale, float) else 1.0
+def _assign(target: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """target = a @ b, in place where the memory allows."""
+    if target.is_contiguous():
+        torch.bmm(a, b, out=target)
+    else:
+        target.copy_(torch.bmm(a, b))
+
+
+def _accumulate(target: torch.Tensor, a: torch.Tensor, b: torch.Tensor, first: bool) -> None:
+    """target += a @ b, or target = a @ b if nothing is there yet."""
+    if first:
+        _assign(target, a, b)
+    else:
+        target.baddbmm_(a, b)
 
 
 def attention_blockwise(
