@@ -7,8 +7,8 @@ from pathlib import Path
 OUTPUT_TOLERANCE = 2e-5
 # Float32 gradients are sums over thousands of tokens in an order of each implementation's own, and some (of a bias
 # that softmax cancels) are rounding error only, which is judged against the whole gradient.
-GRADIENT_TOLERANCE = 1e-3
-GRADIENT_FLOOR = 1e-5
+GRADIENT_TOLERANCE = 2e-4
+GRADIENT_FLOOR = 2e-6
 
 
 class DisagreementError(ValueError):
@@ -18,8 +18,8 @@ class DisagreementError(ValueError):
 def compare_files(ours: Path, theirs: Path) -> float:
     """Largest difference between two safetensors files, as a share of what is allowed.
 
-    Outputs and loss may differ by 2e-5 * (1 + max |theirs|) at any element; the gradient of a parameter by 1e-3 of its
-    norm plus 1e-5 of the norm of all gradients together.
+    Outputs and loss may differ by 2e-5 * (1 + max |theirs|) at any element; the gradient of a parameter by 2e-4 of its
+    norm plus 2e-6 of the norm of all gradients together.
 
     Raises:
         DisagreementError: naming the tensor, if names or shapes differ, a value is not finite, or more is different.

@@ -64,7 +64,7 @@ class Worker:
         return answer["bytes"], answer["method"]
 
     def time(self) -> float:
-        """Seconds of one step."""
+        """Seconds of a step."""
         return self._ask("time")["seconds"]
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ def draw(report: Report, path: Path) -> None:
         row
         for case in report.cases
         if case.kind == "comparison"
-        for row in reversed(case.rows)
+        for row in case.rows
         if row.speed is not None and row.memory is not None
     ][::-1]
     lines = int(bool(rows)) + len(series)
@@ -52,7 +52,15 @@ def _bars(axis: Any, rows: list[Row], value: str, target: str, title: str) -> No
     values = [getattr(row, value) for row in rows]
     axis.barh(places, values, color=COLOURS[0], height=0.62)
     for place, row, number in zip(places, rows, values):
-        axis.annotate(f"{number:.2f}", (number, place), xytext=(4, 0), textcoords="offset points", va="center")
+        axis.annotate(
+            f"{number:.2f}",
+            (number, place),
+            xytext=(5, 0),
+            textcoords="offset points",
+            va="center",
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
+            zorder=3,
+        )
         if (wanted := getattr(row, target)) is not None:
             axis.vlines(wanted, place - 0.42, place + 0.42, color=COLOURS[1], linewidth=2.5)
     axis.axvline(1.0, color="0.4", linewidth=0.8, linestyle="--")
@@ -65,6 +73,8 @@ def _bars(axis: Any, rows: list[Row], value: str, target: str, title: str) -> No
 
 
 def _curves(axis: Any, case: CaseResult, value: str, unit: float, label: str) -> None:
+    from matplotlib.ticker import LogLocator
+
     points: dict[str, list[tuple[int, float]]] = {}
     for entry in case.measurements:
         if entry.error is None and (number := getattr(entry, value)):
@@ -75,6 +85,10 @@ def _curves(axis: Any, case: CaseResult, value: str, unit: float, label: str) ->
         axis.plot(lengths, numbers, color=COLOURS[style], marker=MARKERS[style], label=curve)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value < 1024 else f"{value / 1024:g}k")
+    axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_formatter(lambda value, _: "")
     axis.set_xlabel("tokens")
     axis.set_ylabel(label)
     axis.set_title(case.name, fontsize=10)

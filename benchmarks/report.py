@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -17,20 +18,28 @@ DOCUMENT = REPOSITORY / "docs" / "performance.md"
 BEGIN = "<!-- benchmarks: begin (written by `mega bench --publish`) -->"
 END = "<!-- benchmarks: end -->"
 
-TIME = ("our time", "its time", "speed-up", "target", "met")
-MEMORY = ("our memory", "its memory", "share", "target", "met")
+# Headings of a row's halves, in the terminal two tables and in the document one.
+TIME = ("ours", "theirs", "speed-up", "target", "met")
+MEMORY = ("ours", "theirs", "share", "target", "met")
 
 
 def seconds(value: float | None) -> str:
     """A time in a unit that suits it."""
     if value is None:
         return "-"
-    return f"{value:.2f} s" if value >= 1 else f"{value * 1e3:.1f} ms"
+    if value >= 1:
+        return f"{value:.2f} s"
+    return f"{value * 1e3:.0f} ms" if value >= 0.1 else f"{value * 1e3:.1f} ms"
 
 
 def size(value: float | None) -> str:
     """A number of bytes in MiB."""
-    return "-" if value is None else f"{value / 2**20:.0f} MiB"
+    return "-" if value is None else f"{mebibytes(value)} MiB"
+
+
+def mebibytes(value: float | None) -> str:
+    """A number of bytes as a number of MiB."""
+    return "-" if value is None else f"{value / 2**20:.0f}"
 
 
 def time_cells(row: Row) -> list[str]:
@@ -109,7 +118,8 @@ def terminal(report: Report) -> Group:
     for case in report.cases:
         if case.kind == "series":
             curves, lines = _grid(case)
-            grid = Table(title=f"{case.name}: time, peak memory of a step", title_justify="left")
+            parts.append(Text(f"{case.name}: time of a step / its peak memory in MiB", style="bold"))
+            grid = Table(box=SIMPLE_HEAD)
             for heading in ("tokens", *curves):
                 grid.add_column(heading, justify="right")
             for line in lines:
@@ -120,7 +130,7 @@ def terminal(report: Report) -> Group:
 
 
 def _half(rows: list[Row], headings: tuple[str, ...], cells: Callable[[Row], list[str]], met: str) -> Table:
-    table = Table()
+    table = Table(box=SIMPLE_HEAD)
     table.add_column("case / against", no_wrap=True)
     for heading in headings:
         table.add_column(heading, justify="right")
@@ -135,7 +145,7 @@ def _half(rows: list[Row], headings: tuple[str, ...], cells: Callable[[Row], lis
 
 
 def _grid(case: CaseResult) -> tuple[list[str], list[list[str]]]:
-    """A series as lengths by curves; a cell is time / memory."""
+    """A series as lengths by curves; a cell is time / MiB."""
     found: dict[tuple[int, str], Measurement] = {}
     for entry in case.measurements:
         found[entry.workload["length"], entry.key.partition("@")[0]] = entry
@@ -146,7 +156,9 @@ def _grid(case: CaseResult) -> tuple[list[str], list[list[str]]]:
         for curve in curves:
             point = found.get((length, curve))
             shown = point is not None and point.error is None
-            line.append(f"{seconds(point.median_seconds)} / {size(point.median_bytes)}" if shown and point else "-")
+            line.append(
+                f"{seconds(point.median_seconds)} / {mebibytes(point.median_bytes)}" if shown and point else "-"
+            )
         lines.append(line)
     return curves, lines
 
@@ -162,7 +174,7 @@ def missing(case: CaseResult) -> list[str]:
 
 def markdown(report: Report) -> str:
     """The run as markdown tables, with the facts they depend on."""
-    headings = ("case", "against", *TIME, *MEMORY)
+    headings = ("case", "against", *(f"time: {TIME[0]}", *TIME[1:]), *(f"memory: {MEMORY[0]}", *MEMORY[1:]))
     lines = ["| " + " | ".join(headings) + " |", "|---|---" + "|---:" * (len(headings) - 2) + "|"]
     for row in (row for case in report.cases for row in case.rows):
         outcome = time_cells(row) + memory_cells(row)
@@ -174,7 +186,7 @@ def markdown(report: Report) -> str:
     for case in report.cases:
         if case.kind == "series":
             curves, grid = _grid(case)
-            lines += ["", f"**{case.name}**: {case.title} (time / peak memory of a step)", ""]
+            lines += ["", f"**{case.name}**: {case.title} (time of a step / its peak memory in MiB)", ""]
             lines += ["| tokens | " + " | ".join(curves) + " |", "|---:" * (len(curves) + 1) + "|"]
             lines += ["| " + " | ".join(line) + " |" for line in grid]
             lines += [f"- not measured: {_escape(text)}" for text in missing(case)]

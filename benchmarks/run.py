@@ -68,7 +68,11 @@ def run_case(case: Case, settings: Settings, listener: Listener, report: Report)
             measurements += runner.run()
             agreements.update(runner.agreements)
     kind = "comparison" if isinstance(case, Comparison) else "series"
-    return CaseResult(case.name, case.title, kind, measurements, rows(case, measurements, agreements))
+    outcome = rows(case, measurements, agreements)
+    if settings.quick:  # targets are for the full lengths
+        for row in outcome:
+            row.speed_target = row.speed_met = row.memory_target = row.memory_met = None
+    return CaseResult(case.name, case.title, kind, measurements, outcome)
 
 
 class _Group:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -297,10 +297,10 @@ def _ema_op(peer: str, workload: Workload, generator: torch.Generator) -> Subjec
         damping_factor=states, decay_factor=states, ema_expansion_matrix=states, kernel_projection_matrix=states[:2]
     )
     _initialise_ema(module, generator)
-    parameters = dict(module.named_parameters())
+    parameters = list(module.parameters())
 
     def call(x: Tensor) -> Tensor:
-        return ema(x, **parameters, bidirectional=True, backend=workload.backend)
+        return cast(Tensor, ema(x, *parameters, bidirectional=True, backend=workload.backend))
 
     x, gradient = torch.randn(channels, generator=generator), torch.randn(channels, generator=generator)
     return OpSubject(module, workload, call, [x], gradient)

@@ -54,7 +54,9 @@ def test_configurations_that_cannot_work(fields, message):
 
 
 def test_odd_width_works_with_simple_bias(ids):
-    config = MegaConfig(**{**SIZES, "shared_representation_size": 5, "hidden_size": 7}, relative_positional_bias="simple")
+    config = MegaConfig(
+        **{**SIZES, "shared_representation_size": 5, "hidden_size": 7}, relative_positional_bias="simple"
+    )
     assert MegaModel(config)(ids).last_hidden_state.shape == (2, 5, 7)
 
 

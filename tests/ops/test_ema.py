@@ -1,5 +1,7 @@
 """Every form of the EMA against the loop that defines it: values, every gradient, odd lengths, packing, state."""
 
+import itertools
+
 import pytest
 import torch
 from torch.autograd import grad
@@ -61,7 +63,7 @@ def test_packed_documents_reset_the_state(length, truncation, bidirectional):
     bounds = [0, *[t for t in range(1, length) if starts[0, t]], length]
     alone = [
         ema(x[:1, a:b], *parameters, bidirectional=bidirectional, truncation=truncation, backend="reference")
-        for a, b in zip(bounds, bounds[1:])
+        for a, b in itertools.pairwise(bounds)
     ]
     assert deviation(expected[0][:1], torch.cat(alone, dim=1)) < 1e-12
 

@@ -40,7 +40,9 @@ def test_rotary_positions_are_exact_far_out():
     alpha, beta = torch.randn(1, 6, dtype=torch.float64), torch.randn(1, 6, dtype=torch.float64)
     length = 40_000
     far = rotary_diagonals(alpha.float(), beta.float(), length)
-    assert torch.allclose(far.double(), rotary_diagonals(alpha.float().double(), beta.float().double(), length), atol=1e-5)
+    assert torch.allclose(
+        far.double(), rotary_diagonals(alpha.float().double(), beta.float().double(), length), atol=1e-5
+    )
 
 
 def test_simple_bias_indexes_around_its_centre():

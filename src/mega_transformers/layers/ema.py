@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -43,16 +43,19 @@ class MegaMultiDimensionDampedEma(nn.Module):
         """The EMA alone, (B, L, d) -> (B, L, d); arguments as in `forward`."""
         if mask is not None:
             x = x * mask.unsqueeze(-1).to(x.dtype)
-        return ema(
-            x,
-            self.damping_factor,
-            self.decay_factor,
-            self.ema_expansion_matrix,
-            self.kernel_projection_matrix,
-            bidirectional=self.bidirectional,
-            truncation=self.truncation,
-            document_starts=document_starts,
-            num_documents=num_documents,
+        return cast(
+            torch.Tensor,
+            ema(
+                x,
+                self.damping_factor,
+                self.decay_factor,
+                self.ema_expansion_matrix,
+                self.kernel_projection_matrix,
+                bidirectional=self.bidirectional,
+                truncation=self.truncation,
+                document_starts=document_starts,
+                num_documents=num_documents,
+            ),
         )
 
     def activate(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -129,7 +129,9 @@ class Visibility:
             positions = positions_in_documents(starts)
             blocks = count_blocks(starts, positions, chunk_size, num_runs)
             slot_of_token, token_of_slot = aligned_slots(positions, chunk_size, blocks)
-            return cls._in_slots(length, causal, chunk_size, mask, document_starts, num_documents, slot_of_token, token_of_slot)
+            return cls._in_slots(
+                length, causal, chunk_size, mask, document_starts, num_documents, slot_of_token, token_of_slot
+            )
 
         padding = -length % chunk_size
         if mask is not None and not (can_look and bool(mask[:, 0].all())):
@@ -152,9 +154,7 @@ class Visibility:
     def _in_slots(cls, length, causal, chunk_size, mask, starts, num_documents, slot_of_token, token_of_slot):
         real = torch.ones_like(slot_of_token) if mask is None else mask.int()
         group_mask = take_slots(real.unsqueeze(-1), token_of_slot).bool().view(-1, chunk_size)
-        return cls(
-            length, causal, chunk_size, mask, starts, num_documents, token_of_slot, slot_of_token, group_mask
-        )
+        return cls(length, causal, chunk_size, mask, starts, num_documents, token_of_slot, slot_of_token, group_mask)
 
     def group(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, f) to (B * K, n, f), empty places zero."""
@@ -198,7 +198,7 @@ class Visibility:
         return visible
 
     def counts(self, groups: int, device: torch.device) -> torch.Tensor:
-        """Number of keys each query sees, at least 1: (groups or 1, n) int64. What element-wise attention divides by."""
+        """Number of keys each query sees, at least 1: (groups or 1, n) int64. Element-wise attention divides by it."""
         n = self.group_size
         mask = self.expanded_group_mask(groups)
         real = torch.ones(1, n, dtype=torch.int64, device=device) if mask is None else mask.to(device, torch.int64)

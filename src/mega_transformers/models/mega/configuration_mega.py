@@ -71,7 +71,7 @@ class MegaConfig(PreTrainedConfig):
     """
 
     model_type = "mega"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
     attribute_map = {"max_position_embeddings": "max_positions"}  # noqa: RUF012
 
     vocab_size: int = 30522
@@ -128,9 +128,9 @@ class MegaConfig(PreTrainedConfig):
             and saved_by.startswith("4.")
         ):
             logger.warning_once(
-                f"This checkpoint was saved by transformers {saved_by}, whose rmsnorm did not normalise. It is computed "
-                "as a true rmsnorm here, as in the authors' code. If the model was trained with transformers 4.x, load "
-                "it with legacy_unnormalized_rmsnorm=True; if not, legacy_unnormalized_rmsnorm=False ends this warning."
+                f"This checkpoint was saved by transformers {saved_by}, whose rmsnorm did not normalise. Here it is a "
+                "true rmsnorm, as in the authors' code. If the model was trained with transformers 4.x, load it with "
+                "legacy_unnormalized_rmsnorm=True; if not, legacy_unnormalized_rmsnorm=False ends this warning."
             )
 
     def validate_architecture(self):
@@ -180,9 +180,7 @@ class MegaConfig(PreTrainedConfig):
         if self.truncation is not None and self.truncation < 1:
             raise ValueError(f"truncation={self.truncation} must be at least 1; None keeps every lag of the EMA")
         if self.is_decoder and self.bidirectional:
-            raise ValueError(
-                "is_decoder=True needs bidirectional=False: an EMA in both directions sees the future"
-            )
+            raise ValueError("is_decoder=True needs bidirectional=False: an EMA in both directions sees the future")
         if self.add_cross_attention and not self.is_decoder:
             raise ValueError("add_cross_attention=True needs is_decoder=True: only decoders attend to an encoder")
         if self.relative_positional_bias == "rotary" and self.shared_representation_size % 2:

@@ -3,7 +3,7 @@
 Read on in `layers/block.py`, then `layers/gated_attention.py` and `ops/*/reference.py`.
 """
 
-from typing import Any
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,7 @@ from ...layers import (
 from ...ops.cross_entropy import linear_cross_entropy
 from ...ops.visibility import Visibility
 from .configuration_mega import MegaConfig
-from .validation_mega import check_inputs, check_labels, values_can_be_checked
+from .validation_mega import check_inputs, check_labels, leading_shape, values_can_be_checked
 
 
 class MegaEmbeddings(nn.Module):
@@ -86,6 +86,8 @@ class MegaPooler(nn.Module):
 
 
 class MegaPreTrainedModel(PreTrainedModel):
+    """What all Mega models share: configuration, initial weights, and what they support."""
+
     config: MegaConfig
     config_class = MegaConfig
     base_model_prefix = "mega"
@@ -172,13 +174,14 @@ def document_starts_of(
 
 
 class MegaModel(MegaPreTrainedModel):
-    """The bare Mega model, arXiv 2209.10655: an encoder, or a causal model with `is_decoder=True, bidirectional=False`."""
+    """The bare Mega model: an encoder, or a causal model with `is_decoder=True, bidirectional=False`.
+
+    Args:
+        config: The configuration.
+        add_pooling_layer: Whether to add a tanh layer over the first token.
+    """
 
     def __init__(self, config: MegaConfig, add_pooling_layer: bool = True) -> None:
-        """
-        add_pooling_layer (`bool`, *optional*, defaults to `True`):
-            Whether to add a tanh layer over the first token.
-        """
         super().__init__(config)
         if config.add_cross_attention:
             raise ValueError("add_cross_attention=True: this release of mega_transformers has no cross-attention")
@@ -192,7 +195,7 @@ class MegaModel(MegaPreTrainedModel):
         return self.embedding_layer.word_embeddings
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embedding_layer.word_embeddings = value
+        self.embedding_layer.word_embeddings = cast(nn.Embedding, value)
 
     @merge_with_config_defaults
     @capture_outputs
@@ -202,19 +205,31 @@ class MegaModel(MegaPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | BaseModelOutputWithPoolingAndCrossAttentions:
-        """
-        position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Mega has no absolute positions. Where these do not increase by one, a new packed document starts, which
-            sees nothing of the others; `cu_seq_lens_q` or `seq_idx` say the same.
+        """Embeds, runs the blocks, pools.
+
+        Args:
+            input_ids: (B, L) ids, or give `inputs_embeds`.
+            attention_mask: (B, L), 1 (or True) at real tokens and 0 at padding, on either side; all real by default.
+            token_type_ids: (B, L) token types, for a model that embeds them; 0 by default.
+            inputs_embeds: (B, L, d) embeddings in place of ids.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`; and where rows are packed with several
+                documents, which then see nothing of each other, one of `position_ids` (B, L), restarting in every
+                document, `cu_seq_lens_q` (documents + 1,) and `seq_idx` (B, L). Mega has no absolute positions, so
+                `position_ids` say nothing else.
+
+        Returns:
+            `last_hidden_state` (B, L, d); `pooler_output` (B, d); `hidden_states`, (B, L, d) of the
+            embeddings and of every block; `attentions`, per layer (B, K, n, n) for K chunks of n tokens.
+
+        Raises:
+            ValueError: for inputs that cannot be right; see `validation_mega.check_inputs`.
         """
         config = self.config
         shape = check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_ids)
-        extra: dict[str, Any] = dict(kwargs)
         starts, num_documents = document_starts_of(
-            shape, position_ids, extra.get("cu_seq_lens_q"), extra.get("seq_idx")
+            shape, kwargs.get("position_ids"), kwargs.get("cu_seq_lens_q"), kwargs.get("seq_idx")
         )
         hidden_states = self.embedding_layer(input_ids, token_type_ids, inputs_embeds)
         visibility = Visibility.build(
@@ -225,7 +240,7 @@ class MegaModel(MegaPreTrainedModel):
             document_starts=starts,
             num_documents=num_documents,
         )
-        output_attentions = bool(extra.get("output_attentions", config.output_attentions))
+        output_attentions = bool(kwargs.get("output_attentions", config.output_attentions))
         for layer in self.layers:
             hidden_states = layer(hidden_states, visibility=visibility, output_attentions=output_attentions)
         pooled = None if self.pooler is None else self.pooler(hidden_states, attention_mask)
@@ -233,6 +248,8 @@ class MegaModel(MegaPreTrainedModel):
 
 
 class MegaForMaskedLM(MegaPreTrainedModel):
+    """Mega with a language model head that predicts masked words."""
+
     _tied_weights_keys = {"mlm_head.weight": "mega.embedding_layer.word_embeddings.weight"}  # noqa: RUF012
 
     def __init__(self, config: MegaConfig) -> None:
@@ -247,7 +264,7 @@ class MegaForMaskedLM(MegaPreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.mlm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.mlm_head = new_embeddings
 
     def _has_plain_loss(self) -> bool:
@@ -267,24 +284,24 @@ class MegaForMaskedLM(MegaPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | MaskedLMOutput:
-        """
-        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Ids of the words to predict, -100 where there is none. With `config.sparse_prediction` the logits are
-            those of labelled positions only, in reading order: `(labelled, vocab_size)`.
+        """Logits (B, L, V), and the loss with `labels`.
+
+        Args:
+            labels: (B, L) ids of the words to predict, -100 where there is none. With `config.sparse_prediction` the
+                logits are those of labelled positions only, in reading order: (labelled, V).
+            input_ids, attention_mask, token_type_ids, inputs_embeds, kwargs: As in `MegaModel.forward`; also
+                `num_items_in_batch`, by which the summed loss is divided in place of the number of labels.
         """
         if labels is not None:
-            shape = tuple((input_ids if inputs_embeds is None else inputs_embeds).shape[:2])
-            check_labels("labels", labels, shape, self.config.vocab_size)
+            check_labels("labels", labels, leading_shape(input_ids, inputs_embeds), self.config.vocab_size)
         outputs = self.mega(
             input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             inputs_embeds=inputs_embeds,
-            position_ids=position_ids,
             **kwargs,
         )
         hidden_states = outputs[0]
@@ -323,7 +340,7 @@ class MegaClassificationHead(nn.Module):
         self.pooling = config.classifier_pooling
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(classifier_dropout(config))
-        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+        self.out_proj = nn.Linear(config.hidden_size, cast(int, config.num_labels))
 
     def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
         """(B, L, d) -> (B, num_labels)."""
@@ -344,9 +361,11 @@ def classifier_dropout(config: MegaConfig) -> float:
 
 
 class MegaForSequenceClassification(MegaPreTrainedModel):
+    """Mega with a head for classes of (or numbers for) whole sequences."""
+
     def __init__(self, config: MegaConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = cast(int, config.num_labels)
         self.mega = MegaModel(config, add_pooling_layer=False)
         self.classifier = MegaClassificationHead(config)
         self.post_init()
@@ -358,21 +377,26 @@ class MegaForSequenceClassification(MegaPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | SequenceClassifierOutput:
+        """Logits (B, num_labels), and the loss with `labels`.
+
+        Args:
+            labels: (B,) classes in [0, num_labels); floats (B,) for regression with one label, or (B, num_labels) for
+                several labels or targets. `config.problem_type` decides, or the number of labels and the dtype.
+            input_ids, attention_mask, token_type_ids, inputs_embeds, kwargs: As in `MegaModel.forward`.
         """
-        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            Classes in `[0, config.num_labels)`; floats of shape `(batch_size,)` for regression with one label, or of
-            shape `(batch_size, num_labels)` for several labels or targets. `config.problem_type` decides, or the
-            number of labels and the dtype.
-        """
-        if labels is not None and not labels.is_floating_point() and self.config.problem_type in (
-            None,
-            "single_label_classification",
+        if (
+            labels is not None
+            and not labels.is_floating_point()
+            and self.config.problem_type
+            in (
+                None,
+                "single_label_classification",
+            )
         ):
-            batch = (input_ids if inputs_embeds is None else inputs_embeds).shape[0]
+            batch = leading_shape(input_ids, inputs_embeds)[0]
             if self.num_labels > 1:
                 check_labels("labels", labels.view(-1), (batch,), self.num_labels)
         outputs = self.mega(
@@ -380,7 +404,6 @@ class MegaForSequenceClassification(MegaPreTrainedModel):
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             inputs_embeds=inputs_embeds,
-            position_ids=position_ids,
             **kwargs,
         )
         logits = self.classifier(outputs[0], attention_mask)
@@ -393,12 +416,14 @@ class MegaForSequenceClassification(MegaPreTrainedModel):
 
 
 class MegaForTokenClassification(MegaPreTrainedModel):
+    """Mega with a head for classes of tokens."""
+
     def __init__(self, config: MegaConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = cast(int, config.num_labels)
         self.mega = MegaModel(config, add_pooling_layer=False)
         self.dropout = nn.Dropout(classifier_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(config.hidden_size, cast(int, config.num_labels))
         self.post_init()
 
     @can_return_tuple
@@ -408,23 +433,22 @@ class MegaForTokenClassification(MegaPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | TokenClassifierOutput:
-        """
-        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-            Classes of tokens in `[0, config.num_labels)`, -100 where there is none.
+        """Logits (B, L, num_labels), and the loss with `labels`.
+
+        Args:
+            labels: (B, L) classes of tokens in [0, num_labels), -100 where there is none.
+            input_ids, attention_mask, token_type_ids, inputs_embeds, kwargs: As in `MegaModel.forward`.
         """
         if labels is not None:
-            shape = tuple((input_ids if inputs_embeds is None else inputs_embeds).shape[:2])
-            check_labels("labels", labels, shape, self.num_labels)
+            check_labels("labels", labels, leading_shape(input_ids, inputs_embeds), self.num_labels)
         outputs = self.mega(
             input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             inputs_embeds=inputs_embeds,
-            position_ids=position_ids,
             **kwargs,
         )
         logits = self.classifier(self.dropout(outputs[0]))
@@ -437,6 +461,8 @@ class MegaForTokenClassification(MegaPreTrainedModel):
 
 
 class MegaForMultipleChoice(MegaPreTrainedModel):
+    """Mega with a head that scores the choices of a question."""
+
     def __init__(self, config: MegaConfig) -> None:
         super().__init__(config)
         self.mega = MegaModel(config)
@@ -454,17 +480,12 @@ class MegaForMultipleChoice(MegaPreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | MultipleChoiceModelOutput:
-        """
-        input_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`):
-            Ids of every choice's tokens; the other inputs have the same first three dimensions.
-        attention_mask (`torch.Tensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
-            1 at real tokens, 0 at padding.
-        token_type_ids (`torch.LongTensor` of shape `(batch_size, num_choices, sequence_length)`, *optional*):
-            Token types.
-        inputs_embeds (`torch.Tensor` of shape `(batch_size, num_choices, sequence_length, hidden_size)`, *optional*):
-            Embeddings instead of ids.
-        labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-            The right choice, in `[0, num_choices)`.
+        """Logits (B, choices), and the loss with `labels`.
+
+        Args:
+            input_ids: (B, choices, L); the other inputs have the same dimensions, and `inputs_embeds` one more.
+            labels: (B,) right choices in [0, choices).
+            attention_mask, token_type_ids, inputs_embeds, kwargs: As in `MegaModel.forward`.
         """
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given is None or given.dim() != (3 if inputs_embeds is None else 4):
@@ -494,11 +515,13 @@ class MegaForMultipleChoice(MegaPreTrainedModel):
 
 
 class MegaForQuestionAnswering(MegaPreTrainedModel):
+    """Mega with a head for the first and the last token of an answer."""
+
     def __init__(self, config: MegaConfig) -> None:
         super().__init__(config)
-        self.num_labels = config.num_labels
+        self.num_labels = cast(int, config.num_labels)
         self.mega = MegaModel(config, add_pooling_layer=False)
-        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
+        self.qa_outputs = nn.Linear(config.hidden_size, cast(int, config.num_labels))
         self.post_init()
 
     @can_return_tuple
@@ -508,17 +531,21 @@ class MegaForQuestionAnswering(MegaPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
         start_positions: torch.Tensor | None = None,
         end_positions: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | QuestionAnsweringModelOutput:
+        """Logits (B, L) of an answer's start and of its end, and the loss with both positions.
+
+        Args:
+            start_positions, end_positions: (B,) positions; those outside the sequence do not count.
+            input_ids, attention_mask, token_type_ids, inputs_embeds, kwargs: As in `MegaModel.forward`.
+        """
         outputs = self.mega(
             input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             inputs_embeds=inputs_embeds,
-            position_ids=position_ids,
             **kwargs,
         )
         start_logits, end_logits = (part.squeeze(-1) for part in self.qa_outputs(outputs[0]).split(1, dim=-1))

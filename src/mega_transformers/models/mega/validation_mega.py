@@ -13,6 +13,14 @@ def values_can_be_checked(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and tensor.numel() > 0
 
 
+def leading_shape(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> tuple[int, ...]:
+    """(batch, length) of whichever of the two is given."""
+    given = inputs_embeds if input_ids is None else input_ids
+    if given is None:
+        raise ValueError("give either input_ids or inputs_embeds; got neither")
+    return tuple(given.shape[:2])
+
+
 def check_ids(name: str, ids: torch.Tensor, size: int, size_name: str) -> None:
     """Raises ValueError unless all `ids` are in [0, size)."""
     if ids.is_floating_point() or ids.dtype == torch.bool:
@@ -27,7 +35,8 @@ def check_mask(name: str, mask: torch.Tensor, shape: tuple[int, int]) -> None:
     """Raises ValueError unless `mask` has the shape (batch, length) and holds 0 and 1 (or bools)."""
     if tuple(mask.shape) != shape:
         raise ValueError(
-            f"{name} has shape {tuple(mask.shape)}, but must be (batch, length) = {shape}: 1 at real tokens, 0 at padding"
+            f"{name} has shape {tuple(mask.shape)}, but must be (batch, length) = {shape}: "
+            "1 at real tokens, 0 at padding"
         )
     if mask.dtype != torch.bool and values_can_be_checked(mask) and not bool(((mask == 0) | (mask == 1)).all()):
         wrong = mask[(mask != 0) & (mask != 1)][0].item()
@@ -80,7 +89,8 @@ def check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_id
     if token_type_ids is not None:
         if tuple(token_type_ids.shape) != (batch, length):
             raise ValueError(
-                f"token_type_ids has shape {tuple(token_type_ids.shape)}, but must be (batch, length) = {(batch, length)}"
+                f"token_type_ids has shape {tuple(token_type_ids.shape)}, but must be (batch, length) = "
+                f"{(batch, length)}"
             )
         if config.add_token_type_embeddings:
             check_ids("token_type_ids", token_type_ids, config.type_vocab_size, "type_vocab_size")

@@ -155,7 +155,7 @@ class _BlockwiseAttention(torch.autograd.Function):
         for block in _blocks(problem, q, diagonals):
             groups, rows, end = block.groups, block.rows, block.end
             scores, queries = _scores(problem, block, q, k)
-            slope = None if softmax else ELEMENTWISE[problem.activation][1](scores)
+            slope = scores if softmax else ELEMENTWISE[problem.activation][1](scores)
             weights = _weights(problem, block, scores)
             grad = doutput[groups, rows]
             dweights = torch.bmm(grad, v[groups, :end].transpose(1, 2)).to(weights.dtype)

@@ -6,6 +6,9 @@ keys; the learned bias becomes the kernel's additive mask.
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
@@ -63,6 +66,13 @@ def attention_sdpa(
     return output if sees is None else output * sees
 
 
+@functools.cache
+def _compiled_flex_attention() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
+
+
 def attention_flex(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -86,24 +96,32 @@ def attention_flex(
             "training; set it to 0 or use attn_implementation='sdpa'"
         )
     groups, n, width = q.shape
-    diagonals = None if bias is None else bias.diagonals(n).to(torch.promote_types(q.dtype, torch.float32))
     visible = visibility.visible(groups, q.device)
 
-    def add_bias(score, group, head, i, j):
-        return score + diagonals[j - i + n - 1]
+    score_mod = None
+    if bias is not None:
+        diagonals = bias.diagonals(n).to(torch.promote_types(q.dtype, torch.float32))
 
-    def sees(group, head, i, j):
-        return visible[group if visible.shape[0] > 1 else 0, i, j]
+        def score_mod(score, group, head, i, j):
+            return score + diagonals[j - i + n - 1]
 
     block_mask = None
     if visible is not None:
-        block_mask = create_block_mask(sees, groups if visible.shape[0] > 1 else None, None, n, n, device=str(q.device))
-    kernel = torch.compile(flex_attention) if q.device.type == "cuda" and not torch.compiler.is_compiling() else flex_attention
+        matrix = visible
+
+        def sees(group, head, i, j):
+            return matrix[group if matrix.shape[0] > 1 else 0, i, j]
+
+        block_mask = create_block_mask(
+            sees, groups if visible.shape[0] > 1 else None, None, n, n, device=str(q.device)
+        )
+    eager_gpu = q.device.type == "cuda" and not torch.compiler.is_compiling()
+    kernel: Any = _compiled_flex_attention() if eager_gpu else flex_attention
     output = kernel(
         q.unsqueeze(1),
         k.unsqueeze(1),
         v.unsqueeze(1),
-        score_mod=None if diagonals is None else add_bias,
+        score_mod=score_mod,
         block_mask=block_mask,
         scale=width**-0.5,
     ).squeeze(1)

@@ -87,9 +87,7 @@ def ema(
         raise ValueError(f"backend='step' takes one token in one direction; got {length} tokens")
 
     with torch.autocast(x.device.type, enabled=False):  # float32 inside, whatever surrounds it
-        coefficients = ema_coefficients(
-            damping_factor, decay_factor, ema_expansion_matrix, kernel_projection_matrix
-        )
+        coefficients = ema_coefficients(damping_factor, decay_factor, ema_expansion_matrix, kernel_projection_matrix)
         dtype = torch.promote_types(x.dtype, coefficients.input.dtype)
         inputs = x.to(dtype)
         coefficients = EMACoefficients(*(c.to(dtype) for c in coefficients))
@@ -127,7 +125,10 @@ def ema(
             )
             y = y.gather(1, slot_of_token.unsqueeze(-1).expand_as(inputs))
     y = y.to(x.dtype)
-    return (y, new_state) if return_state else y
+    if not return_state:
+        return y
+    assert new_state is not None
+    return y, new_state
 
 
 def _choose(x: torch.Tensor, stateful: bool, documents: bool) -> str:

@@ -16,8 +16,10 @@ from .reference import EMACoefficients
 
 
 def block_size(length: int) -> int:
-    """Tokens per block that are fastest at that length (docs/performance.md): products of m x m matrices pay off
-    only when many blocks share them."""
+    """Tokens per block that are fastest at that length (docs/performance.md).
+
+    Larger ones pay off only when many blocks share their m x m matrices.
+    """
     for longest, size in ((256, 16), (4096, 32), (32768, 64)):
         if length <= longest:
             return size

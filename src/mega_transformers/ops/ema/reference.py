@@ -1,4 +1,4 @@
-"""The multi-dimensional damped EMA by its definition, one step at a time (paper section 3.1, authors' `MultiHeadEMA`)."""
+"""The multi-dimensional damped EMA by its definition, step by step (paper section 3.1, authors' `MultiHeadEMA`)."""
 
 from __future__ import annotations
 

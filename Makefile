@@ -1,0 +1,53 @@
+# Everything runs in .venv, which is made and updated as needed. PYTHON is the interpreter that makes it (3.10 or later).
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help demo test test-transformers lint bench clean
+
+help:
+	@echo "make demo               fill masks with the bundled model"
+	@echo "make test               the tests (ARGS=... goes to pytest)"
+	@echo "make test-transformers  transformers' own model tests on our models"
+	@echo "make lint               ruff and mypy"
+	@echo "make bench              speed and memory against other models (ARGS=... goes to mega bench)"
+	@echo "make clean              remove .venv, caches and builds"
+
+demo: $(VENV)/.installed
+	$(BIN)/mega fill-mask "The <mask> of the United States gave a speech."
+
+test: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore=tests/transformers_suite --numprocesses=2 $(ARGS)
+
+test-transformers: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/transformers_suite --numprocesses=2 $(ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/mega bench $(ARGS)
+
+clean:
+	rm -rf $(VENV) .venvs build dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed, for example: make PYTHON=python3.12 demo")'
+	$(PYTHON) -m venv $(VENV)
+
+# What is installed depends on these two files only: the package itself is linked to, not copied.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing the package and PyTorch into $(VENV); the first time takes minutes."
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	@echo "Installing the package, PyTorch and the tools of its tests into $(VENV); the first time takes minutes."
+	$(PIP) --editable '.[dev]'
+	@touch $(VENV)/.installed $@

@@ -1,0 +1,88 @@
+"""Tables, the picture, and their way into the documentation."""
+
+import pytest
+from fakes import empty_report, run
+from rich.console import Console
+
+from benchmarks.cases import CASES, OLD
+from benchmarks.report import BEGIN, END, markdown, publish, terminal
+
+NAMES = ("train-8192-chunk512", "infer-scaling")
+
+
+@pytest.fixture
+def report():
+    whole = empty_report()
+    for name in NAMES:
+        part, _, _ = run(CASES[name])
+        whole.cases += part.cases
+        whole.versions |= part.versions
+    return whole
+
+
+def shown(report, width=80):
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(terminal(report))
+    return capture.get()
+
+
+def test_terminal_table_fits_eighty_columns(report):
+    text = shown(report)
+    assert max(map(len, text.splitlines())) <= 80
+    for expected in ("train-8192-chunk512", OLD, "5.00x", "≥ 4x", "yes", "cores", "4096"):
+        assert expected in text
+
+
+def test_markdown_rows_have_every_column(report):
+    lines = markdown(report).splitlines()
+    table = [line for line in lines[: lines.index("")] if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    rows = {line.split("|")[2].strip(): [cell.strip() for cell in line.split("|")[3:-1]] for line in table[2:]}
+    assert rows[OLD] == ["2.00 s", "10.00 s", "5.00x", "≥ 4x", "yes", "0 MiB", "0 MiB", "0.22", "≤ 0.35", "yes"]
+    assert "with uncommitted changes" in markdown(report)
+    assert "Not in this run: `train-2048-full`" in markdown(report)
+
+
+def test_a_refusal_shows_no_number():
+    report, _, _ = run(CASES["train-2048-full"], wrong=1.0)
+    row = next(line for line in markdown(report).splitlines() if line.startswith("| `train-2048-full`"))
+    assert "refused: no speed-up of a wrong result" in row and "x |" not in row
+    text = shown(report)
+    assert "refused" in text and "No ratio for train-2048-full" in text
+
+
+def test_publish_replaces_what_is_between_the_markers(report, tmp_path):
+    pytest.importorskip("matplotlib")
+    document = tmp_path / "performance.md"
+    document.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    written = publish(report, document)
+    once = document.read_text()
+    publish(report, document)
+    assert document.read_text() == once
+    assert once.startswith("before\n") and once.endswith("\nafter\n") and "old" not in once and "5.00x" in once
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["performance.md", "performance.png"]
+    assert set(written) == set(tmp_path.iterdir())
+    assert (tmp_path / "performance.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("text", ["", f"{BEGIN}\n", f"{END}\n{BEGIN}\n", f"{BEGIN}\n{END}\n{BEGIN}\n{END}\n"])
+def test_publish_needs_its_markers(report, tmp_path, text):
+    document = tmp_path / "performance.md"
+    document.write_text(text)
+    with pytest.raises(ValueError, match=r"performance\.md needs the lines"):
+        publish(report, document)
+    assert document.read_text() == text and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_quick_run_is_not_published(report, tmp_path):
+    report.quick = True
+    with pytest.raises(ValueError, match="quick"):
+        publish(report, tmp_path / "performance.md")
+
+
+def test_the_repository_document_has_its_markers():
+    from benchmarks.report import DOCUMENT
+
+    text = DOCUMENT.read_text()
+    assert text.count(BEGIN) == text.count(END) == 1 and text.index(BEGIN) < text.index(END)

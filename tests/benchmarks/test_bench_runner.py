@@ -1,0 +1,82 @@
+"""What the runner does, in which order, and what it refuses."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from fakes import run
+
+from benchmarks.cases import CASES, MODERNBERT, OLD, OURS, ROBERTA, Subject, Workload
+from benchmarks.client import Worker, WorkerError
+
+
+def test_order_of_a_comparison():
+    _, journal, listener = run(CASES["train-2048-full"])
+    check, measuring = journal[: journal.index((OURS, "memory"))], [e for e in journal if e[1] in ("memory", "time")]
+    assert check.index((OLD, "check")) < check.index((OURS, "load with weights")) < check.index((OURS, "check"))
+    assert (OURS, "load") not in journal
+    in_turns = [(OURS, "memory"), (OLD, "memory")] * 3 + [(OURS, "time"), (OLD, "time")] * 4
+    assert measuring == in_turns
+    assert listener.steps == listener.announced
+    starts = [key for key, what in journal if what == "start"]
+    assert len(starts) == len([key for key, what in journal if what == "close"]) == 2 + 2 * 3
+
+
+def test_warm_up_is_not_counted():
+    report, _, _ = run(CASES["train-2048-full"])
+    ours, theirs = report.cases[0].measurements
+    assert ours.seconds == [1.0, 2.0, 3.0] and theirs.seconds == [12.0, 10.0, 5.0]
+    assert ours.memory_bytes == [100, 300, 200]
+    (row,) = report.cases[0].rows
+    assert row.speed == 5.0 and row.memory == pytest.approx(200 / 900)
+    assert row.agreement == 0
+
+
+def test_no_speed_up_of_a_wrong_result():
+    report, journal, listener = run(CASES["train-8192-chunk512"], wrong=1e-3)
+    rows = {row.against: row for row in report.cases[0].rows}
+    assert "no speed-up of a wrong result" in rows[OLD].refused
+    assert rows[OLD].speed is rows[OLD].ours_seconds is rows[OLD].memory is None
+    assert (OLD, "time") not in journal
+    assert rows[MODERNBERT].speed is not None and rows[ROBERTA].speed is not None
+    assert listener.steps == listener.announced
+
+
+def test_a_broken_peer_leaves_the_others():
+    report, _, _ = run(CASES["train-8192-chunk512"], broken=MODERNBERT)
+    rows = {row.against: row for row in report.cases[0].rows}
+    assert "it broke" in rows[MODERNBERT].refused
+    assert rows[OLD].speed is not None
+
+
+def test_when_ours_is_broken_nothing_is_measured():
+    report, journal, listener = run(CASES["train-8192-chunk512"], broken=OURS)
+    assert all("it broke" in row.refused for row in report.cases[0].rows)
+    assert not [entry for entry in journal if entry[1] in ("time", "memory")]
+    assert listener.steps == listener.announced
+
+
+def test_a_series_has_no_check_and_measures_length_by_length():
+    _, journal, listener = run(CASES["ema-crossover"])
+    assert not [entry for entry in journal if entry[1] == "check"]
+    timed = [int(key.partition("@")[2]) for key, what in journal if what == "time"]
+    assert timed == sorted(timed)
+    assert listener.steps == listener.announced
+
+
+def test_a_real_worker():
+    workload = Workload("train", 24)
+    with Worker(Path(sys.executable), threads=1) as worker:
+        facts = worker.load(Subject(ROBERTA, ROBERTA, workload), 0, 1, None)
+        assert facts["parameters"] > 0 and {"python", "torch", "transformers"} <= facts["versions"].keys()
+        size, method = worker.memory()
+        assert size > facts["parameters"] * 4 and method in ("VmHWM", "ru_maxrss")  # the gradients at least
+        assert worker.time() > 0
+        with pytest.raises(WorkerError, match="KeyError"):
+            worker._ask("nonsense")
+        assert worker.time() > 0
+
+
+def test_a_worker_that_cannot_start_says_why(tmp_path):
+    with Worker(Path("/bin/sh"), threads=1) as worker, pytest.raises(WorkerError, match="during load"):
+        worker.load(Subject(ROBERTA, ROBERTA, Workload("train", 24)), 0, 1, None)

@@ -1,0 +1,93 @@
+"""The `mega` command: starts without torch, knows its commands, is quiet when interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mega_transformers import __version__
+
+LAUNCH = "from mega_launcher import main; main()"
+PROBE = """
+import sys
+sys.argv = ["mega", *{arguments!r}]
+from mega_launcher import main
+try:
+    main()
+finally:
+    heavy = {{"torch", "transformers", "datasets", "matplotlib"}} & set(sys.modules)
+    print("heavy:", sorted(heavy), file=sys.stderr)
+"""
+
+
+def run(*command: str, **kwargs) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, **kwargs)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["fill-mask", "--help"], ["bench", "--help"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    result = run(sys.executable, "-c", PROBE.format(arguments=arguments))
+    assert result.returncode == 0
+    assert result.stdout
+    assert "heavy: []" in result.stderr
+
+
+def test_version() -> None:
+    for command in (["-c", LAUNCH], ["-m", "mega_transformers"]):
+        assert run(sys.executable, *command, "--version").stdout == f"mega-transformers {__version__}\n"
+
+
+def test_usage_errors_exit_with_2() -> None:
+    result = run(sys.executable, "-c", LAUNCH, "fill-masks")
+    assert result.returncode == 2
+    assert "No such command" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_postponed_package_is_loaded_at_first_use() -> None:
+    code = """
+import sys, mega_launcher
+mega_launcher._postpone_package()
+import mega_transformers.cli
+assert "torch" not in sys.modules
+from mega_transformers import MegaConfig
+from transformers import AutoConfig
+assert isinstance(AutoConfig.for_model("mega"), MegaConfig)
+assert mega_transformers.cli.app.info.name == "mega"
+"""
+    result = run(sys.executable, "-c", code)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_interrupt_exits_with_130_quietly(tmp_path: Path) -> None:
+    code = """
+import os, signal
+def interrupt(): os.kill(os.getpid(), signal.SIGINT)
+from mega_transformers.cli import fill_mask
+fill_mask.load_libraries = interrupt
+import sys
+sys.argv = ["mega", "fill-mask", "a <mask>", "--model", sys.argv[1]]
+from mega_launcher import main
+main()
+"""
+    (tmp_path / "config.json").write_text("{}")
+    result = run(sys.executable, "-c", code, str(tmp_path))
+    assert result.returncode == 130
+    assert result.stderr == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX pipes")
+def test_closed_pipe_is_quiet(tiny_checkpoint: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", LAUNCH, "fill-mask", "a <mask>", "--json", "--model", str(tiny_checkpoint)]
+    process = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True)
+    os.close(writer)
+    assert process.stderr == ""
+    assert process.returncode in (1, 128 + signal.SIGPIPE)

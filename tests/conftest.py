@@ -1,0 +1,57 @@
+"""What several test folders need: a small byte-level BPE and a small Mega masked language model, as saved folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a model hub
+
+SENTENCES = [
+    "The president of the United States gave a speech.",
+    "The captain of the ship gave an order, and the sailors obeyed.",
+    "A whale swam under the ship; nobody had seen the whale before.",
+    "It is a truth universally acknowledged that a speech must end.",
+]
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with vocab.json and merges.txt only, RoBERTa's special tokens first."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    tokenizer = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    tokenizer.train_from_iterator(SENTENCES * 4, vocab_size=360, special_tokens=special, show_progress=False)
+    tokenizer.save_model(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_folder: Path) -> Path:
+    """A saved MegaForMaskedLM with random weights and its tokenizer."""
+    import torch
+    from transformers import AutoTokenizer
+
+    from mega_transformers import MegaConfig, MegaForMaskedLM
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer_folder, config=MegaConfig())
+    config = MegaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        intermediate_size=48,
+        nffn_hidden_size=48,
+        shared_representation_size=16,
+        ema_projection_size=4,
+        max_positions=128,
+        initializer_range=0.5,  # candidates that differ in probability
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    MegaForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

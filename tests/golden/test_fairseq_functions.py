@@ -1,0 +1,71 @@
+"""Activations and relative position biases against the authors' code."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from golden_io import (
+    GRADIENT_TOLERANCE,
+    assert_close,
+    assert_gradients,
+    assert_outputs,
+    config_of,
+    fairseq_files,
+    load_parameters,
+    read_fairseq,
+)
+from transformers.activations import ACT2FN
+
+from mega_transformers.layers import MegaRotaryRelativePositionalBias, MegaSimpleRelativePositionalBias
+from mega_transformers.ops.activations import laplace, laplace_derivative, relu2, relu2_derivative
+from mega_transformers.ops.relative_bias import toeplitz
+
+OURS = {"laplace": laplace, "relu2": relu2}
+BIASES = {"relpos_rotary": MegaRotaryRelativePositionalBias, "relpos_simple": MegaSimpleRelativePositionalBias}
+
+
+@pytest.mark.parametrize("name", ["laplace", "relu2", "relu", "gelu", "gelu_accurate", "linear", "silu"])
+def test_activation(name, device):
+    case = read_fairseq("functions", device)
+    function = OURS[name] if name in OURS else ACT2FN[name]
+    assert_outputs(function(case.input["x"]), case.output[name], name)
+
+
+@pytest.mark.parametrize("function, derivative", [(laplace, laplace_derivative), (relu2, relu2_derivative)])
+def test_derivative(function, derivative, device):
+    x = read_fairseq("functions", device).input["x"].requires_grad_()
+    (expected,) = torch.autograd.grad(function(x).sum(), x)
+    assert_close(derivative(x), expected, GRADIENT_TOLERANCE, f"derivative of {function.__name__}")
+
+
+@pytest.mark.parametrize("name", fairseq_files("relpos_*"))
+def test_relative_bias(name, device):
+    case = read_fairseq(name, device)
+    width = case.meta.get("embed_dim", 2)
+    config = config_of({"max_positions": case.meta["max_positions"], "zdim": width})
+    module = BIASES[name](config).to(device)
+    load_parameters(module, case.param, "rel_pos_bias.")
+    for key, reference in case.output.items():
+        length = int(key.removeprefix("bias_"))
+        assert_outputs(toeplitz(module().diagonals(length)), reference, key)
+    weight = case.input["loss_weight"]
+    (toeplitz(module().diagonals(weight.shape[-1])) * weight).sum().backward()
+    assert_gradients(module, case, {}, "rel_pos_bias.")
+
+
+def test_rotary_features_give_the_same_bias(device):
+    case = read_fairseq("relpos_rotary", device)
+    module = MegaRotaryRelativePositionalBias(config_of({"zdim": case.meta["embed_dim"]})).to(device)
+    load_parameters(module, case.param, "rel_pos_bias.")
+    for key, reference in case.output.items():
+        queries, keys = module().features(int(key.removeprefix("bias_")))
+        assert_outputs(queries @ keys.T, reference, key)
+
+
+def test_simple_bias_refuses_more_positions_than_it_has():
+    case = read_fairseq("relpos_simple")
+    positions = case.meta["max_positions"]
+    module = MegaSimpleRelativePositionalBias(config_of({"max_positions": positions}))
+    load_parameters(module, case.param, "rel_pos_bias.")
+    with pytest.raises(ValueError, match=f"length={positions + 1} .*{positions} positions"):
+        module().diagonals(positions + 1)

@@ -1,0 +1,181 @@
+"""Checkpoints of transformers 4.40.2 through the Auto classes: its numbers where it was right, else the right ones."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+import transformers
+from golden_io import (
+    GRADIENT_TOLERANCE,
+    TRANSFORMERS,
+    Case,
+    assert_close,
+    assert_outputs,
+    read_case,
+)
+
+AUTO = {
+    "MegaModel": transformers.AutoModel,
+    "MegaForMaskedLM": transformers.AutoModelForMaskedLM,
+    "MegaForSequenceClassification": transformers.AutoModelForSequenceClassification,
+    "MegaForTokenClassification": transformers.AutoModelForTokenClassification,
+    "MegaForMultipleChoice": transformers.AutoModelForMultipleChoice,
+    "MegaForQuestionAnswering": transformers.AutoModelForQuestionAnswering,
+}
+CASES = sorted(path.parent.name for path in TRANSFORMERS.glob("*/io.safetensors"))
+CAUSAL = [name for name in CASES if name.startswith("causal_lm_")]
+ENCODERS = [name for name in CASES if name not in CAUSAL]
+RMSNORM = [name for name in CASES if "rmsnorm" in name]
+WITH_GRADIENTS = ["masked_lm_default_tied", "seq_cls_single_label"]
+
+
+def read_model_case(name: str, device: str) -> Case:
+    return read_case(TRANSFORMERS / name / "io.safetensors", device)
+
+
+def load_model(name: str, case: Case, device: str, **kwargs) -> transformers.PreTrainedModel:
+    if not case.meta.get("add_pooling_layer", True):
+        kwargs["add_pooling_layer"] = False
+    model, info = AUTO[case.meta["cls"]].from_pretrained(TRANSFORMERS / name, output_loading_info=True, **kwargs)
+    assert type(model).__name__ == case.meta["cls"]
+    assert not any(info.values()), info  # nothing missing, unexpected or mismatched
+    return model.to(device).eval()
+
+
+def left_padded(case: Case) -> torch.Tensor | None:
+    """(rows,) bool, True where a row starts with padding; None without a mask."""
+    mask = case.input.get("attention_mask")
+    return None if mask is None else mask.flatten(0, -2)[:, 0] == 0
+
+
+def comparable(case: Case, name: str, use_chunking: bool) -> torch.Tensor | slice:
+    """The rows of output `name` in which 4.40.2 was right.
+
+    It pooled padding where that stands first, and counted chunks from the padding, so that left padding changed what
+    the real tokens see.
+    """
+    padded = left_padded(case)
+    wrong = padded is not None and bool(padded.any()) and (use_chunking or name == "pooler_output")
+    return ~padded if wrong else slice(None)
+
+
+def assert_model_outputs(outputs, reference: dict[str, torch.Tensor], case: Case, use_chunking: bool) -> None:
+    """Compares everything in `reference`, whose lists are stored as `name.index`."""
+    lengths = {}
+    for key, expected in reference.items():
+        name, _, index = key.partition(".")
+        if name not in outputs:
+            continue
+        actual = outputs[name][int(index)] if index else outputs[name]
+        rows = comparable(case, name, use_chunking) if expected.dim() else ...
+        assert actual.shape == expected.shape
+        assert_outputs(actual[rows], expected[rows], key)
+        lengths[name] = lengths.get(name, 0) + 1
+    for name in ("hidden_states", "attentions"):
+        if name in outputs:
+            assert len(outputs[name]) == lengths[name]
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_outputs(name, device, attn_implementation):
+    case = read_model_case(name, device)
+    model = load_model(name, case, device, attn_implementation=attn_implementation)
+    reference = case.fixed or case.output
+    with torch.no_grad():
+        everything = model(**case.input, output_hidden_states=True, output_attentions=True)
+        # without weights to return, other code runs
+        outputs = model(**case.input)
+    assert {key.partition(".")[0] for key in reference} == everything.keys()
+    assert_model_outputs(everything, reference, case, model.config.use_chunking)
+    assert_model_outputs(outputs, reference, case, model.config.use_chunking)
+
+
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name.endswith("_pad")])
+def test_left_padding_changes_nothing(name, device, attn_implementation):
+    """Where 4.40.2's numbers are not compared: rows padded on the left are computed as without their padding."""
+    case = read_model_case(name, device)
+    model = load_model(name, case, device, attn_implementation=attn_implementation)
+    padded = left_padded(case)
+    assert padded.any()
+    with torch.no_grad():
+        outputs = model(**case.input)
+        for row in padded.nonzero().flatten().tolist():
+            real = case.input["attention_mask"][row].bool()
+            alone = model(**{key: value[row : row + 1, real] for key, value in case.input.items()})
+            assert_outputs(outputs.last_hidden_state[row, real], alone.last_hidden_state[0], "last_hidden_state")
+            assert_outputs(outputs.pooler_output[row], alone.pooler_output[0], "pooler_output")
+
+
+@pytest.mark.parametrize("name", RMSNORM)
+def test_rmsnorm_that_does_not_normalise(name, device, attn_implementation):
+    case = read_model_case(name, device)
+    kwargs = {"attn_implementation": attn_implementation, "legacy_unnormalized_rmsnorm": True}
+    model = load_model(name, case, device, **kwargs)
+    with torch.no_grad():
+        outputs = model(**case.input, output_hidden_states=True, output_attentions=True)
+    assert_model_outputs(outputs, case.output, case, model.config.use_chunking)
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_hidden_states_of_a_causal_model(name, device, attn_implementation):
+    """The trunk of a causal language model over whole rows, at real tokens."""
+    case = read_model_case(name, device)
+    kwargs = {"attn_implementation": attn_implementation, "add_pooling_layer": False}
+    model = transformers.AutoModel.from_pretrained(TRANSFORMERS / name, **kwargs).to(device).eval()
+    mask = case.input["attention_mask"]
+    with torch.no_grad():
+        outputs = model(
+            case.input["input_ids"], attention_mask=mask, output_hidden_states=True, output_attentions=True
+        )
+    assert model.config.is_decoder
+    assert len(outputs.hidden_states) == model.config.num_hidden_layers + 1
+    for index, states in enumerate(outputs.hidden_states):
+        reference = case.output[f"hidden_states.{index}"]
+        assert_outputs(states[mask.bool()], reference[mask.bool()], f"hidden_states.{index}")
+    for index, weights in enumerate(outputs.attentions):
+        reference = case.output[f"attentions.{index}"]
+        assert weights.shape == reference.shape
+        real = mask.view(weights.shape[:3]).bool()
+        assert_outputs(weights[real], reference[real], f"attentions.{index}")
+
+
+@pytest.mark.parametrize("name", WITH_GRADIENTS)
+def test_gradients(name, device, attn_implementation):
+    case = read_model_case(name, device)
+    model = load_model(name, case, device, attn_implementation=attn_implementation)
+    model(**case.input).loss.backward()
+    parameters = dict(model.named_parameters())
+    assert parameters.keys() == case.grad.keys()
+    for key, parameter in parameters.items():
+        assert_close(parameter.grad, case.grad[key], GRADIENT_TOLERANCE, f"gradient of {key}")
+
+
+@pytest.fixture
+def warnings_of_loading(caplog):
+    """Loads a configuration and returns the messages logged; `warning_once` starts afresh."""
+
+    def load(name: str, **kwargs) -> str:
+        transformers.utils.logging.warning_once.cache_clear()
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            AUTO[read_model_case(name, "cpu").meta["cls"]].from_pretrained(TRANSFORMERS / name, **kwargs)
+        return caplog.text
+
+    return load
+
+
+@pytest.mark.parametrize("name", RMSNORM)
+def test_rmsnorm_of_an_old_checkpoint_warns(name, warnings_of_loading):
+    assert "legacy_unnormalized_rmsnorm" in warnings_of_loading(name)
+
+
+@pytest.mark.parametrize("name", RMSNORM)
+@pytest.mark.parametrize("legacy", [True, False])
+def test_no_warning_once_the_user_has_decided(name, legacy, warnings_of_loading):
+    assert "rmsnorm" not in warnings_of_loading(name, legacy_unnormalized_rmsnorm=legacy)
+
+
+def test_no_warning_for_other_norms(warnings_of_loading):
+    assert "rmsnorm" not in warnings_of_loading("masked_lm_default_tied")

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+TEXT = "the cat sat on a mat and the dog ran to the old house by the sea while rain fell on green hills"
+WORDS = TEXT.split()
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Sums in one order, so that runs can be compared bit by bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def sentences(count: int, seed: int) -> str:
+    generator = torch.Generator().manual_seed(seed)
+    lines = []
+    for _ in range(count):
+        picks = torch.randint(len(WORDS), (12,), generator=generator).tolist()
+        lines.append(" ".join(WORDS[pick] for pick in picks) + ".")
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    for role, count, seed in (("train", 120, 0), ("validation", 30, 1), ("test", 30, 2)):
+        (folder / f"{role}.txt").write_text(sentences(count, seed), encoding="utf-8")
+    return folder
+
+
+RECIPE = {
+    "name": "tiny",
+    "task": "masked-lm",
+    "sequence_length": 32,
+    "seed": 3,
+    "data": [
+        {
+            "name": "Sentences",
+            "license": "CC0",
+            "attribution": "Nobody.",
+            "train": "train.txt",
+            "validation": "validation.txt",
+            "test": "test.txt",
+            "documents": "lines",
+        }
+    ],
+    "tokenizer": {"vocab_size": 280},
+    "model": {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "intermediate_size": 16,
+        "nffn_hidden_size": 16,
+        "shared_representation_size": 8,
+        "ema_projection_size": 4,
+        "sparse_prediction": True,
+    },
+    "masking": {"probability": 0.3},
+    "schedule": {"max_steps": 12, "warmup_steps": 2},
+    "training": {
+        "per_device_train_batch_size": 16,
+        "learning_rate": 0.01,
+        "eval_steps": 4,
+        "save_steps": 4,
+        "logging_steps": 2,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    },
+    "card": {"license": "cc0-1.0", "summary": "A test.", "examples": ["The <mask> sat."]},
+}
+
+
+@pytest.fixture
+def recipe_dict() -> dict:
+    return copy.deepcopy(RECIPE)
+
+
+@pytest.fixture
+def write_recipe(tmp_path):
+    def write(value: dict) -> Path:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(value), encoding="utf-8")
+        return path
+
+    return write

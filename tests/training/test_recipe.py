@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mega_transformers.training.masked_lm import build_config
+from mega_transformers.training.recipe import load_recipe
+from mega_transformers.training.schema import RecipeError
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_published_recipes_are_valid(path):
+    recipe = load_recipe(path)
+    build_config(recipe, recipe.tokenizer.vocab_size)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("colour", "red", "colour is unknown; known are name, task"),
+        ("task", "cooking", "task='cooking' is unknown; known are masked-lm"),
+        ("name", "a/b", "name='a/b'"),
+        ("sequence_length", "long", "sequence_length must be a whole number; got 'long'"),
+        ("sequence_length", True, "sequence_length must be a whole number; got True"),
+        ("sequence_length", 2, "sequence_length=2 must be at least 8"),
+        ("masking.probability", 1.5, "masking.probability=1.5 must be above 0 and below 1"),
+        ("masking.mask", 0.9, None),
+        ("masking.random", 0.2, "masking.mask=1.0 and random=0.2"),
+        ("schedule.shape", "wsd", "schedule.shape='wsd' is unknown; known are cosine, linear"),
+        ("schedule.epochs", 3, "schedule.max_steps or epochs: give one of them"),
+        ("schedule.max_hours", 0, "schedule.max_hours=0.0 must be above 0"),
+        ("tokenizer.path", "x", "tokenizer.vocab_size to train a tokenizer, or path"),
+        ("tokenizer.vocab_size", 100, "tokenizer.vocab_size=100 must be at least 261"),
+        ("data.0.clean", ["soap"], "data.0.clean='soap' is unknown; known are wikitext"),
+        ("data.0.documents", "pages", "data.0.documents='pages' is unknown; known are whole, lines"),
+        ("data.0.train", [], "data: no source has the role train"),
+        ("model.vocab_size", 300, "model.vocab_size comes from the tokenizer"),
+        ("training.learning_rat", 0.1, "training.learning_rat is no field of TrainingArguments; did you mean"),
+        ("training.learning_rate", "fast", "training.learning_rate must be a number; got 'fast'"),
+        ("training.max_steps", 3, "training.max_steps is not set there but by schedule.max_steps"),
+    ],
+)  # fmt: skip
+def test_errors_name_key_and_value(recipe_dict, write_recipe, key, value, message):
+    import yaml
+
+    path = write_recipe(recipe_dict)
+    override = [f"{key}={yaml.safe_dump(value, default_flow_style=True).removesuffix('...' + chr(10)).strip()}"]
+    if message is None:
+        load_recipe(path, override)
+        return
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path, override)
+    assert message in str(caught.value)
+
+
+def test_a_missing_key_is_named(recipe_dict, write_recipe):
+    del recipe_dict["data"][0]["license"]
+    with pytest.raises(RecipeError, match=r"data\.0\.license is missing"):
+        load_recipe(write_recipe(recipe_dict))
+
+
+def test_exponents_without_a_point_are_numbers(recipe_dict, write_recipe):
+    recipe = load_recipe(write_recipe(recipe_dict), ["training.learning_rate=1e-3", "masking.probability=2e-1"])
+    assert recipe.training["learning_rate"] == 0.001
+    assert recipe.masking.probability == 0.2
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("hidden_sise", 8, "model.hidden_sise is no field of MegaConfig"),
+        ("normalization_type", "batch", "normalization_type='batch' is unknown"),
+        ("hidden_size", "wide", "model.hidden_size must be a whole number; got 'wide'"),
+    ],
+)
+def test_the_model_is_checked(recipe_dict, write_recipe, field, value, message):
+    recipe_dict["model"][field] = value
+    with pytest.raises(RecipeError, match=message):
+        build_config(load_recipe(write_recipe(recipe_dict)), 280)
+
+
+@pytest.mark.parametrize("text", ["a: [", "just text", "- 1"])
+def test_what_is_no_recipe_is_refused(tmp_path, text):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError):
+        load_recipe(path)
+    with pytest.raises(RecipeError, match="cannot read"):
+        load_recipe(tmp_path / "none.yaml")
+    with pytest.raises(RecipeError, match="must look like key=value"):
+        load_recipe(RECIPES[0], ["schedule.max_steps"])

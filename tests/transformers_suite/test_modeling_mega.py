@@ -1,0 +1,107 @@
+"""transformers' own tests of models, configurations and training, on every model of this package.
+
+None is skipped by us. What the tests skip by themselves (no GPU, no FlashAttention or DeepSpeed installed, no
+composite model, no RoPE, no experts) pytest lists with its reason at the end.
+"""
+
+from __future__ import annotations
+
+import math
+import unittest
+
+from model_tester import MegaModelTester
+from transformers.models.auto import modeling_auto
+from transformers_tests.test_configuration_common import ConfigTester
+from transformers_tests.test_modeling_common import ModelTesterMixin
+from transformers_tests.test_training_mixin import TrainingTesterMixin
+
+from mega_transformers import (
+    MegaConfig,
+    MegaForMaskedLM,
+    MegaForMultipleChoice,
+    MegaForQuestionAnswering,
+    MegaForSequenceClassification,
+    MegaForTokenClassification,
+    MegaModel,
+)
+
+# By these names the mixins know which labels a class takes; models inside transformers are in them.
+for _task, _class in {
+    "MODEL_MAPPING_NAMES": MegaModel,
+    "MODEL_FOR_MASKED_LM_MAPPING_NAMES": MegaForMaskedLM,
+    "MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES": MegaForMultipleChoice,
+    "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES": MegaForQuestionAnswering,
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES": MegaForSequenceClassification,
+    "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": MegaForTokenClassification,
+}.items():
+    getattr(modeling_auto, _task)["mega"] = _class.__name__
+
+TRAINING_FIELDS = {
+    "initializer_range": 0.2,  # the default of 0.02 leaves the head of so narrow a model on a plateau at first
+    "dropout_prob": 0.0,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "nffn_activation_dropout_prob": 0.0,
+}
+
+
+class MegaModelTest(ModelTesterMixin, unittest.TestCase):
+    """Softmax, rotary bias, full attention."""
+
+    all_model_classes = (
+        MegaModel,
+        MegaForMaskedLM,
+        MegaForSequenceClassification,
+        MegaForTokenClassification,
+        MegaForMultipleChoice,
+        MegaForQuestionAnswering,
+    )
+    test_can_init_all_missing_weights_before_2023 = True
+    config_fields: dict = {}  # noqa: RUF012
+
+    def setUp(self) -> None:
+        self.model_tester = MegaModelTester(**self.config_fields)
+
+
+class MegaChunkedLaplaceModelTest(MegaModelTest):
+    """Laplace attention in chunks of 4 with a ragged last one, simple bias, post-norm."""
+
+    config_fields = {  # noqa: RUF012
+        "use_chunking": True,
+        "chunk_size": 4,
+        "attention_activation": "laplace",
+        "relative_positional_bias": "simple",
+        "normalization_type": "layernorm",
+        "normalize_before_mega": False,
+        "normalize_before_ffn": False,
+    }
+
+    def test_attention_outputs(self) -> None:
+        # weights are (batch, chunks, chunk, chunk), where the mixin looks for (batch, heads, length, length)
+        chunk = self.config_fields["chunk_size"]
+        self.model_tester.num_attention_heads = math.ceil(self.model_tester.seq_length / chunk)
+        self.model_tester.encoder_seq_length = chunk
+        super().test_attention_outputs()
+
+
+class MegaDecoderStyleModelTest(MegaModelTest):
+    """The causal base model."""
+
+    all_model_classes = (MegaModel,)
+    config_fields = {"is_decoder": True, "bidirectional": False}  # noqa: RUF012
+
+
+class MegaTrainingTest(TrainingTesterMixin, unittest.TestCase):
+    """A masked language model learns one batch by heart."""
+
+    all_model_classes = (MegaForMaskedLM,)
+    model_tester = MegaModelTester(**TRAINING_FIELDS)
+
+
+class MegaChunkedLaplaceTrainingTest(MegaTrainingTest):
+    model_tester = MegaModelTester(**TRAINING_FIELDS, **MegaChunkedLaplaceModelTest.config_fields)
+
+
+class MegaConfigTest(unittest.TestCase):
+    def test_config(self) -> None:
+        ConfigTester(self, config_class=MegaConfig, hidden_size=37).run_common_tests()
