@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForMaskedLM
 
 from mega_transformers import (
     MegaConfig,
@@ -124,14 +123,6 @@ def test_question_answering_loss(batch):
     assert torch.allclose(output.loss, expected)
 
 
-def test_pooler_reads_the_first_real_token(batch):
-    model = MegaModel(make_config()).eval()
-    output = model(**batch)
-    for i, first in enumerate([0, 0, 4]):
-        expected = torch.tanh(model.pooler.dense(output.last_hidden_state[i, first]))
-        assert torch.allclose(output.pooler_output[i], expected)
-
-
 def test_token_types_are_added(batch):
     model = MegaModel(make_config(add_token_type_embeddings=True)).eval()
     plain = model(**batch).last_hidden_state
@@ -155,29 +146,6 @@ def test_legacy_rmsnorm_scales_without_normalising(batch):
     assert torch.equal(norm(x), x * norm.norm.weight)
     right = MegaModel(make_config(normalization_type="rmsnorm")).layers[0].mega_layer.norm
     assert torch.allclose(right(x).square().mean(-1), torch.ones(2, 3), atol=1e-3)
-
-
-def test_loading_an_rmsnorm_checkpoint_of_4_40_warns(tmp_path, caplog):
-    import json
-    import logging
-
-    from transformers.utils import logging as transformers_logging
-
-    MegaForMaskedLM(make_config(normalization_type="rmsnorm")).save_pretrained(tmp_path)
-    file = tmp_path / "config.json"
-    fields = json.loads(file.read_text())
-    fields["transformers_version"] = "4.40.2"
-    del fields["legacy_unnormalized_rmsnorm"]
-    file.write_text(json.dumps(fields))
-    transformers_logging.enable_propagation()
-    try:
-        with caplog.at_level(logging.WARNING):
-            AutoModelForMaskedLM.from_pretrained(tmp_path)
-        assert "legacy_unnormalized_rmsnorm=True" in caplog.text
-    finally:
-        transformers_logging.disable_propagation()
-    loaded = AutoModelForMaskedLM.from_pretrained(tmp_path, legacy_unnormalized_rmsnorm=True)
-    assert loaded.config.legacy_unnormalized_rmsnorm is True
 
 
 def test_feature_dropout_drops_features_and_never_chunks():

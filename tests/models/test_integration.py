@@ -180,8 +180,8 @@ def test_exports_with_transformers_exporter() -> None:
     exporters = pytest.importorskip("transformers.exporters.exporter_dynamo")
     model = make(MegaForMaskedLM)
     inputs = inputs_for(MegaForMaskedLM)
-    program = exporters.DynamoExporter().export(model, inputs, config=exporters.DynamoConfig())
-    torch.testing.assert_close(program.module()(**inputs).logits, model(**inputs).logits, rtol=1e-4, atol=1e-5)
+    exported = exporters.DynamoExporter().export(model, inputs, config=exporters.DynamoConfig())
+    torch.testing.assert_close(exported(**inputs).logits, model(**inputs).logits, rtol=1e-4, atol=1e-5)
 
 
 # -- training
@@ -232,7 +232,8 @@ def test_implementations_agree(form: str, implementation: str) -> None:
     expected = make(MegaModel, attn_implementation="sdpa", **FORMS[form])(**inputs)
     model = make(MegaModel, attn_implementation=implementation, **FORMS[form])
     assert model.config._attn_implementation == implementation
-    assert_same_outputs(model(**inputs), expected, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():  # PyTorch's flex attention has no backward pass on a CPU
+        assert_same_outputs(model(**inputs), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_implementation_can_be_changed_later() -> None:

@@ -1,13 +1,11 @@
 """Configuration of Mega models: the fields and defaults of transformers 4.40.2, validated, plus a few additions."""
 
-from __future__ import annotations
+import functools
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
-from transformers.utils import logging
-
-logger = logging.get_logger(__name__)
 
 NORMALIZATION_TYPES = ("layernorm", "scalenorm", "rmsnorm", "batchnorm", "syncbatchnorm")
 ATTENTION_ACTIVATIONS = ("softmax", "laplace", "relu2")
@@ -15,6 +13,28 @@ RELATIVE_POSITIONAL_BIASES = ("rotary", "simple")
 CLASSIFIER_POOLINGS = ("cls", "mean")
 
 
+class InvalidMegaConfigError(StrictDataclassError, ValueError):
+    """A field of a wrong type or value, or fields that contradict each other."""
+
+
+def _raising_value_errors(cls):
+    """Makes the class raise `InvalidMegaConfigError`, with the message of what failed."""
+    init = cls.__init__
+
+    @functools.wraps(init)
+    def __init__(self, *args, **kwargs):  # noqa: N807
+        try:
+            init(self, *args, **kwargs)
+        except StrictDataclassClassValidationError as error:
+            raise InvalidMegaConfigError(str(error.__cause__ or error)) from error
+        except StrictDataclassError as error:
+            raise InvalidMegaConfigError(str(error)) from error
+
+    cls.__init__ = __init__
+    return cls
+
+
+@_raising_value_errors
 @strict
 class MegaConfig(PreTrainedConfig):
     r"""Configuration of a Mega model (arXiv 2209.10655). Defaults are those of transformers 4.40.2.
@@ -67,7 +87,8 @@ class MegaConfig(PreTrainedConfig):
             reproduces that, for models trained with it; None means False, and warns about a checkpoint of 4.x.
 
     Raises:
-        ValueError: on construction, if the fields contradict each other; the message says what would work.
+        InvalidMegaConfigError: a ValueError, on construction, for fields of a wrong type or value or that contradict
+            each other; the message says what would work.
     """
 
     model_type = "mega"
@@ -118,20 +139,6 @@ class MegaConfig(PreTrainedConfig):
     classifier_pooling: str = "cls"
     sparse_prediction: bool = False
     legacy_unnormalized_rmsnorm: bool | None = None
-
-    def __post_init__(self, **kwargs):
-        saved_by = self.transformers_version or ""
-        super().__post_init__(**kwargs)
-        if (
-            self.normalization_type == "rmsnorm"
-            and self.legacy_unnormalized_rmsnorm is None
-            and saved_by.startswith("4.")
-        ):
-            logger.warning_once(
-                f"This checkpoint was saved by transformers {saved_by}, whose rmsnorm did not normalise. Here it is a "
-                "true rmsnorm, as in the authors' code. If the model was trained with transformers 4.x, load it with "
-                "legacy_unnormalized_rmsnorm=True; if not, legacy_unnormalized_rmsnorm=False ends this warning."
-            )
 
     def validate_architecture(self):
         """Refuses fields that are unknown, out of range or contradict each other.

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import (
 )
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -36,7 +36,22 @@ from ...layers import (
 from ...ops.cross_entropy import linear_cross_entropy
 from ...ops.visibility import Visibility
 from .configuration_mega import MegaConfig
-from .validation_mega import check_inputs, check_labels, leading_shape, values_can_be_checked
+from .validation_mega import check_files, check_inputs, check_labels, leading_shape, values_can_be_checked
+
+
+logger = logging.get_logger(__name__)
+
+
+def warn_of_unnormalized_rmsnorm(config: MegaConfig) -> None:
+    """Says that a checkpoint of transformers 4.x with rmsnorm computes other numbers here."""
+    saved_by = config.transformers_version or ""
+    undecided = config.normalization_type == "rmsnorm" and config.legacy_unnormalized_rmsnorm is None
+    if undecided and saved_by.startswith("4."):
+        logger.warning_once(
+            f"This checkpoint was saved by transformers {saved_by}, whose rmsnorm did not normalise. Here it is a true "
+            "rmsnorm, as in the authors' code. If the model was trained with transformers 4.x, load it with "
+            "legacy_unnormalized_rmsnorm=True; if not, legacy_unnormalized_rmsnorm=False ends this warning."
+        )
 
 
 class MegaEmbeddings(nn.Module):
@@ -73,16 +88,16 @@ def first_real_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor |
 
 
 class MegaPooler(nn.Module):
-    """tanh(dense(first real token))."""
+    """tanh(dense(first token)); the token at position 0 even if that is padding, as in 4.40.2."""
 
     def __init__(self, config: MegaConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = nn.Tanh()
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """(B, L, d) -> (B, d)."""
-        return self.activation(self.dense(first_real_token(hidden_states, attention_mask)))
+        return self.activation(self.dense(hidden_states[:, 0]))
 
 
 class MegaPreTrainedModel(PreTrainedModel):
@@ -104,6 +119,15 @@ class MegaPreTrainedModel(PreTrainedModel):
         "hidden_states": MegaBlock,
         "attentions": MegaMovingAverageGatedAttention,
     }
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """See `PreTrainedModel.from_pretrained`; names the file when one of a folder is damaged."""
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except Exception:
+            check_files(pretrained_model_name_or_path)
+            raise
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -185,6 +209,7 @@ class MegaModel(MegaPreTrainedModel):
         super().__init__(config)
         if config.add_cross_attention:
             raise ValueError("add_cross_attention=True: this release of mega_transformers has no cross-attention")
+        warn_of_unnormalized_rmsnorm(config)
         self.embedding_layer = MegaEmbeddings(config)
         self.layers = nn.ModuleList([MegaBlock(config) for _ in range(config.num_hidden_layers)])
         self.pooler = MegaPooler(config) if add_pooling_layer else None
@@ -243,7 +268,7 @@ class MegaModel(MegaPreTrainedModel):
         output_attentions = bool(kwargs.get("output_attentions", config.output_attentions))
         for layer in self.layers:
             hidden_states = layer(hidden_states, visibility=visibility, output_attentions=output_attentions)
-        pooled = None if self.pooler is None else self.pooler(hidden_states, attention_mask)
+        pooled = None if self.pooler is None else self.pooler(hidden_states)
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden_states, pooler_output=pooled)
 
 
@@ -474,10 +499,10 @@ class MegaForMultipleChoice(MegaPreTrainedModel):
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | MultipleChoiceModelOutput:
         """Logits (B, choices), and the loss with `labels`.

@@ -5,7 +5,12 @@ Checks of values run on CPU tensors outside compilation only: they neither synch
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
 import torch
+from safetensors import safe_open
 
 
 def values_can_be_checked(tensor: torch.Tensor) -> bool:
@@ -108,3 +113,25 @@ def check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_id
             "shorten the input, or use a model with chunking or with rotary bias"
         )
     return batch, length
+
+
+def check_files(folder: str | os.PathLike | None) -> None:
+    """Raises OSError naming the first damaged weight file of a local folder, if there is one."""
+    if folder is None or not Path(folder).is_dir():
+        return
+
+    def open_safetensors(path: Path) -> None:
+        with safe_open(path, "pt"):
+            pass
+
+    readers = {
+        "*.index.json": lambda path: json.loads(path.read_text()),
+        "*.safetensors": open_safetensors,
+        "*.bin": lambda path: torch.load(path, map_location="meta", weights_only=True),
+    }
+    for pattern, read in readers.items():
+        for path in sorted(Path(folder).glob(pattern)):
+            try:
+                read(path)
+            except Exception as error:
+                raise OSError(f"{path} is truncated or corrupt ({error}); copy or download it again") from error
