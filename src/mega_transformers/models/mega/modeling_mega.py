@@ -38,7 +38,6 @@ from ...ops.visibility import Visibility
 from .configuration_mega import MegaConfig
 from .validation_mega import check_files, check_inputs, check_labels, leading_shape, values_can_be_checked
 
-
 logger = logging.get_logger(__name__)
 
 
@@ -48,8 +47,8 @@ def warn_of_unnormalized_rmsnorm(config: MegaConfig) -> None:
     undecided = config.normalization_type == "rmsnorm" and config.legacy_unnormalized_rmsnorm is None
     if undecided and saved_by.startswith("4."):
         logger.warning_once(
-            f"This checkpoint was saved by transformers {saved_by}, whose rmsnorm did not normalise. Here it is a true "
-            "rmsnorm, as in the authors' code. If the model was trained with transformers 4.x, load it with "
+            f"This checkpoint was saved by transformers {saved_by}, whose rmsnorm did not normalise. Here it is a "
+            "true rmsnorm, as in the authors' code. If the model was trained with transformers 4.x, load it with "
             "legacy_unnormalized_rmsnorm=True; if not, legacy_unnormalized_rmsnorm=False ends this warning."
         )
 
