@@ -25,6 +25,7 @@ from .models.mega.modeling_mega import (
     MegaModel,
     MegaPreTrainedModel,
 )
+from .models.mega.tokenization_mega import register_tokenizer
 
 __all__ = [
     "MegaConfig",
@@ -48,3 +49,4 @@ for _auto, _model in (
     (AutoModelForTokenClassification, MegaForTokenClassification),
 ):
     _auto.register(MegaConfig, _model, exist_ok=True)
+register_tokenizer()

@@ -54,24 +54,26 @@ def _matrices(
 def _scan(S: torch.Tensor, decay: torch.Tensor, keep: torch.Tensor | None, initial: torch.Tensor | None):
     """H[i] = keep[i] * (decay * H[i - 1] + S[i - 1]) along dimension 2, H[0] = initial or 0.
 
-    S (d, B, K, N), decay (d, N), keep (B, K) or None, initial (d, B, N) or None -> H (d, B, K, N).
+    S (d, B, K, N'), decay (d, N'), keep (B, K, N') or None, initial (d, B, N') or None -> H (d, B, K, N').
     """
     decay = decay.unsqueeze(1)
     if S.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_grad_enabled():
         # few, small steps: a loop reads and writes the states once
         H = torch.empty_like(S)
-        h = torch.zeros_like(S[:, :, 0]) if initial is None else initial
-        for i in range(S.shape[2]):
+        added, entering = S.unbind(2), H.unbind(2)
+        if initial is None:
+            entering[0].zero_()
+        else:
+            entering[0].copy_(initial)
+        for i in range(1, len(entering)):
+            torch.addcmul(added[i - 1], decay, entering[i - 1], out=entering[i])
             if keep is not None:
-                h = h * keep[:, i, None]
-            H[:, :, i] = h
-            h = torch.addcmul(S[:, :, i], decay, h)
+                entering[i].mul_(keep[:, i])
         return H
     first = torch.zeros_like(S[:, :, :1]) if initial is None else initial.unsqueeze(2)
     H = torch.cat([first, S[:, :, :-1]], dim=2)
     factor = decay.unsqueeze(2)
     if keep is not None:
-        keep = keep.unsqueeze(-1)
         H = H * keep
         factor = factor * keep
     shift = 1
@@ -82,41 +84,37 @@ def _scan(S: torch.Tensor, decay: torch.Tensor, keep: torch.Tensor | None, initi
     return H
 
 
-def _carry(
-    S: torch.Tensor,
-    decay: torch.Tensor,
-    keep: torch.Tensor | None,
-    initial: torch.Tensor | None,
-    bidirectional: bool,
-) -> torch.Tensor:
-    """The states that enter each block, from what each block adds to them: (d, B, K, N') to (d, B, K, N').
-
-    Forward states travel to later blocks, backward ones (the second half of N') to earlier ones. `keep` (B, K) is
-    0 at blocks that start a document.
-    """
+def _flip_backward(states: torch.Tensor, bidirectional: bool) -> torch.Tensor:
+    """(d, B, K, N') with the blocks of the backward states, the second half of N', in reverse order."""
     if not bidirectional:
-        return _scan(S, decay, keep, initial)
-    half = S.shape[-1] // 2
-    ahead = None if keep is None else F.pad(keep[:, 1:], (0, 1)).flip(1)
-    forward = _scan(S[..., :half], decay[:, :half], keep, None)
-    backward = _scan(S[..., half:].flip(2), decay[:, half:], ahead, None)
+        return states
+    forward, backward = states.chunk(2, dim=-1)
     return torch.cat([forward, backward.flip(2)], dim=-1)
 
 
-def _carry_adjoint(
-    dH: torch.Tensor, decay: torch.Tensor, keep: torch.Tensor | None, bidirectional: bool
-) -> torch.Tensor:
-    """Gradient of `_carry` with respect to S: the same recurrence in the opposite direction."""
+def _carry(S: torch.Tensor, decay: torch.Tensor, keep: torch.Tensor | None, initial: torch.Tensor | None, bidirectional):
+    """The states that enter each block, from what each block adds to them: (d, B, K, N') to (d, B, K, N').
+
+    Forward states travel to later blocks, backward ones to earlier ones. `keep` (B, K) is 0 at blocks that start a
+    document.
+    """
     if keep is not None:
-        # H[i] = keep[i] * (...): the gradient passes a document's start neither way
-        later = F.pad(keep[:, 1:], (0, 1), value=1.0)
-    half = dH.shape[-1] // 2 if bidirectional else dH.shape[-1]
-    following = None if keep is None else later.flip(1)
-    forward = _scan(dH[..., :half].flip(2), decay[:, :half], following, None).flip(2)
-    if not bidirectional:
-        return forward
-    backward = _scan(dH[..., half:], decay[:, half:], keep, None)
-    return torch.cat([forward, backward], dim=-1)
+        states = S.shape[-1] // (2 if bidirectional else 1)
+        passes = keep.unsqueeze(-1).expand(-1, -1, states)
+        if bidirectional:
+            ahead = F.pad(keep[:, 1:], (0, 1)).flip(1).unsqueeze(-1)
+            passes = torch.cat([passes, ahead.expand(-1, -1, states)], dim=-1)
+        keep = passes
+    return _flip_backward(_scan(_flip_backward(S, bidirectional), decay, keep, initial), bidirectional)
+
+
+def _carry_adjoint(dH: torch.Tensor, decay: torch.Tensor, keep: torch.Tensor | None, bidirectional: bool):
+    """Gradient of `_carry` with respect to S: the same recurrence with the roles of the directions exchanged."""
+    if bidirectional:
+        exchanged = _carry(dH.roll(dH.shape[-1] // 2, -1), decay.roll(decay.shape[-1] // 2, -1), keep, None, True)
+        return exchanged.roll(dH.shape[-1] // 2, -1)
+    reverse = None if keep is None else F.pad(keep[:, 1:], (0, 1)).flip(1).unsqueeze(-1)
+    return _scan(dH.flip(2), decay, reverse, None).flip(2)
 
 
 def _to_blocks(x: torch.Tensor, m: int) -> torch.Tensor:
@@ -125,8 +123,8 @@ def _to_blocks(x: torch.Tensor, m: int) -> torch.Tensor:
 
 
 def _from_blocks(y: torch.Tensor, batch: int) -> torch.Tensor:
-    """(d, B K, m) -> (B, K m, d)."""
-    return y.permute(1, 2, 0).reshape(batch, -1, y.shape[0])
+    """(d, B K, m) -> (B, K m, d), contiguous, in two copies that are faster than one."""
+    return y.transpose(0, 1).contiguous().transpose(1, 2).reshape(batch, -1, y.shape[0])
 
 
 def _blocks_forward(x, diagonals, E, G, decay, keep, initial, bidirectional):
