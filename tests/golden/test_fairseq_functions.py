@@ -17,10 +17,10 @@ from golden_io import (
 from transformers.activations import ACT2FN
 
 from mega_transformers.layers import MegaRotaryRelativePositionalBias, MegaSimpleRelativePositionalBias
-from mega_transformers.ops.activations import laplace, laplace_derivative, relu2, relu2_derivative
+from mega_transformers.ops.activations import ELEMENTWISE
 from mega_transformers.ops.relative_bias import toeplitz
 
-OURS = {"laplace": laplace, "relu2": relu2}
+OURS = {name: activation.function for name, activation in ELEMENTWISE.items()}
 BIASES = {"relpos_rotary": MegaRotaryRelativePositionalBias, "relpos_simple": MegaSimpleRelativePositionalBias}
 
 
@@ -31,11 +31,16 @@ def test_activation(name, device):
     assert_outputs(function(case.input["x"]), case.output[name], name)
 
 
-@pytest.mark.parametrize("function, derivative", [(laplace, laplace_derivative), (relu2, relu2_derivative)])
-def test_derivative(function, derivative, device):
+@pytest.mark.parametrize("name", list(ELEMENTWISE))
+def test_parts_make_up_function_and_derivative(name, device):
+    activation = ELEMENTWISE[name]
     x = read_fairseq("functions", device).input["x"].requires_grad_()
-    (expected,) = torch.autograd.grad(function(x).sum(), x)
-    assert_close(derivative(x), expected, GRADIENT_TOLERANCE, f"derivative of {function.__name__}")
+    expected = activation.function(x)
+    (gradient,) = torch.autograd.grad(expected.sum(), x)
+    t = activation.slope * (x.detach() - activation.shift)
+    slope = activation.factor * activation.slope * activation.core_derivative(t)
+    assert_close(slope, gradient, GRADIENT_TOLERANCE, f"derivative of {name}")
+    assert_outputs(activation.factor * activation.core_(t), expected.detach(), name)
 
 
 @pytest.mark.parametrize("name", fairseq_files("relpos_*"))

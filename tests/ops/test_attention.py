@@ -75,7 +75,7 @@ def by_definition(q, k, v, bias, seen, activation):
         weights = (scores * WIDTH**-0.5 + matrix).masked_fill(~seen, -1e300).softmax(-1)
     else:
         count = seen.sum(-1, keepdim=True).clamp(min=1)
-        weights = ELEMENTWISE[activation][0](scores / count + matrix)
+        weights = ELEMENTWISE[activation].function(scores / count + matrix)
     return weights.masked_fill(~seen, 0.0) @ v
 
 

@@ -10,7 +10,7 @@ from transformers.activations import ACT2FN
 
 from .dropout import MegaDropout
 from .norms import MegaSequenceNorm
-from .recompute import recomputed
+from .recompute import recomputed, takes_pieces, tokens_per_piece
 
 if TYPE_CHECKING:
     from ..models.mega.configuration_mega import MegaConfig
@@ -31,6 +31,11 @@ class MegaNormalizedFeedForwardNetwork(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, d) -> (B, L, d)."""
+        if not self.training and takes_pieces(x):
+            return torch.cat([self._feed(piece) for piece in x.split(tokens_per_piece(x), dim=1)], dim=1)
+        return self._feed(x)
+
+    def _feed(self, x: torch.Tensor) -> torch.Tensor:
         hidden = self.fc1(self.norm(x) if self.prenorm else x)
         output = x + self.dropout(recomputed(self._contract, hidden))
         return output if self.prenorm else self.norm(output)

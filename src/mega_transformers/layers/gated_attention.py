@@ -15,7 +15,7 @@ from .dropout import MegaDropout
 from .ema import MegaMultiDimensionDampedEma
 from .norms import MegaSequenceNorm
 from .position_bias import relative_positional_bias
-from .recompute import recomputed
+from .recompute import recomputed, takes_pieces, tokens_per_piece
 
 if TYPE_CHECKING:
     from ..models.mega.configuration_mega import MegaConfig
@@ -64,9 +64,29 @@ class MegaMovingAverageGatedAttention(nn.Module):
             visibility = default_visibility(self.config, hidden_states.shape[1])
         residual = hidden_states
         x = self.norm(residual) if self.config.normalize_before_mega else residual
-        value = self.hidden_dropout(self.activation(self.v_proj(x)))
-
         averaged = self.ema_gate.convolve(x, visibility.mask, visibility.starts, visibility.num_documents)
+        whole = self.training or output_attentions or self.config._attn_implementation == "eager"
+        if not whole and takes_pieces(x):
+            output = torch.empty_like(residual)
+            for where, rule in visibility.pieces(tokens_per_piece(x)):
+                output[:, where], _ = self._attend(residual[:, where], x[:, where], averaged[:, where], rule, False)
+            weights = None
+        else:
+            output, weights = self._attend(residual, x, averaged, visibility, output_attentions)
+        if not self.config.normalize_before_mega:
+            output = self.norm(output)
+        return output, weights
+
+    def _attend(
+        self,
+        residual: torch.Tensor,
+        x: torch.Tensor,
+        averaged: torch.Tensor,
+        visibility: Visibility,
+        output_attentions: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Everything between the EMA and a norm behind, which tokens of other chunks have no part in."""
+        value = self.hidden_dropout(self.activation(self.v_proj(x)))
         update, shared, gate, intermediate = recomputed(self._base, averaged, x).split(self.split_sizes, dim=-1)
         shared = F.silu(shared)
         query, key = (torch.addcmul(bias, shared, weight) for weight, bias in zip(self.qk_weight, self.qk_bias))
@@ -86,10 +106,7 @@ class MegaMovingAverageGatedAttention(nn.Module):
             backend=None if output_attentions else backend,
         )
         candidate = recomputed(self._candidate, attended, gate, intermediate)
-        output = recomputed(self._gated_residual, residual, update, candidate)
-        if not self.config.normalize_before_mega:
-            output = self.norm(output)
-        return output, weights
+        return recomputed(self._gated_residual, residual, update, candidate), weights
 
     def _base(self, averaged: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """What gates, queries and keys come from: (B, L, d + z + h + d)."""

@@ -1,4 +1,4 @@
-"""Recomputing cheap things in the backward pass instead of keeping them."""
+"""Trading a little time for memory: work recomputed in the backward pass, or done piece by piece without one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,20 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 MIN_ELEMENTS = 1 << 18
+PIECE = 8192
+"""Tokens per piece: intermediate results that stay in memory already mapped, which is faster than fresh pages."""
+
+
+def takes_pieces(x: torch.Tensor) -> bool:
+    """Whether to go through x (B, L, d) piece by piece, where tokens (or chunks) do not depend on each other."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+        return False
+    return x.shape[0] * x.shape[1] >= 2 * PIECE
+
+
+def tokens_per_piece(x: torch.Tensor) -> int:
+    """Length of a piece of x (B, L, d)."""
+    return max(1, PIECE // x.shape[0])
 
 
 def recomputed(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:

@@ -156,6 +156,27 @@ class Visibility:
         group_mask = take_slots(real.unsqueeze(-1), token_of_slot).bool().view(-1, chunk_size)
         return cls(length, causal, chunk_size, mask, starts, num_documents, token_of_slot, slot_of_token, group_mask)
 
+    def pieces(self, tokens: int) -> list[tuple[slice, Visibility]]:
+        """The rule cut along the length into pieces of about that many tokens that see nothing of each other.
+
+        One piece, the whole, where groups are no plain reshape or one group is everything.
+        """
+        step = max(1, tokens // self.group_size) * self.group_size
+        if self.token_of_slot is not None or self.starts is not None or self.length <= step:
+            return [(slice(0, self.length), self)]
+        masks: torch.Tensor | None = None
+        if self.group_mask is not None:
+            masks = self.group_mask.unflatten(0, (-1, -(-self.length // self.group_size)))
+        pieces = []
+        for start in range(0, self.length, step):
+            stop = min(start + step, self.length)
+            first, last = start // self.group_size, -(-stop // self.group_size)
+            part = None if masks is None else masks[:, first:last].flatten(0, 1)
+            pieces.append(
+                (slice(start, stop), Visibility(stop - start, self.causal, self.group_size, group_mask=part))
+            )
+        return pieces
+
     def group(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, f) to (B * K, n, f), empty places zero."""
         if self.token_of_slot is not None:

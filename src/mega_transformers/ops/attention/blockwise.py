@@ -16,7 +16,7 @@ from ..relative_bias import RelativeBias, sum_diagonals, toeplitz
 from ..visibility import Visibility
 from .reference import attention_scale
 
-CPU_BUDGET = 1 << 20
+CPU_BUDGET = 1 << 21
 GPU_BUDGET = 1 << 26
 
 
@@ -24,6 +24,9 @@ class _Problem(NamedTuple):
     """What stays the same over the blocks of one call."""
 
     scale: float | torch.Tensor
+    slope: float
+    shift: float
+    factor: float
     visibility: Visibility
     group_mask: torch.Tensor | None
     group_state: list[str] | None
@@ -40,7 +43,19 @@ def _problem(q: torch.Tensor, visibility: Visibility, activation: str, dropout: 
     # drawn on the CPU: no synchronisation, and gradient checkpointing replays it
     seed = int(torch.randint(2**62, ())) if dropout else 0
     scale = attention_scale(q, visibility, activation)
-    return _Problem(scale, visibility, mask if mask is None else mask.to(q.device), state, activation, dropout, seed)
+    slope, shift, factor = (1.0, 0.0, 1.0) if activation == "softmax" else ELEMENTWISE[activation][1:4]
+    if mask is not None:
+        mask = mask.to(q.device)
+    return _Problem(scale, slope, shift, factor, visibility, mask, state, activation, dropout, seed)
+
+
+def _folded(diagonals: torch.Tensor | None, problem: _Problem) -> torch.Tensor | None:
+    """The bias as the activation's core takes it."""
+    return (
+        diagonals
+        if diagonals is None or problem.activation == "softmax"
+        else (diagonals - problem.shift) * problem.slope
+    )
 
 
 class _Block(NamedTuple):
@@ -66,7 +81,7 @@ def _blocks(problem: _Problem, q: torch.Tensor, diagonals: torch.Tensor | None) 
         end = rows.stop if causal else n
         bias = None
         if diagonals is not None:
-            bias = toeplitz(diagonals, rows.stop - start, start)[:, :end]
+            bias = toeplitz(diagonals, rows.stop - start, start)[:, :end].unsqueeze(0)
         triangle = None
         if causal:
             triangle = q.new_ones(1, rows.stop - start, end, dtype=torch.bool).tril_(start)
@@ -89,31 +104,38 @@ def _blocks(problem: _Problem, q: torch.Tensor, diagonals: torch.Tensor | None) 
 
 
 def _scores(problem: _Problem, block: _Block, q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores (g, rows, end) in float32 at least, and the scaled queries."""
+    """Scores (g, rows, end) in float32 at least, as the activation's core takes them, and the queries used."""
     queries, keys = q[block.groups, block.rows], k[block.groups, : block.end].transpose(1, 2)
+    alpha = problem.slope
     if isinstance(problem.scale, float):
-        alpha = problem.scale
+        alpha *= problem.scale
     else:
         scale = problem.scale.expand(q.shape[0], -1, -1)[block.groups, block.rows]
-        queries, alpha = queries * scale.to(queries.dtype), 1.0
+        queries = queries * scale.to(queries.dtype)
     if block.bias is None:
         scores = torch.bmm(queries, keys).mul_(alpha)
+    elif q.shape[0] == 1 and block.bias.dtype == queries.dtype:
+        scores = block.bias.baddbmm_(queries, keys, alpha=alpha)  # nobody else uses this block of the bias
     else:
         scores = torch.baddbmm(block.bias.to(queries.dtype), queries, keys, alpha=alpha)
-    return scores.to(torch.promote_types(scores.dtype, torch.float32)), queries
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if block.bias is None and problem.shift:
+        scores.sub_(problem.slope * problem.shift)
+    return scores, queries
 
 
 def _weights(problem: _Problem, block: _Block, scores: torch.Tensor) -> torch.Tensor:
-    if problem.activation == "softmax":
-        if block.visible is not None:
-            scores = scores.masked_fill_(~block.visible, float("-inf"))
-        weights = scores.softmax(-1)
-        rows_without_keys = problem.group_mask is not None or problem.visibility.spans is not None
-        if block.visible is not None and rows_without_keys:
-            weights = weights.masked_fill_(~block.visible, 0.0)
-        return weights
-    weights = ELEMENTWISE[problem.activation][0](scores)
-    return weights if block.visible is None else weights.masked_fill_(~block.visible, 0.0)
+    """Weights but for the activation's factor, in the memory of the scores where possible."""
+    if problem.activation != "softmax":
+        weights = ELEMENTWISE[problem.activation].core_(scores)
+        return weights if block.visible is None else weights.masked_fill_(~block.visible, 0.0)
+    if block.visible is not None:
+        scores = scores.masked_fill_(~block.visible, float("-inf"))
+    weights = scores.softmax(-1)
+    rows_without_keys = problem.group_mask is not None or problem.visibility.spans is not None
+    if block.visible is not None and rows_without_keys:
+        weights = weights.masked_fill_(~block.visible, 0.0)
+    return weights
 
 
 def _generator(problem: _Problem, device: torch.device) -> torch.Generator | None:
@@ -133,12 +155,14 @@ class _BlockwiseAttention(torch.autograd.Function):
     def forward(ctx, q, k, v, diagonals, problem: _Problem):
         output = torch.zeros_like(v) if problem.group_mask is not None else torch.empty_like(v)
         generator = _generator(problem, q.device)
-        for block in _blocks(problem, q, diagonals):
+        for block in _blocks(problem, q, _folded(diagonals, problem)):
             scores, _ = _scores(problem, block, q, k)
             weights = _weights(problem, block, scores).to(v.dtype)
             if generator is not None:
                 weights = weights * _drop(weights, problem, generator)
             _assign(output[block.groups, block.rows], weights, v[block.groups, : block.end])
+        if problem.factor != 1.0:
+            output.mul_(problem.factor)
         ctx.save_for_backward(q, k, v, diagonals, output)
         ctx.problem = problem
         return output
@@ -152,12 +176,14 @@ class _BlockwiseAttention(torch.autograd.Function):
         dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
         ddiagonals = None if diagonals is None else torch.zeros_like(diagonals)
         generator = _generator(problem, q.device)
-        for block in _blocks(problem, q, diagonals):
+        for block in _blocks(problem, q, _folded(diagonals, problem)):
             groups, rows, end = block.groups, block.rows, block.end
             scores, queries = _scores(problem, block, q, k)
-            slope = scores if softmax else ELEMENTWISE[problem.activation][1](scores)
+            derivative = scores if softmax else ELEMENTWISE[problem.activation].core_derivative(scores)
             weights = _weights(problem, block, scores)
             grad = doutput[groups, rows]
+            if problem.factor != 1.0:
+                grad = grad * problem.factor
             dweights = torch.bmm(grad, v[groups, :end].transpose(1, 2)).to(weights.dtype)
             used = weights
             if generator is not None:
@@ -170,20 +196,19 @@ class _BlockwiseAttention(torch.autograd.Function):
                 delta = (grad * output[groups, rows]).sum(-1, keepdim=True).to(weights.dtype)
                 dscores = dweights.sub_(delta).mul_(weights)
             else:
-                dscores = dweights.mul_(slope)
+                dscores = dweights.mul_(derivative)
                 if block.visible is not None:
                     dscores = dscores.masked_fill_(~block.visible, 0.0)
             if ddiagonals is not None:
                 low = n - rows.stop
                 band = sum_diagonals(dscores.sum(0))
-                ddiagonals[low : low + band.numel()] += band
+                ddiagonals[low : low + band.numel()] += problem.slope * band
             dscores = dscores.to(q.dtype)
             _accumulate(dk[groups, :end], dscores.transpose(1, 2), queries, whole)
             _assign(dq[groups, rows], dscores, k[groups, :end])
-        if isinstance(problem.scale, float):
-            # otherwise the scale is in `queries` already
-            dk.mul_(problem.scale)
-        return dq.mul_(problem.scale), dk, dv, ddiagonals, None
+        # a scale per query is in `queries` already
+        dk.mul_(problem.slope * (problem.scale if isinstance(problem.scale, float) else 1.0))
+        return dq.mul_(problem.scale).mul_(problem.slope), dk, dv, ddiagonals, None
 
 
 def _assign(target: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:

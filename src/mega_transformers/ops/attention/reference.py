@@ -56,7 +56,7 @@ def attention_reference(
             scores = scores.masked_fill(~visible, torch.finfo(dtype).min)
         weights = scores.softmax(-1)
     else:
-        weights = ELEMENTWISE[activation][0](scores)
+        weights = ELEMENTWISE[activation].function(scores)
     if visible is not None:
         weights = weights.masked_fill(~visible, 0.0)
     # shaped as returned before its use, so that the caller's tensor gets a gradient

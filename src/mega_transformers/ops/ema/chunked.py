@@ -20,7 +20,7 @@ def block_size(length: int) -> int:
 
     Larger ones pay off only when many blocks share their m x m matrices.
     """
-    for longest, size in ((256, 16), (4096, 32), (32768, 64)):
+    for longest, size in ((256, 16), (2048, 32), (32768, 64)):
         if length <= longest:
             return size
     return 128
@@ -92,7 +92,9 @@ def _flip_backward(states: torch.Tensor, bidirectional: bool) -> torch.Tensor:
     return torch.cat([forward, backward.flip(2)], dim=-1)
 
 
-def _carry(S: torch.Tensor, decay: torch.Tensor, keep: torch.Tensor | None, initial: torch.Tensor | None, bidirectional):
+def _carry(
+    S: torch.Tensor, decay: torch.Tensor, keep: torch.Tensor | None, initial: torch.Tensor | None, bidirectional
+):
     """The states that enter each block, from what each block adds to them: (d, B, K, N') to (d, B, K, N').
 
     Forward states travel to later blocks, backward ones to earlier ones. `keep` (B, K) is 0 at blocks that start a

@@ -1,0 +1,62 @@
+"""Saving memory changes no number."""
+
+import pytest
+import torch
+
+from mega_transformers import MegaConfig, MegaModel
+from mega_transformers.layers import recompute
+
+
+def make_model(**fields):
+    torch.manual_seed(0)
+    config = MegaConfig(
+        vocab_size=20,
+        hidden_size=8,
+        num_hidden_layers=2,
+        intermediate_size=12,
+        nffn_hidden_size=8,
+        shared_representation_size=4,
+        ema_projection_size=2,
+        **fields,
+    )
+    return MegaModel(config).double().eval()
+
+
+@pytest.mark.parametrize("padding", ["none", "right", "left"])
+@pytest.mark.parametrize("activation", ["softmax", "laplace"])
+@pytest.mark.parametrize("length", [24, 50])
+@pytest.mark.parametrize("chunk_size", [None, 5])
+def test_inference_in_pieces(monkeypatch, chunk_size, length, activation, padding):
+    fields = {} if chunk_size is None else {"use_chunking": True, "chunk_size": chunk_size}
+    model = make_model(attention_activation=activation, **fields)
+    ids = torch.randint(0, 20, (2, length))
+    mask = torch.ones_like(ids)
+    if padding == "right":
+        mask[0, length - 9 :] = 0
+    elif padding == "left":
+        mask[0, :9] = 0
+    with torch.no_grad():
+        expected = model(ids, attention_mask=mask).last_hidden_state
+        monkeypatch.setattr(recompute, "PIECE", 16)
+        taken = []
+        monkeypatch.setattr(
+            model.layers[0].nffn, "_feed", lambda x, feed=model.layers[0].nffn._feed: taken.append(x) or feed(x)
+        )
+        got = model(ids, attention_mask=mask).last_hidden_state
+    assert len(taken) > 1
+    assert torch.allclose(got, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_recomputation_gives_the_same_gradients(monkeypatch, dropout):
+    results = []
+    for smallest in (0, 10**9):
+        monkeypatch.setattr(recompute, "MIN_ELEMENTS", smallest)
+        model = make_model(dropout_prob=dropout, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0).train()
+        ids = torch.arange(20).view(2, 10)
+        torch.manual_seed(1)
+        output = model(ids).last_hidden_state
+        output.square().sum().backward()
+        results.append([output, *(p.grad for n, p in model.named_parameters() if "pooler" not in n)])
+    for got, expected in zip(*results):
+        assert torch.allclose(got, expected, atol=1e-12)
