@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,16 @@ SENTENCES = [
     "A whale swam under the ship; nobody had seen the whale before.",
     "It is a truth universally acknowledged that a speech must end.",
 ]
+
+
+@pytest.fixture(autouse=True)
+def _same_verbosity() -> Iterator[None]:
+    """Commands silence transformers for the process they run in; here that process runs other tests too."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    yield
+    logging.set_verbosity(before)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ def ema_kernel(coefficients: EMACoefficients, length: int) -> torch.Tensor:
     instead of a (D', N, length) tensor of exponentials.
     """
     m = math.isqrt(length) if isinstance(length, int) else 64  # a length left open in torch.export has no root
-    rows = -(-length // m)
+    rows = length // m + 2  # one more than needed: an exported graph must not be tied to a single row
     log_decay = coefficients.log_decay.unsqueeze(-1)
     fine = torch.exp(log_decay * torch.arange(m, device=log_decay.device))
     coarse = torch.exp(log_decay * (m * torch.arange(rows, device=log_decay.device)))
