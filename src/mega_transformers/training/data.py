@@ -171,8 +171,8 @@ class Blocks(Dataset):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the data loader at the start of every epoch."""
-        self.epoch = epoch
+        """Called at the start of every epoch; epochs only go up."""
+        self.epoch = max(self.epoch, epoch)
 
     def __len__(self) -> int:
         return len(self.blocks)

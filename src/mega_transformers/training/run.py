@@ -21,7 +21,7 @@ from . import data
 from .baselines import NgramBaselines
 from .export import Report, export_model, write_json
 from .recipe import TASKS, Recipe
-from .schedule import Clock, Interruption, last_checkpoint, learning_rate_factor
+from .schedule import Clock, EpochOfData, Interruption, last_checkpoint, learning_rate_factor
 from .schema import RecipeError
 from .tokenizer import load_tokenizer, train_tokenizer
 
@@ -188,7 +188,7 @@ def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> 
         processing_class=tokenizer,
         data_collator=task.collator(recipe, tokenizer, evaluation=False),
         evaluation_collator=task.collator(recipe, tokenizer, evaluation=True),
-        callbacks=[clock],
+        callbacks=[clock, EpochOfData()],
     )
 
     with Interruption(lambda text: console.print(text, style="yellow")) as interruption:

@@ -67,6 +67,15 @@ class Clock(TrainerCallback, ExportableState):
             control.should_training_stop = True
 
 
+class EpochOfData(TrainerCallback):
+    """Tells the data set its epoch, which accelerate's loader of the rest of an epoch does not."""
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        kwargs["train_dataloader"].dataset.set_epoch(int((state.epoch or 0.0) + 1e-9))
+
+
 class Interruption(TrainerCallback):
     """A checkpoint and an orderly end at SIGINT (Ctrl-C) and SIGTERM; a second signal ends at once.
 
