@@ -109,6 +109,8 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
         "logging_steps": 10,
+        # transformers refuses bfloat16 on a machine without an accelerator unless it is told that this is meant
+        "use_cpu": not torch.accelerator.is_available(),
         # worker processes would not make a difference: batches are slices of a memory-mapped file
         "dataloader_num_workers": 0,
     }
@@ -195,10 +197,7 @@ def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> 
         trainer.add_callback(interruption)
         if checkpoint is not None:
             console.print(f"Going on from {checkpoint}, after {elapsed / 3600:.2f} h")
-        trainer.train(
-            resume_from_checkpoint=None if checkpoint is None else str(checkpoint),
-            ignore_keys_for_eval=["past_key_values"],
-        )
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if interruption.signal is not None:
         console.print(
             f"Stopped after step {trainer.state.global_step}; the same command goes on from there.", style="yellow"
