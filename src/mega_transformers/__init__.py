@@ -7,6 +7,7 @@ Importing this package registers its classes with transformers' Auto classes, so
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
@@ -16,19 +17,18 @@ from transformers import (
 
 from ._version import __version__
 from .models.mega.configuration_mega import MegaConfig
-from .models.mega.modeling_mega import (
-    MegaForMaskedLM,
+from .models.mega.modeling_mega import MegaForCausalLM, MegaForMaskedLM, MegaModel, MegaPreTrainedModel
+from .models.mega.modeling_mega_classification import (
     MegaForMultipleChoice,
     MegaForQuestionAnswering,
     MegaForSequenceClassification,
     MegaForTokenClassification,
-    MegaModel,
-    MegaPreTrainedModel,
 )
 from .models.mega.tokenization_mega import register_tokenizer
 
 __all__ = [
     "MegaConfig",
+    "MegaForCausalLM",
     "MegaForMaskedLM",
     "MegaForMultipleChoice",
     "MegaForQuestionAnswering",
@@ -42,6 +42,7 @@ __all__ = [
 AutoConfig.register("mega", MegaConfig, exist_ok=True)
 for _auto, _model in (
     (AutoModel, MegaModel),
+    (AutoModelForCausalLM, MegaForCausalLM),
     (AutoModelForMaskedLM, MegaForMaskedLM),
     (AutoModelForMultipleChoice, MegaForMultipleChoice),
     (AutoModelForQuestionAnswering, MegaForQuestionAnswering),

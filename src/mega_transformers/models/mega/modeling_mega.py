@@ -1,22 +1,22 @@
-"""Mega models: the encoder (or causal decoder) and its heads for masked words, sequences, tokens, choices and spans.
+"""Mega models: the encoder or causal decoder, and the masked and the causal language model over it.
 
 Read on in `layers/block.py`, then `layers/gated_attention.py` and `ops/*/reference.py`.
 """
 
-from typing import cast
+import copy
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
 from transformers.loss.loss_utils import LOSS_MAPPING
 from transformers.modeling_outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
     MaskedLMOutput,
-    MultipleChoiceModelOutput,
-    QuestionAnsweringModelOutput,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
 )
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
@@ -76,14 +76,6 @@ class MegaEmbeddings(nn.Module):
         if token_type_ids is None:
             return embeddings + self.token_type_embeddings.weight[0]
         return embeddings + self.token_type_embeddings(token_type_ids)
-
-
-def first_real_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """The hidden states (B, d) of each row's first token that is no padding."""
-    if attention_mask is None:
-        return hidden_states[:, 0]
-    first = attention_mask.to(hidden_states.device, torch.int64).argmax(dim=1)
-    return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), first]
 
 
 class MegaPooler(nn.Module):
@@ -271,17 +263,48 @@ class MegaModel(MegaPreTrainedModel):
         return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden_states, pooler_output=pooled)
 
 
-class MegaForMaskedLM(MegaPreTrainedModel):
+class MegaLanguageModel(MegaPreTrainedModel):
+    """What the masked and the causal language model share: an optional tanh layer, a head, and its loss."""
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__(config)
+        self.mega = MegaModel(config, add_pooling_layer=False)
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size) if config.add_lm_hidden_dense_layer else None
+
+    def _predict(
+        self, hidden_states: torch.Tensor, labels: torch.Tensor | None, kwargs: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits of hidden states (..., d), and their loss at `labels` (...,), which belong to the same positions."""
+        if self.dense is not None:
+            hidden_states = torch.tanh(self.dense(hidden_states))
+        head = cast(nn.Linear, self.get_output_embeddings())
+        if labels is None or not self._has_plain_loss(head):
+            return head(hidden_states), None
+        total, logits = linear_cross_entropy(hidden_states.flatten(0, -2), head.weight, head.bias, labels.flatten())
+        count = kwargs.get("num_items_in_batch")
+        if count is None:
+            count = (labels != -100).sum()
+        return logits.unflatten(0, labels.shape), total / (count.to(total.device) if torch.is_tensor(count) else count)
+
+    def _has_plain_loss(self, head: nn.Module) -> bool:
+        """Whether head and loss are those this class made, so that both may be computed in one."""
+        return (
+            not torch.compiler.is_compiling()
+            and type(head) is nn.Linear
+            and not (head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook"))
+            and self.loss_function in (LOSS_MAPPING["ForMaskedLM"], LOSS_MAPPING["ForCausalLM"])
+        )
+
+
+class MegaForMaskedLM(MegaLanguageModel):
     """Mega with a language model head that predicts masked words."""
 
     _tied_weights_keys = {"mlm_head.weight": "mega.embedding_layer.word_embeddings.weight"}  # noqa: RUF012
 
     def __init__(self, config: MegaConfig) -> None:
-        super().__init__(config)
         if config.is_decoder:
             raise ValueError("is_decoder=True: a masked language model must see both sides; set is_decoder=False")
-        self.mega = MegaModel(config, add_pooling_layer=False)
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size) if config.add_lm_hidden_dense_layer else None
+        super().__init__(config)
         self.mlm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
 
@@ -290,16 +313,6 @@ class MegaForMaskedLM(MegaPreTrainedModel):
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.mlm_head = new_embeddings
-
-    def _has_plain_loss(self) -> bool:
-        """Whether head and loss are those this class made, so that both may be computed in one."""
-        head = self.mlm_head
-        return (
-            not torch.compiler.is_compiling()
-            and type(head) is nn.Linear
-            and not (head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook"))
-            and self.loss_function is LOSS_MAPPING["ForMaskedLM"]
-        )
 
     @can_return_tuple
     def forward(
@@ -334,219 +347,49 @@ class MegaForMaskedLM(MegaPreTrainedModel):
             if self.config.sparse_prediction:
                 labelled = labels != -100
                 hidden_states, labels = hidden_states[labelled], labels[labelled]
-        if self.dense is not None:
-            hidden_states = torch.tanh(self.dense(hidden_states))
-
-        loss = None
-        if labels is not None and self._has_plain_loss():
-            total, logits = linear_cross_entropy(
-                hidden_states.flatten(0, -2), self.mlm_head.weight, self.mlm_head.bias, labels.flatten()
-            )
-            logits = logits.unflatten(0, labels.shape)
-            count = kwargs.get("num_items_in_batch")
-            if count is None:
-                count = (labels != -100).sum()
-            loss = total / (count.to(total.device) if torch.is_tensor(count) else count)
-        else:
-            logits = self.mlm_head(hidden_states)
-            if labels is not None:
-                loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        logits, loss = self._predict(hidden_states, labels, kwargs)
+        if labels is not None and loss is None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         return MaskedLMOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
 
 
-class MegaClassificationHead(nn.Module):
-    """Two layers over one vector per sequence: the first real token's, or the mean over real tokens."""
+class MegaForCausalLM(MegaLanguageModel, GenerationMixin):
+    """Mega with a language model head that predicts the next word.
+
+    Args:
+        config: A configuration with `is_decoder=True` and `bidirectional=False`. `is_decoder=False` alone, which
+            4.40.2 accepted, is corrected with a warning.
+
+    Raises:
+        ValueError: for `bidirectional=True`, whose EMA sees the future.
+    """
+
+    _tied_weights_keys = {"lm_head.weight": "mega.embedding_layer.word_embeddings.weight"}  # noqa: RUF012
 
     def __init__(self, config: MegaConfig) -> None:
-        super().__init__()
-        self.pooling = config.classifier_pooling
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(classifier_dropout(config))
-        self.out_proj = nn.Linear(config.hidden_size, cast(int, config.num_labels))
-
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, L, d) -> (B, num_labels)."""
-        if self.pooling == "cls":
-            pooled = first_real_token(hidden_states, attention_mask)
-        elif attention_mask is None:
-            pooled = hidden_states.mean(dim=1)
-        else:
-            weights = attention_mask.to(hidden_states.device, hidden_states.dtype).unsqueeze(-1)
-            pooled = (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-        hidden = torch.tanh(self.dense(self.dropout(pooled)))
-        return self.out_proj(self.dropout(hidden))
-
-
-def classifier_dropout(config: MegaConfig) -> float:
-    """Dropout of the heads."""
-    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-
-
-class MegaForSequenceClassification(MegaPreTrainedModel):
-    """Mega with a head for classes of (or numbers for) whole sequences."""
-
-    def __init__(self, config: MegaConfig) -> None:
-        super().__init__(config)
-        self.num_labels = cast(int, config.num_labels)
-        self.mega = MegaModel(config, add_pooling_layer=False)
-        self.classifier = MegaClassificationHead(config)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, ...] | SequenceClassifierOutput:
-        """Logits (B, num_labels), and the loss with `labels`.
-
-        Args:
-            labels: (B,) classes in [0, num_labels); floats (B,) for regression with one label, or (B, num_labels) for
-                several labels or targets. `config.problem_type` decides, or the number of labels and the dtype.
-            input_ids, attention_mask, token_type_ids, inputs_embeds, kwargs: As in `MegaModel.forward`.
-        """
-        if (
-            labels is not None
-            and not labels.is_floating_point()
-            and self.config.problem_type
-            in (
-                None,
-                "single_label_classification",
-            )
-        ):
-            batch = leading_shape(input_ids, inputs_embeds)[0]
-            if self.num_labels > 1:
-                check_labels("labels", labels.view(-1), (batch,), self.num_labels)
-        outputs = self.mega(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
-        logits = self.classifier(outputs[0], attention_mask)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
-
-
-class MegaForTokenClassification(MegaPreTrainedModel):
-    """Mega with a head for classes of tokens."""
-
-    def __init__(self, config: MegaConfig) -> None:
-        super().__init__(config)
-        self.num_labels = cast(int, config.num_labels)
-        self.mega = MegaModel(config, add_pooling_layer=False)
-        self.dropout = nn.Dropout(classifier_dropout(config))
-        self.classifier = nn.Linear(config.hidden_size, cast(int, config.num_labels))
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, ...] | TokenClassifierOutput:
-        """Logits (B, L, num_labels), and the loss with `labels`.
-
-        Args:
-            labels: (B, L) classes of tokens in [0, num_labels), -100 where there is none.
-            input_ids, attention_mask, token_type_ids, inputs_embeds, kwargs: As in `MegaModel.forward`.
-        """
-        if labels is not None:
-            check_labels("labels", labels, leading_shape(input_ids, inputs_embeds), self.num_labels)
-        outputs = self.mega(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
-        logits = self.classifier(self.dropout(outputs[0]))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, self.config, **kwargs)
-        return TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
-
-
-class MegaForMultipleChoice(MegaPreTrainedModel):
-    """Mega with a head that scores the choices of a question."""
-
-    def __init__(self, config: MegaConfig) -> None:
-        super().__init__(config)
-        self.mega = MegaModel(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, 1)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, ...] | MultipleChoiceModelOutput:
-        """Logits (B, choices), and the loss with `labels`.
-
-        Args:
-            input_ids: (B, choices, L); the other inputs have the same dimensions, and `inputs_embeds` one more.
-            labels: (B,) right choices in [0, choices).
-            attention_mask, token_type_ids, inputs_embeds, kwargs: As in `MegaModel.forward`.
-        """
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        if given is None or given.dim() != (3 if inputs_embeds is None else 4):
+        if config.bidirectional:
             raise ValueError(
-                "input_ids must be (batch, num_choices, length), or inputs_embeds (batch, num_choices, length, "
-                f"hidden_size); got {None if given is None else tuple(given.shape)}"
+                "bidirectional=True: an EMA in both directions sees the future; a causal language model needs "
+                "MegaConfig(bidirectional=False, is_decoder=True)"
             )
-        batch, num_choices = given.shape[:2]
-        if labels is not None:
-            check_labels("labels", labels, (batch,), num_choices, ignore_index=None)
-
-        def flat(x: torch.Tensor | None) -> torch.Tensor | None:
-            return None if x is None else x.flatten(0, 1)
-
-        outputs = self.mega(
-            flat(input_ids),
-            attention_mask=flat(attention_mask),
-            token_type_ids=flat(token_type_ids),
-            inputs_embeds=flat(inputs_embeds),
-            **kwargs,
-        )
-        logits = self.classifier(self.dropout(outputs[1])).view(batch, num_choices)
-        loss = None if labels is None else F.cross_entropy(logits, labels.to(logits.device))
-        return MultipleChoiceModelOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
-
-
-class MegaForQuestionAnswering(MegaPreTrainedModel):
-    """Mega with a head for the first and the last token of an answer."""
-
-    def __init__(self, config: MegaConfig) -> None:
+        if not config.is_decoder:
+            logger.warning_once(
+                "MegaForCausalLM was given is_decoder=False, with which it would see the future; it is built with "
+                "is_decoder=True. Set that in the configuration to end this warning."
+            )
+            config = copy.deepcopy(config)
+            config.is_decoder = True
         super().__init__(config)
-        self.num_labels = cast(int, config.num_labels)
-        self.mega = MegaModel(config, add_pooling_layer=False)
-        self.qa_outputs = nn.Linear(config.hidden_size, cast(int, config.num_labels))
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.lm_head = new_embeddings
 
     @can_return_tuple
     def forward(
@@ -555,42 +398,64 @@ class MegaForQuestionAnswering(MegaPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        start_positions: torch.Tensor | None = None,
-        end_positions: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, ...] | QuestionAnsweringModelOutput:
-        """Logits (B, L) of an answer's start and of its end, and the loss with both positions.
+    ) -> tuple[torch.Tensor, ...] | CausalLMOutputWithCrossAttentions:
+        """Logits (B, L, V), and the loss with `labels`.
 
         Args:
-            start_positions, end_positions: (B,) positions; those outside the sequence do not count.
-            input_ids, attention_mask, token_type_ids, inputs_embeds, kwargs: As in `MegaModel.forward`.
+            labels: (B, L) ids, -100 where nothing is predicted; the label at position t is compared with the logits
+                at t - 1.
+            logits_to_keep: Compute the logits of that many last positions only, or of the positions in a tensor of
+                indices; 0 for all. Not together with `labels`.
+            input_ids, attention_mask, token_type_ids, inputs_embeds, encoder_hidden_states, encoder_attention_mask,
+            past_key_values, use_cache, kwargs: As in `MegaModel.forward`; also `num_items_in_batch`, by which the
+                summed loss is divided in place of the number of labels.
         """
+        if labels is not None:
+            check_labels("labels", labels, leading_shape(input_ids, inputs_embeds), self.config.vocab_size)
+            if torch.is_tensor(logits_to_keep) or logits_to_keep:
+                raise ValueError(f"logits_to_keep={logits_to_keep} drops logits that labels need; give one of the two")
         outputs = self.mega(
             input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
             **kwargs,
         )
-        start_logits, end_logits = (part.squeeze(-1) for part in self.qa_outputs(outputs[0]).split(1, dim=-1))
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
-        return QuestionAnsweringModelOutput(
+        hidden_states = outputs[0]
+        if torch.is_tensor(logits_to_keep):
+            hidden_states = hidden_states[:, logits_to_keep]
+        elif logits_to_keep:
+            hidden_states = hidden_states[:, -logits_to_keep:]
+        next_words = None
+        if labels is not None and kwargs.get("shift_labels") is None:
+            next_words = F.pad(labels.to(hidden_states.device)[:, 1:], (0, 1), value=-100)
+        logits, loss = self._predict(hidden_states, next_words, kwargs)
+        if labels is not None and loss is None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithCrossAttentions(
             loss=loss,
-            start_logits=start_logits,
-            end_logits=end_logits,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
         )
 
 
 __all__ = [
+    "MegaForCausalLM",
     "MegaForMaskedLM",
-    "MegaForMultipleChoice",
-    "MegaForQuestionAnswering",
-    "MegaForSequenceClassification",
-    "MegaForTokenClassification",
     "MegaModel",
     "MegaPreTrainedModel",
 ]

@@ -1,0 +1,264 @@
+"""Mega models with heads for classes of sequences and tokens, choices and spans."""
+
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_outputs import (
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from .configuration_mega import MegaConfig
+from .modeling_mega import MegaModel, MegaPreTrainedModel
+from .validation_mega import check_labels, leading_shape
+
+
+def first_real_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """The hidden states (B, d) of each row's first token that is no padding."""
+    if attention_mask is None:
+        return hidden_states[:, 0]
+    first = attention_mask.to(hidden_states.device, torch.int64).argmax(dim=1)
+    return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), first]
+
+
+class MegaClassificationHead(nn.Module):
+    """Two layers over one vector per sequence: the first real token's, or the mean over real tokens."""
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        self.pooling = config.classifier_pooling
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(classifier_dropout(config))
+        self.out_proj = nn.Linear(config.hidden_size, cast(int, config.num_labels))
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, L, d) -> (B, num_labels)."""
+        if self.pooling == "cls":
+            pooled = first_real_token(hidden_states, attention_mask)
+        elif attention_mask is None:
+            pooled = hidden_states.mean(dim=1)
+        else:
+            weights = attention_mask.to(hidden_states.device, hidden_states.dtype).unsqueeze(-1)
+            pooled = (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+        hidden = torch.tanh(self.dense(self.dropout(pooled)))
+        return self.out_proj(self.dropout(hidden))
+
+
+def classifier_dropout(config: MegaConfig) -> float:
+    """Dropout of the heads."""
+    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+
+
+class MegaForSequenceClassification(MegaPreTrainedModel):
+    """Mega with a head for classes of (or numbers for) whole sequences."""
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__(config)
+        self.num_labels = cast(int, config.num_labels)
+        self.mega = MegaModel(config, add_pooling_layer=False)
+        self.classifier = MegaClassificationHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | SequenceClassifierOutput:
+        """Logits (B, num_labels), and the loss with `labels`.
+
+        Args:
+            labels: (B,) classes in [0, num_labels); floats (B,) for regression with one label, or (B, num_labels) for
+                several labels or targets. `config.problem_type` decides, or the number of labels and the dtype.
+            input_ids, attention_mask, token_type_ids, inputs_embeds, kwargs: As in `MegaModel.forward`.
+        """
+        if (
+            labels is not None
+            and not labels.is_floating_point()
+            and self.config.problem_type
+            in (
+                None,
+                "single_label_classification",
+            )
+        ):
+            batch = leading_shape(input_ids, inputs_embeds)[0]
+            if self.num_labels > 1:
+                check_labels("labels", labels.view(-1), (batch,), self.num_labels)
+        outputs = self.mega(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        logits = self.classifier(outputs[0], attention_mask)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class MegaForTokenClassification(MegaPreTrainedModel):
+    """Mega with a head for classes of tokens."""
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__(config)
+        self.num_labels = cast(int, config.num_labels)
+        self.mega = MegaModel(config, add_pooling_layer=False)
+        self.dropout = nn.Dropout(classifier_dropout(config))
+        self.classifier = nn.Linear(config.hidden_size, cast(int, config.num_labels))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | TokenClassifierOutput:
+        """Logits (B, L, num_labels), and the loss with `labels`.
+
+        Args:
+            labels: (B, L) classes of tokens in [0, num_labels), -100 where there is none.
+            input_ids, attention_mask, token_type_ids, inputs_embeds, kwargs: As in `MegaModel.forward`.
+        """
+        if labels is not None:
+            check_labels("labels", labels, leading_shape(input_ids, inputs_embeds), self.num_labels)
+        outputs = self.mega(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        logits = self.classifier(self.dropout(outputs[0]))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config, **kwargs)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class MegaForMultipleChoice(MegaPreTrainedModel):
+    """Mega with a head that scores the choices of a question."""
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__(config)
+        self.mega = MegaModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | MultipleChoiceModelOutput:
+        """Logits (B, choices), and the loss with `labels`.
+
+        Args:
+            input_ids: (B, choices, L); the other inputs have the same dimensions, and `inputs_embeds` one more.
+            labels: (B,) right choices in [0, choices).
+            attention_mask, token_type_ids, inputs_embeds, kwargs: As in `MegaModel.forward`.
+        """
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if given is None or given.dim() != (3 if inputs_embeds is None else 4):
+            raise ValueError(
+                "input_ids must be (batch, num_choices, length), or inputs_embeds (batch, num_choices, length, "
+                f"hidden_size); got {None if given is None else tuple(given.shape)}"
+            )
+        batch, num_choices = given.shape[:2]
+        if labels is not None:
+            check_labels("labels", labels, (batch,), num_choices, ignore_index=None)
+
+        def flat(x: torch.Tensor | None) -> torch.Tensor | None:
+            return None if x is None else x.flatten(0, 1)
+
+        outputs = self.mega(
+            flat(input_ids),
+            attention_mask=flat(attention_mask),
+            token_type_ids=flat(token_type_ids),
+            inputs_embeds=flat(inputs_embeds),
+            **kwargs,
+        )
+        logits = self.classifier(self.dropout(outputs[1])).view(batch, num_choices)
+        loss = None if labels is None else F.cross_entropy(logits, labels.to(logits.device))
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class MegaForQuestionAnswering(MegaPreTrainedModel):
+    """Mega with a head for the first and the last token of an answer."""
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__(config)
+        self.num_labels = cast(int, config.num_labels)
+        self.mega = MegaModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, cast(int, config.num_labels))
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | QuestionAnsweringModelOutput:
+        """Logits (B, L) of an answer's start and of its end, and the loss with both positions.
+
+        Args:
+            start_positions, end_positions: (B,) positions; those outside the sequence do not count.
+            input_ids, attention_mask, token_type_ids, inputs_embeds, kwargs: As in `MegaModel.forward`.
+        """
+        outputs = self.mega(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        start_logits, end_logits = (part.squeeze(-1) for part in self.qa_outputs(outputs[0]).split(1, dim=-1))
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = [
+    "MegaForMultipleChoice",
+    "MegaForQuestionAnswering",
+    "MegaForSequenceClassification",
+    "MegaForTokenClassification",
+]
