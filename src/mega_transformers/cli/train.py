@@ -149,18 +149,26 @@ def _command(
     return " ".join(parts)
 
 
+# key of a score -> title of its column, format; the columns shown are those that the scores have
+_COLUMNS = {
+    "bits_per_character": ("bits per character", ".4f"),
+    "word_perplexity": ("word perplexity", ".2f"),
+    "raw_word_perplexity": ("per raw word", ".2f"),
+    "cross_entropy": ("cross entropy (nats)", ".4f"),
+    "perplexity": ("perplexity", ".2f"),
+    "accuracy": ("accuracy", ".2%"),
+    "tokens": ("tokens", ","),
+}
+
+
 def _table(title: str, scores: dict[str, dict[str, float]]) -> Any:
     from rich.table import Table
 
+    columns = {key: column for key, column in _COLUMNS.items() if all(key in score for score in scores.values())}
     table = Table(title=title)
-    for name in ("", "cross entropy (nats)", "perplexity", "accuracy", "tokens"):
-        table.add_column(name, justify="right" if name else "left")
+    table.add_column("")
+    for name, _ in columns.values():
+        table.add_column(name, justify="right")
     for name, score in scores.items():
-        table.add_row(
-            name,
-            f"{score['cross_entropy']:.4f}",
-            f"{score['perplexity']:.2f}",
-            f"{score['accuracy']:.2%}",
-            f"{score['tokens']:,}",
-        )
+        table.add_row(name, *(format(score[key], form) for key, (_, form) in columns.items()))
     return table

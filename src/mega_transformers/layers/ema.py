@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..ops.ema import ema
+from ..ops.ema import ema, ema_coefficients
 
 if TYPE_CHECKING:
+    from ..models.mega.cache_mega import MegaCacheLayer
     from ..models.mega.configuration_mega import MegaConfig
 
 
@@ -39,24 +40,37 @@ class MegaMultiDimensionDampedEma(nn.Module):
         mask: torch.Tensor | None = None,
         document_starts: torch.Tensor | None = None,
         num_documents: int | None = None,
+        cache: MegaCacheLayer | None = None,
     ) -> torch.Tensor:
         """The EMA alone, (B, L, d) -> (B, L, d); arguments as in `forward`."""
         if mask is not None:
             x = x * mask.unsqueeze(-1).to(x.dtype)
-        return cast(
-            torch.Tensor,
-            ema(
+        parameters = (
+            self.damping_factor,
+            self.decay_factor,
+            self.ema_expansion_matrix,
+            self.kernel_projection_matrix,
+        )
+        if cache is None:
+            averaged = ema(
                 x,
-                self.damping_factor,
-                self.decay_factor,
-                self.ema_expansion_matrix,
-                self.kernel_projection_matrix,
+                *parameters,
                 bidirectional=self.bidirectional,
                 truncation=self.truncation,
                 document_starts=document_starts,
                 num_documents=num_documents,
-            ),
+            )
+            return cast(torch.Tensor, averaged)
+        averaged, state = ema(
+            x,
+            *parameters,
+            truncation=self.truncation,
+            state=cache.state,
+            history=cache.history,
+            return_state=True,
         )
+        cache.advance(x, state, lambda: ema_coefficients(*(p.detach() for p in parameters)), self.truncation)
+        return averaged
 
     def activate(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """silu(y + residual_weight * x) of the EMA y and its input x, (B, L, d) each."""
@@ -68,6 +82,7 @@ class MegaMultiDimensionDampedEma(nn.Module):
         mask: torch.Tensor | None = None,
         document_starts: torch.Tensor | None = None,
         num_documents: int | None = None,
+        cache: MegaCacheLayer | None = None,
     ) -> torch.Tensor:
         """Applies the sub-layer.
 
@@ -76,8 +91,10 @@ class MegaMultiDimensionDampedEma(nn.Module):
             mask: (B, L), 1 or True at real tokens; padding contributes nothing.
             document_starts: (B, L) bool, True at the first token of every packed document.
             num_documents: An upper bound of the documents in a row, if known.
+            cache: What was remembered of the tokens before, brought up to date; not with documents, nor in two
+                directions.
 
         Returns:
             (B, L, d).
         """
-        return self.activate(self.convolve(x, mask, document_starts, num_documents), x)
+        return self.activate(self.convolve(x, mask, document_starts, num_documents, cache), x)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
 
-from ..ops.attention import attention
+from ..ops.attention import attention, attention_cached
+from ..ops.continuation import Continuation
 from ..ops.visibility import Visibility
 from .dropout import MegaDropout
 from .ema import MegaMultiDimensionDampedEma
@@ -18,6 +19,8 @@ from .position_bias import relative_positional_bias
 from .recompute import recomputed, takes_pieces, tokens_per_piece
 
 if TYPE_CHECKING:
+    from transformers.cache_utils import Cache
+
     from ..models.mega.configuration_mega import MegaConfig
 
 BACKEND_OF_IMPLEMENTATION = {"eager": "reference", "sdpa": None, "flex_attention": "flex"}
@@ -27,9 +30,10 @@ BACKEND_OF_IMPLEMENTATION = {"eager": "reference", "sdpa": None, "flex_attention
 class MegaMovingAverageGatedAttention(nn.Module):
     """EMA, single-head attention over queries and keys made from it, and two gates (authors' class of this name)."""
 
-    def __init__(self, config: MegaConfig) -> None:
+    def __init__(self, config: MegaConfig, layer_idx: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.layer_idx = layer_idx
         d, h, z = config.hidden_size, config.intermediate_size, config.shared_representation_size
         self.split_sizes = [d, z, h, d]
         self.activation = ACT2FN[config.activation]
@@ -47,32 +51,45 @@ class MegaMovingAverageGatedAttention(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        visibility: Visibility | None = None,
+        visibility: Visibility | Continuation | None = None,
         output_attentions: bool = False,
+        past_key_values: Cache | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Applies the layer.
 
         Args:
             hidden_states: (B, L, d).
-            visibility: Who sees whom; by default every token sees its chunk, or the past of it in a decoder.
+            visibility: Who sees whom; by default every token sees its chunk, or the past of it in a decoder. With
+                `past_key_values` a `Continuation`.
             output_attentions: Whether to return the weights, whatever the implementation.
+            past_key_values: What was remembered of the tokens before, brought up to date.
 
         Returns:
-            (B, L, d), and the attention weights (B, K, n, n) for K chunks of n tokens, or None.
+            (B, L, d), and the attention weights or None: (B, K, n, n) for K chunks of n tokens; (B, 1, L, T) where
+            tokens continue cached ones, for the T columns that may be seen.
         """
         if visibility is None:
             visibility = default_visibility(self.config, hidden_states.shape[1])
+        cache = None if past_key_values is None else cast(Any, past_key_values.layers[self.layer_idx])
         residual = hidden_states
         x = self.norm(residual) if self.config.normalize_before_mega else residual
-        averaged = self.ema_gate.convolve(x, visibility.mask, visibility.starts, visibility.num_documents)
+        averaged = self.ema_gate.convolve(x, visibility.mask, visibility.starts, visibility.num_documents, cache)
         whole = self.training or output_attentions or self.config._attn_implementation == "eager"
-        if not whole and takes_pieces(x):
+        rule = visibility.fresh if isinstance(visibility, Continuation) else visibility
+        if not whole and rule is not None and takes_pieces(x) and not (cache is not None and cache.record_past):
             output = torch.empty_like(residual)
-            for where, rule in visibility.pieces(tokens_per_piece(x)):
-                output[:, where], _ = self._attend(residual[:, where], x[:, where], averaged[:, where], rule, False)
+            pieces = rule.pieces(tokens_per_piece(x))
+            for where, part in pieces:
+                # the last piece holds all that a later token may see
+                remember = past_key_values if where.stop == x.shape[1] else None
+                output[:, where], _ = self._attend(
+                    residual[:, where], x[:, where], averaged[:, where], part, False, remember, visibility
+                )
             weights = None
         else:
-            output, weights = self._attend(residual, x, averaged, visibility, output_attentions)
+            output, weights = self._attend(
+                residual, x, averaged, rule, output_attentions, past_key_values, visibility
+            )
         if not self.config.normalize_before_mega:
             output = self.norm(output)
         return output, weights
@@ -82,29 +99,54 @@ class MegaMovingAverageGatedAttention(nn.Module):
         residual: torch.Tensor,
         x: torch.Tensor,
         averaged: torch.Tensor,
-        visibility: Visibility,
+        rule: Visibility | None,
         output_attentions: bool,
+        past_key_values: Cache | None,
+        continuation: Visibility | Continuation,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Everything between the EMA and a norm behind, which tokens of other chunks have no part in."""
+        """Everything between the EMA and a norm behind, which tokens of other chunks have no part in.
+
+        The tokens see each other by `rule`, or, for None, the cached ones too, by `continuation`.
+        """
         value = self.hidden_dropout(self.activation(self.v_proj(x)))
         update, shared, gate, intermediate = recomputed(self._base, averaged, x).split(self.split_sizes, dim=-1)
         shared = F.silu(shared)
         query, key = (torch.addcmul(bias, shared, weight) for weight, bias in zip(self.qk_weight, self.qk_bias))
 
+        keys, values = key, value
+        if past_key_values is not None:
+            window = past_key_values.update(key.unsqueeze(1), value.unsqueeze(1), self.layer_idx, continuation)
+            keys, values = (columns.squeeze(1) for columns in window)
         backend = BACKEND_OF_IMPLEMENTATION[self.config._attn_implementation or "sdpa"]
         if backend == "flex" and self.config.attention_activation != "softmax":
             backend = None
-        attended, weights = attention(
-            query,
-            key,
-            value,
-            self.rel_pos_bias(),
-            visibility,
-            activation=self.config.attention_activation,
-            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
-            need_weights=output_attentions or backend == "reference",
-            backend=None if output_attentions else backend,
-        )
+        activation = self.config.attention_activation
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        need_weights = output_attentions or backend == "reference"
+        if rule is None:
+            cache = cast(Any, past_key_values).layers[self.layer_idx]
+            attended, weights = attention_cached(
+                query,
+                keys,
+                values,
+                cache.past_bias(self.rel_pos_bias(), keys.shape[1]),
+                cast(Continuation, continuation),
+                activation=activation,
+                dropout=dropout,
+                need_weights=need_weights,
+            )
+        else:
+            attended, weights = attention(
+                query,
+                key,
+                value,
+                self.rel_pos_bias(),
+                rule,
+                activation=activation,
+                dropout=dropout,
+                need_weights=need_weights,
+                backend=None if output_attentions else backend,
+            )
         candidate = recomputed(self._candidate, attended, gate, intermediate)
         return recomputed(self._gated_residual, residual, update, candidate), weights
 

@@ -43,18 +43,17 @@ def _rotation_angles(positions: torch.Tensor, width: int) -> tuple[torch.Tensor,
     return angles.cos(), angles.sin()
 
 
-def rotary_diagonals(alpha: torch.Tensor, beta: torch.Tensor, length: int) -> torch.Tensor:
-    """Diagonals of the rotary bias <R_i alpha, R_j beta>.
+def rotary_diagonals(alpha: torch.Tensor, beta: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+    """The rotary bias <R_i alpha, R_j beta> at some offsets j - i.
 
     Args:
         alpha, beta: The parameters, z numbers each (any shape), z even.
-        length: Number n of queries and keys.
+        offsets: (n,) integers.
 
     Returns:
-        Vector of 2n - 1 numbers in the dtype of the parameters.
+        (n,) in the dtype of the parameters.
     """
     width = alpha.numel()
-    offsets = torch.arange(1 - length, length, device=alpha.device)
     cos, sin = (table.to(alpha.dtype) for table in _rotation_angles(offsets, width))
     a1, a2 = alpha.reshape(2, width // 2)
     b1, b2 = beta.reshape(2, width // 2)
@@ -110,6 +109,11 @@ class SimpleBias(NamedTuple):
         """See `simple_diagonals`."""
         return simple_diagonals(self.rel_pos_bias, length, self.centre)
 
+    def past(self, length: int) -> torch.Tensor:
+        """The bias at offsets 1 - length ... 0: (length,), 0 where the parameter has no entry."""
+        known = min(length, self.centre + 1)
+        return F.pad(self.rel_pos_bias[self.centre + 1 - known : self.centre + 1], (length - known, 0))
+
 
 class RotaryBias(NamedTuple):
     """The rotary bias <R_i alpha, R_j beta>."""
@@ -118,8 +122,12 @@ class RotaryBias(NamedTuple):
     beta: torch.Tensor
 
     def diagonals(self, length: int) -> torch.Tensor:
-        """See `rotary_diagonals`."""
-        return rotary_diagonals(self.alpha, self.beta, length)
+        """The bias at offsets 1 - length ... length - 1; see `rotary_diagonals`."""
+        return rotary_diagonals(self.alpha, self.beta, torch.arange(1 - length, length, device=self.alpha.device))
+
+    def past(self, length: int) -> torch.Tensor:
+        """The bias at offsets 1 - length ... 0: (length,)."""
+        return rotary_diagonals(self.alpha, self.beta, torch.arange(1 - length, 1, device=self.alpha.device))
 
     def features(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """What to append to queries and to keys, (length, z) each; see `rotary_features`."""

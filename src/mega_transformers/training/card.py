@@ -39,40 +39,86 @@ def render(report: Report, has_plot: bool) -> str:
 
 
 def _use(recipe: Recipe) -> str:
-    example = recipe.card.examples[0] if recipe.card.examples else "The <mask> is open."
+    text = "The <mask> is open." if recipe.task == "masked-lm" else "The door"
+    example = recipe.card.examples[0] if recipe.card.examples else text
+    if recipe.task == "masked-lm":
+        make, call = 'fill = pipeline("fill-mask", ', f"fill({example!r})"
+    else:
+        make, call = 'write = pipeline("text-generation", ', f"write({example!r}, max_new_tokens=50, do_sample=True)"
     return (
         "```python\n"
         "import mega_transformers  # registers the model with transformers\n"
         "from transformers import pipeline\n\n"
-        f'fill = pipeline("fill-mask", model="path/to/{recipe.name}")\n'
-        f"fill({example!r})\n"
+        f'{make}model="path/to/{recipe.name}")\n'
+        f"{call}\n"
         "```"
     )
 
 
 def _results(recipe: Recipe, results: dict[str, Any]) -> str:
+    lines = [_masked_explanation(recipe) if recipe.masking is not None else _causal_explanation(recipe)]
+    cleaned = sorted({name for source in recipe.data if source.validation or source.test for name in source.clean})
+    if cleaned:
+        lines.append(f"The evaluation texts are cleaned as the training texts are: {', '.join(cleaned)}.")
+    columns = _MASKED_COLUMNS if recipe.masking is not None else _CAUSAL_COLUMNS
+    table = [
+        "| text | model | " + " | ".join(title for title, _ in columns.values()) + " |",
+        "|---|---|" + "---:|" * len(columns),
+    ]
+    for role, scores in results["scores"].items():
+        names = ", ".join(source.name for source in recipe.data if getattr(source, role))
+        for name, score in scores.items():
+            numbers = " | ".join(format(score[key], form) for key, (_, form) in columns.items())
+            table.append(f"| {names}, {role} | {recipe.name if name == 'model' else name} | {numbers} |")
+    return "\n\n".join([*lines, "\n".join(table)])
+
+
+# key of a score -> title of its column, format
+_MASKED_COLUMNS = {
+    "cross_entropy": ("cross entropy", ".3f"),
+    "perplexity": ("perplexity", ".1f"),
+    "accuracy": ("accuracy", ".1%"),
+    "tokens": ("tokens", ","),
+}
+_CAUSAL_COLUMNS = {
+    "bits_per_character": ("bits per character", ".3f"),
+    "word_perplexity": ("word perplexity", ".1f"),
+    "raw_word_perplexity": ("per raw word", ".1f"),
+    "cross_entropy": ("nats per token", ".3f"),
+    "perplexity": ("token perplexity", ".1f"),
+    "tokens": ("tokens", ","),
+    "characters": ("characters", ","),
+    "words": ("words", ","),
+    "raw_words": ("raw words", ","),
+}
+
+
+def _masked_explanation(recipe: Recipe) -> str:
     masking = recipe.masking
+    assert masking is not None
     kept = 1 - masking.mask - masking.random
-    lines = [
+    return (
         f"{masking.evaluation_probability:.0%} of the tokens are to be predicted (seed {recipe.seed}): of these "
         f"{masking.mask:.0%} are replaced by the mask token, {masking.random:.0%} by a random one, {kept:.0%} stay. "
         f"Texts are cut into blocks of {recipe.sequence_length} tokens of this model's own tokenizer. Cross entropies "
         "are in nats per predicted token, so they only compare with models of the same tokenizer and masks. The "
         "unigram and the bigram model (Witten-Bell, reading the left neighbour) are counted on the same training "
-        "tokens and judged on the same masks.",
-    ]
-    cleaned = sorted({name for source in recipe.data if source.validation or source.test for name in source.clean})
-    if cleaned:
-        lines.append(f"The evaluation texts are cleaned as the training texts are: {', '.join(cleaned)}.")
-    table = ["| text | model | cross entropy | perplexity | accuracy | tokens |", "|---|---|---:|---:|---:|---:|"]
-    for role, scores in results["scores"].items():
-        names = ", ".join(source.name for source in recipe.data if getattr(source, role))
-        for name, score in scores.items():
-            table.append(
-                f"| {names}, {role} | {recipe.name if name == 'model' else name} | {score['cross_entropy']:.3f} "
-                f"| {score['perplexity']:.1f} | {score['accuracy']:.1%} | {score['tokens']:,} |"
-            )
-    return "\n\n".join([*lines, "\n".join(table)])
+        "tokens and judged on the same masks."
+    )
+
+
+def _causal_explanation(recipe: Recipe) -> str:
+    return (
+        "Every token of the texts is predicted, the ends and starts of documents too, but for the very first start; "
+        "the sum of these cross entropies is divided by the characters and by the words (parted by white space) of the "
+        f"documents. Texts are read in pieces of {recipe.sequence_length} tokens, each without knowledge of those "
+        "before. The trigram model (Witten-Bell, interpolated with bigram and unigram) is counted on the same training "
+        "tokens and judged on the same ones, without cuts."
+        "\n\nThe words are those of cleaned text, in which punctuation belongs to the word before it, so that word "
+        "perplexities do not compare with those published for raw WikiText. \"Per raw word\" divides the same sum by the "
+        "words of the file before cleaning, whose number the published ones are divided by; the text predicted is "
+        "still the cleaned one."
+    )
 
 
 def _data(recipe: Recipe) -> str:
@@ -101,7 +147,7 @@ def _training(report: Report) -> str:
     table = "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     settings = {
         "sequence_length": recipe.sequence_length,
-        "masking": vars(recipe.masking),
+        **({} if recipe.masking is None else {"masking": vars(recipe.masking)}),
         "model": recipe.model,
         "training": recipe.training,
         "schedule": vars(recipe.schedule),

@@ -6,8 +6,10 @@ import glob
 import gzip
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +68,59 @@ def read_text(path: Path) -> str:
 def iterate_documents(sources: list[Source], role: str, data_dir: Path) -> Iterator[str]:
     """All documents that play a role, in the recipe's order."""
     for source in sources:
-        if source.dataset is None:
-            texts: Iterable[str] = map(read_text, source_files(source, role, data_dir))
-        else:
-            texts = _rows(source, role)
-        for text in texts:
+        for text in _texts(source, role, data_dir):
             yield from documents_of(text, source.clean, source.documents)
+
+
+def _texts(source: Source, role: str, data_dir: Path) -> Iterable[str]:
+    if source.dataset is None:
+        return map(read_text, source_files(source, role, data_dir))
+    return _rows(source, role)
+
+
+@dataclass
+class TextSize:
+    """How long texts are.
+
+    Args:
+        characters: Unicode characters of the documents, cleaned.
+        words: Their words, parted by white space.
+        raw_words: The words of the texts before cleaning.
+    """
+
+    characters: int = 0
+    words: int = 0
+    raw_words: int = 0
+
+    def add(self, text: str, documents: Iterable[str]) -> None:
+        """Adds a text and its documents."""
+        self.raw_words += len(text.split())
+        for document in documents:
+            self.characters += len(document)
+            self.words += len(document.split())
+
+    def scores(self, nats: float, tokens: int) -> dict[str, float]:
+        """What a model's total cross entropy at so many tokens means per token, character and word."""
+        return {
+            "cross_entropy": nats / tokens,
+            "perplexity": math.exp(nats / tokens),
+            "bits_per_character": nats / math.log(2) / self.characters,
+            "word_perplexity": math.exp(nats / self.words),
+            "raw_word_perplexity": math.exp(nats / self.raw_words),
+            "tokens": tokens,
+            "characters": self.characters,
+            "words": self.words,
+            "raw_words": self.raw_words,
+        }
+
+
+def text_size(sources: list[Source], role: str, data_dir: Path) -> TextSize:
+    """How long the texts are that play a role."""
+    size = TextSize()
+    for source in sources:
+        for text in _texts(source, role, data_dir):
+            size.add(text, documents_of(text, source.clean, source.documents))
+    return size
 
 
 def _rows(source: Source, role: str) -> Iterator[str]:

@@ -64,7 +64,8 @@ def export_model(model: Any, tokenizer: Any, folder: Path, report: Report) -> in
         log = [entry for entry in log if "loss" in entry or "eval_loss" in entry]
         (partial / "training_log.json").write_text(_json_lines(log), encoding="utf-8")
         write_json(partial / "results.json", report.results)
-        has_plot = _plot(log, partial / "loss.png")
+        loss = "loss at masked tokens" if report.recipe.masking is not None else "loss per token"
+        has_plot = _plot(log, partial / "loss.png", f"{loss} (nats)")
         (partial / "README.md").write_text(render(report, has_plot), encoding="utf-8")
         if folder.exists():
             shutil.rmtree(folder)
@@ -112,7 +113,7 @@ def _json_lines(log: list[dict[str, float]]) -> str:
     return "[\n" + ",\n".join(json.dumps(entry) for entry in rounded) + "\n]\n"
 
 
-def _plot(log: list[dict[str, float]], path: Path) -> bool:
+def _plot(log: list[dict[str, float]], path: Path, label: str) -> bool:
     """The course of the losses as a picture, if matplotlib is there."""
     try:
         import matplotlib
@@ -123,11 +124,11 @@ def _plot(log: list[dict[str, float]], path: Path) -> bool:
 
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
-    for key, label, marker in (("loss", "training", None), ("eval_loss", "validation", "o")):
+    for key, name, marker in (("loss", "training", None), ("eval_loss", "validation", "o")):
         points = [(entry["step"], entry[key]) for entry in log if key in entry]
         if points:
-            axes.plot(*zip(*points), label=label, marker=marker, markersize=3)
-    axes.set(xlabel="step", ylabel="loss at masked tokens (nats)")
+            axes.plot(*zip(*points), label=name, marker=marker, markersize=3)
+    axes.set(xlabel="step", ylabel=label)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=100)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from transformers import DataCollatorForLanguageModeling
 
 from .baselines import NgramBaselines, Score
-from .data import Blocks
+from .data import Blocks, to_blocks
+from .model_config import build_config, check_special_tokens, special_ids_of
 from .recipe import Masking, Recipe
-from .schema import RecipeError, convert
+from .schema import RecipeError
 
 PIPELINE_TAG = "fill-mask"
+CLOSED_TEXTS = True
 
 
 class MaskingCollator(DataCollatorForLanguageModeling):
@@ -45,47 +47,43 @@ class MaskingCollator(DataCollatorForLanguageModeling):
 
 def check_tokenizer(tokenizer: Any) -> None:
     """Refuses a tokenizer without the special tokens of the task."""
-    for name in ("mask_token", "cls_token", "sep_token", "pad_token"):
-        if getattr(tokenizer, name) is None:
-            raise RecipeError(f"the tokenizer has no {name}, which masked-lm needs")
-
-
-def build_config(recipe: Recipe, vocab_size: int, special_ids: dict[str, int] | None = None) -> Any:
-    """The model's configuration.
-
-    Raises:
-        RecipeError: for fields of `model` that `MegaConfig` does not have or refuses.
-    """
-    from ..models.mega.configuration_mega import MegaConfig
-
-    known = {item.name: item for item in dataclasses.fields(MegaConfig)}
-    fields: dict[str, Any] = {"vocab_size": vocab_size, **(special_ids or {})}
-    for key, value in recipe.model.items():
-        if key not in known:
-            raise RecipeError(f"model.{key} is no field of MegaConfig; see its documentation")
-        kind = type(known[key].default)
-        fields[key] = convert(kind, value, f"model.{key}") if kind in (bool, int, float, str) else value
-    try:
-        return MegaConfig(**fields)
-    except Exception as error:  # the base class of what @strict raises differs between versions of huggingface_hub
-        raise RecipeError(f"model: {error}") from None
+    check_special_tokens(tokenizer, ("mask_token", "cls_token", "sep_token", "pad_token"), "masked-lm")
 
 
 def build_model(recipe: Recipe, tokenizer: Any) -> Any:
     """A new model with random weights."""
     from ..models.mega.modeling_mega import MegaForMaskedLM
 
-    special_ids = {
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.cls_token_id,
-        "eos_token_id": tokenizer.sep_token_id,
-    }
-    return MegaForMaskedLM(build_config(recipe, len(tokenizer), special_ids))
+    return MegaForMaskedLM(build_config(recipe, len(tokenizer), special_ids_of(tokenizer)))
 
 
 def collator(recipe: Recipe, tokenizer: Any, evaluation: bool) -> MaskingCollator:
     """What makes batches of blocks."""
     return MaskingCollator(tokenizer, recipe.masking, evaluation)
+
+
+def judge(
+    recipe: Recipe, model: Any, tokenizer: Any, tokens: dict[str, np.ndarray], data_dir: Path
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Scores of the finished model beside counting models', for validation and test.
+
+    Args:
+        recipe: What was trained.
+        model: The model.
+        tokenizer: Its tokenizer.
+        tokens: For each role, its texts as one line of ids (tokens,).
+        data_dir: Folder that the recipe's files are in; not needed here.
+
+    Returns:
+        Role -> what `evaluate` returns.
+    """
+    blocks = {role: to_blocks(line, recipe.sequence_length) for role, line in tokens.items()}
+    baselines = NgramBaselines(len(tokenizer), tokenizer.all_special_ids).fit(blocks["train"].reshape(-1))
+    return {
+        role: evaluate(model, tokenizer, blocks[role], recipe.masking, recipe.seed, baselines)
+        for role in ("validation", "test")
+        if len(blocks[role])
+    }
 
 
 def evaluate(

@@ -10,7 +10,7 @@ from typing import Any
 from .cleaning import CLEANERS, SPLITTERS
 from .schema import RecipeError, build
 
-TASKS = {"masked-lm": "masked_lm"}
+TASKS = {"masked-lm": "masked_lm", "causal-lm": "causal_lm"}
 ROLES = ("train", "validation", "test")
 SHAPES = ("cosine", "linear")
 
@@ -167,6 +167,7 @@ class Recipe:
         validation_blocks: Examples of the validation text used while training; None for all.
         model: Fields of `MegaConfig`; `vocab_size` comes from the tokenizer.
         training: Fields of transformers' `TrainingArguments`.
+        masking: For masked-lm, by default `Masking()`; None for other tasks.
     """
 
     name: str
@@ -177,7 +178,7 @@ class Recipe:
     schedule: Schedule
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
-    masking: Masking = field(default_factory=Masking)
+    masking: Masking | None = None
     card: Card = field(default_factory=Card)
     seed: int = 0
     validation_blocks: int | None = None
@@ -187,6 +188,10 @@ class Recipe:
             raise RecipeError(f"name={self.name!r} must be usable as the name of a folder")
         if self.task not in TASKS:
             raise RecipeError(f"task={self.task!r} is unknown; known are {', '.join(TASKS)}")
+        if self.task == "masked-lm":
+            self.masking = self.masking or Masking()
+        elif self.masking is not None:
+            raise RecipeError(f"masking is for the task masked-lm; leave it out for {self.task}")
         if self.sequence_length < 8:
             raise RecipeError(f"sequence_length={self.sequence_length} must be at least 8")
         if self.validation_blocks is not None and self.validation_blocks < 1:

@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments, set_seed
 
 from . import data
-from .baselines import NgramBaselines
 from .export import Report, export_model, write_json
 from .recipe import TASKS, Recipe
 from .schedule import Clock, EpochOfData, Interruption, last_checkpoint, learning_rate_factor
@@ -160,16 +159,14 @@ def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> 
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "recipe.json", dataclasses.asdict(recipe))
     if tokenizer is None:
-        tokenizer = _trained_tokenizer(recipe, options, console)
-    blocks = {
-        role: data.to_blocks(
-            data.cached_tokens(
-                recipe.data, role, tokenizer, options.data_dir, output / "tokens", f"Tokenising {role}"
-            ),
-            recipe.sequence_length,
+        tokenizer = _trained_tokenizer(recipe, options, task.CLOSED_TEXTS, console)
+    tokens = {
+        role: data.cached_tokens(
+            recipe.data, role, tokenizer, options.data_dir, output / "tokens", f"Tokenising {role}"
         )
         for role in ("train", "validation", "test")
     }
+    blocks = {role: data.to_blocks(line, recipe.sequence_length) for role, line in tokens.items()}
     for role, array in blocks.items():
         console.print(f"{role}: {array.shape[0]:,} blocks of {recipe.sequence_length} tokens")
         if not len(array) and (role == "train" or any(getattr(source, role) for source in recipe.data)):
@@ -203,7 +200,7 @@ def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> 
             f"Stopped after step {trainer.state.global_step}; the same command goes on from there.", style="yellow"
         )
         return None
-    return _finish(recipe, options, task, trainer, tokenizer, blocks, clock, console)
+    return _finish(recipe, options, task, trainer, tokenizer, tokens, clock, console)
 
 
 def _tokenizer_folder(recipe: Recipe, options: RunOptions) -> Path:
@@ -211,12 +208,12 @@ def _tokenizer_folder(recipe: Recipe, options: RunOptions) -> Path:
     return path if path.is_dir() else options.data_dir / path
 
 
-def _trained_tokenizer(recipe: Recipe, options: RunOptions, console: Console) -> Any:
+def _trained_tokenizer(recipe: Recipe, options: RunOptions, closed: bool, console: Console) -> Any:
     folder = options.output_dir / "tokenizer"
     if not folder.is_dir():
         console.print(f"Training a tokenizer of {recipe.tokenizer.vocab_size:,} entries")
         documents = data.iterate_documents(recipe.data, "train", options.data_dir)
-        tokenizer = train_tokenizer(documents, recipe.tokenizer.vocab_size or 0, recipe.sequence_length)
+        tokenizer = train_tokenizer(documents, recipe.tokenizer.vocab_size or 0, recipe.sequence_length, closed)
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         tokenizer.save_pretrained(partial)
@@ -248,19 +245,14 @@ def _finish(
     task: Any,
     trainer: RecipeTrainer,
     tokenizer: Any,
-    blocks: dict[str, np.ndarray],
+    tokens: dict[str, np.ndarray],
     clock: Clock,
     console: Console,
 ) -> dict[str, Any]:
     """Judges the trained model on validation and test texts, beside the baselines, and exports it."""
     model: Any = trainer.model
     args = trainer.args
-    baselines = NgramBaselines(len(tokenizer), tokenizer.all_special_ids).fit(blocks["train"].reshape(-1))
-    scores = {
-        role: task.evaluate(model, tokenizer, blocks[role], recipe.masking, recipe.seed, baselines)
-        for role in ("validation", "test")
-        if len(blocks[role])
-    }
+    scores = task.judge(recipe, model, tokenizer, tokens, options.data_dir)
     steps = trainer.state.global_step
     tokens_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     results = {
@@ -268,7 +260,7 @@ def _finish(
         "epochs": round(trainer.state.epoch or 0.0, 3),
         "hours": round(clock.elapsed / 3600, 3),
         "tokens_seen": steps * tokens_per_step * recipe.sequence_length,
-        "train_tokens": int(blocks["train"].size),
+        "train_tokens": len(trainer.train_dataset) * recipe.sequence_length,  # type: ignore[arg-type]
         "parameters": model.num_parameters(),
         "scores": scores,
         "date": time.strftime("%Y-%m-%d"),

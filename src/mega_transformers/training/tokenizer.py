@@ -12,8 +12,8 @@ from .schema import RecipeError
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> Any:
-    """A `RobertaTokenizer` trained on texts.
+def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int, closed: bool = True) -> Any:
+    """A byte-level BPE trained on texts.
 
     The special tokens have ids 0 to 4 in the order of `SPECIAL_TOKENS`. `<mask>` takes the space before it, so that
     it stands for a word with its space, as in "The <mask> of".
@@ -22,12 +22,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> A
         texts: Documents.
         vocab_size: Entries at most, special tokens and the 256 bytes included.
         max_length: Tokens that the model was trained for.
+        closed: Whether it puts `<s>` and `</s>` around a text, as a `RobertaTokenizer` does; else only `<s>` before
+            it, for models that go on where a text ends.
 
     Raises:
         RecipeError: if the texts hold too little for this many entries.
     """
     from tokenizers import AddedToken, ByteLevelBPETokenizer
-    from transformers import RobertaTokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast, RobertaTokenizer
 
     trained = ByteLevelBPETokenizer()
     trained.train_from_iterator(
@@ -45,7 +48,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> A
         "mask_token": AddedToken("<mask>", lstrip=True, special=True),
         "model_max_length": max_length,
     }
-    return RobertaTokenizer(**arguments)
+    tokenizer = RobertaTokenizer(**arguments)
+    if closed:
+        return tokenizer
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.cls_token_id)]
+    )
+    # a RobertaTokenizer would put the </s> back when it is loaded
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, model_max_length=max_length, **tokenizer.special_tokens_map
+    )
 
 
 def load_tokenizer(path: Path | str) -> Any:

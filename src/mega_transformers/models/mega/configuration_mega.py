@@ -140,6 +140,14 @@ class MegaConfig(PreTrainedConfig):
     sparse_prediction: bool = False
     legacy_unnormalized_rmsnorm: bool | None = None
 
+    @property
+    def layer_types(self) -> list[str]:
+        """What transformers' caches go by to make a layer of `cache_mega` for every block."""
+        return ["mega"] * self.num_hidden_layers
+
+    def validate_layer_type(self):
+        """Nothing to check: `layer_types` is no field."""
+
     def validate_architecture(self):
         """Refuses fields that are unknown, out of range or contradict each other.
 

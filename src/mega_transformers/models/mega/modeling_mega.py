@@ -33,10 +33,19 @@ from ...layers import (
     MegaScaleNorm,
     MegaSimpleRelativePositionalBias,
 )
+from ...ops.continuation import Continuation, Past
 from ...ops.cross_entropy import linear_cross_entropy
 from ...ops.visibility import Visibility
+from .cache_mega import MegaCacheLayer, prepare_cache
 from .configuration_mega import MegaConfig
-from .validation_mega import check_files, check_inputs, check_labels, leading_shape, values_can_be_checked
+from .validation_mega import (
+    check_decoder_inputs,
+    check_files,
+    check_inputs,
+    check_labels,
+    leading_shape,
+    values_can_be_checked,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -202,7 +211,7 @@ class MegaModel(MegaPreTrainedModel):
             raise ValueError("add_cross_attention=True: this release of mega_transformers has no cross-attention")
         warn_of_unnormalized_rmsnorm(config)
         self.embedding_layer = MegaEmbeddings(config)
-        self.layers = nn.ModuleList([MegaBlock(config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.ModuleList([MegaBlock(config, index) for index in range(config.num_hidden_layers)])
         self.pooler = MegaPooler(config) if add_pooling_layer else None
         self.gradient_checkpointing = False
         self.post_init()
@@ -221,6 +230,10 @@ class MegaModel(MegaPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | BaseModelOutputWithPoolingAndCrossAttentions:
         """Embeds, runs the blocks, pools.
@@ -228,39 +241,74 @@ class MegaModel(MegaPreTrainedModel):
         Args:
             input_ids: (B, L) ids, or give `inputs_embeds`.
             attention_mask: (B, L), 1 (or True) at real tokens and 0 at padding, on either side; all real by default.
+                With cached tokens (B, cached + L).
             token_type_ids: (B, L) token types, for a model that embeds them; 0 by default.
             inputs_embeds: (B, L, d) embeddings in place of ids.
+            encoder_hidden_states, encoder_attention_mask: Of an encoder, for a decoder with cross-attention.
+            past_key_values: A decoder's memory of the tokens before, which is brought up to date; any number of new
+                tokens may follow. `DynamicCache(config=config)` makes one, or what an earlier forward pass returned.
+            use_cache: Whether a decoder returns that memory; `config.use_cache` by default.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`; and where rows are packed with several
                 documents, which then see nothing of each other, one of `position_ids` (B, L), restarting in every
                 document, `cu_seq_lens_q` (documents + 1,) and `seq_idx` (B, L). Mega has no absolute positions, so
                 `position_ids` say nothing else.
 
         Returns:
-            `last_hidden_state` (B, L, d); `pooler_output` (B, d); `hidden_states`, (B, L, d) of the
-            embeddings and of every block; `attentions`, per layer (B, K, n, n) for K chunks of n tokens.
+            `last_hidden_state` (B, L, d); `pooler_output` (B, d); `past_key_values`; `hidden_states`, (B, L, d) of the
+            embeddings and of every block; `attentions`, per layer (B, K, n, n) for K chunks of n tokens, or
+            (B, 1, L, T) over the T columns that may be seen where tokens continue cached ones.
 
         Raises:
             ValueError: for inputs that cannot be right; see `validation_mega.check_inputs`.
         """
         config = self.config
-        shape = check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_ids)
+        check_decoder_inputs(config, past_key_values, encoder_hidden_states)
+        cache = None
+        if config.is_decoder and (use_cache or past_key_values is not None):
+            batch = leading_shape(input_ids, inputs_embeds)[0]
+            cache = prepare_cache(past_key_values, config, batch, self.device)
+        past = Past() if cache is None else cast(MegaCacheLayer, cache.layers[0]).past
+        shape = check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_ids, past.seen)
         starts, num_documents = document_starts_of(
             shape, kwargs.get("position_ids"), kwargs.get("cu_seq_lens_q"), kwargs.get("seq_idx")
         )
         hidden_states = self.embedding_layer(input_ids, token_type_ids, inputs_embeds)
-        visibility = Visibility.build(
-            None if attention_mask is None else attention_mask.to(hidden_states.device),
-            shape[1],
-            chunk_size=config.chunk_size if config.use_chunking else None,
-            causal=config.is_decoder,
-            document_starts=starts,
-            num_documents=num_documents,
-        )
+        if attention_mask is not None:
+            attention_mask = attention_mask[:, past.seen :].to(hidden_states.device)
+        chunk_size = config.chunk_size if config.use_chunking else None
+        visibility: Visibility | Continuation
+        if cache is not None and starts is None:
+            visibility = Continuation.build(
+                past,
+                attention_mask,
+                shape[1],
+                chunk_size=chunk_size,
+                keep_all=cast(MegaCacheLayer, cache.layers[0]).record_past,
+            )
+        else:
+            if past.seen:
+                raise ValueError("packed documents cannot continue past_key_values; give one of the two")
+            cache = None
+            visibility = Visibility.build(
+                attention_mask,
+                shape[1],
+                chunk_size=chunk_size,
+                causal=config.is_decoder,
+                document_starts=starts,
+                num_documents=num_documents,
+            )
         output_attentions = bool(kwargs.get("output_attentions", config.output_attentions))
         for layer in self.layers:
-            hidden_states = layer(hidden_states, visibility=visibility, output_attentions=output_attentions)
+            hidden_states = layer(
+                hidden_states,
+                visibility=visibility,
+                output_attentions=output_attentions,
+                past_key_values=cache,
+            )
         pooled = None if self.pooler is None else self.pooler(hidden_states)
-        return BaseModelOutputWithPoolingAndCrossAttentions(last_hidden_state=hidden_states, pooler_output=pooled)
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=hidden_states, pooler_output=pooled, past_key_values=cache
+        )
 
 
 class MegaLanguageModel(MegaPreTrainedModel):
@@ -414,13 +462,16 @@ class MegaForCausalLM(MegaLanguageModel, GenerationMixin):
             logits_to_keep: Compute the logits of that many last positions only, or of the positions in a tensor of
                 indices; 0 for all. Not together with `labels`.
             input_ids, attention_mask, token_type_ids, inputs_embeds, encoder_hidden_states, encoder_attention_mask,
-            past_key_values, use_cache, kwargs: As in `MegaModel.forward`; also `num_items_in_batch`, by which the
-                summed loss is divided in place of the number of labels.
+            past_key_values, use_cache, kwargs: As in `MegaModel.forward`, but with `labels` use_cache is False by
+                default; also `num_items_in_batch`, by which the summed loss is divided in place of the number of
+                labels.
         """
         if labels is not None:
             check_labels("labels", labels, leading_shape(input_ids, inputs_embeds), self.config.vocab_size)
             if torch.is_tensor(logits_to_keep) or logits_to_keep:
                 raise ValueError(f"logits_to_keep={logits_to_keep} drops logits that labels need; give one of the two")
+            # who asks for a loss does not go on from there
+            use_cache = bool(use_cache)
         outputs = self.mega(
             input_ids,
             attention_mask=attention_mask,

@@ -36,13 +36,15 @@ def check_ids(name: str, ids: torch.Tensor, size: int, size_name: str) -> None:
             raise ValueError(f"{name} holds {low if low < 0 else high}, but ids must be in [0, {size_name}={size})")
 
 
-def check_mask(name: str, mask: torch.Tensor, shape: tuple[int, int]) -> None:
-    """Raises ValueError unless `mask` has the shape (batch, length) and holds 0 and 1 (or bools)."""
-    if tuple(mask.shape) != shape:
+def check_mask(name: str, mask: torch.Tensor, shape: tuple[int, int], cached: int = 0) -> None:
+    """Raises ValueError unless `mask` has the shape (batch, cached + length) and holds 0 and 1 (or bools)."""
+    batch, length = shape
+    if tuple(mask.shape) != (batch, cached + length):
+        what = f"(batch, cached + new tokens) = ({batch}, {cached} + {length})" if cached else f"(batch, length) = {shape}"
         raise ValueError(
-            f"{name} has shape {tuple(mask.shape)}, but must be (batch, length) = {shape}: "
-            "1 at real tokens, 0 at padding"
+            f"{name} has shape {tuple(mask.shape)}, but must be {what}: 1 at real tokens, 0 at padding"
         )
+    mask = mask[:, cached:]  # the others were checked when they were new
     if mask.dtype != torch.bool and values_can_be_checked(mask) and not bool(((mask == 0) | (mask == 1)).all()):
         wrong = mask[(mask != 0) & (mask != 1)][0].item()
         raise ValueError(f"{name} holds {wrong}, but must hold 1 at real tokens and 0 at padding")
@@ -65,8 +67,19 @@ def check_labels(
             raise ValueError(f"{name} holds {int(labels[wrong][0])}, but must be in [0, {num_classes}){ignored}")
 
 
-def check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_ids) -> tuple[int, int]:
-    """Checks what `MegaModel.forward` is given; returns (batch, length).
+def check_decoder_inputs(config, past_key_values, encoder_hidden_states) -> None:
+    """Raises ValueError for what only decoders take."""
+    if past_key_values is not None and not config.is_decoder:
+        raise ValueError("past_key_values are given, but this model is an encoder (is_decoder=False); leave them out")
+    if encoder_hidden_states is not None and not config.add_cross_attention:
+        raise ValueError(
+            "encoder_hidden_states are given, but this model has no cross-attention (add_cross_attention=False); "
+            "leave them out"
+        )
+
+
+def check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_ids, cached=0) -> tuple[int, int]:
+    """Checks what `MegaModel.forward` is given behind `cached` tokens; returns (batch, length).
 
     Raises:
         ValueError: naming the argument, its value and what would be right.
@@ -90,7 +103,7 @@ def check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_id
     if input_ids is not None:
         check_ids("input_ids", input_ids, config.vocab_size, "vocab_size")
     if attention_mask is not None:
-        check_mask("attention_mask", attention_mask, (batch, length))
+        check_mask("attention_mask", attention_mask, (batch, length), cached)
     if token_type_ids is not None:
         if tuple(token_type_ids.shape) != (batch, length):
             raise ValueError(
@@ -105,11 +118,12 @@ def check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_id
                 "(add_token_type_embeddings=False); leave them out"
             )
     limit = config.chunk_size if config.chunk_size > 0 else config.max_positions
-    group = min(length, config.chunk_size) if config.use_chunking else length
+    total = cached + length
+    group = min(total, config.chunk_size) if config.use_chunking else total
     if config.relative_positional_bias == "simple" and group > limit:
         name = "chunk_size" if config.chunk_size > 0 else "max_positions"
         raise ValueError(
-            f"the input has {length} tokens, but relative_positional_bias='simple' serves {name}={limit} positions; "
+            f"the input has {total} tokens, but relative_positional_bias='simple' serves {name}={limit} positions; "
             "shorten the input, or use a model with chunking or with rotary bias"
         )
     return batch, length

@@ -8,12 +8,14 @@ from ..activations import ELEMENTWISE
 from ..relative_bias import RelativeBias
 from ..visibility import Visibility
 from .blockwise import attention_blockwise
+from .cached import attention_cached
 from .fused import attention_flex, attention_sdpa
 from .reference import attention_reference
 
 __all__ = [
     "attention",
     "attention_blockwise",
+    "attention_cached",
     "attention_flex",
     "attention_reference",
     "attention_sdpa",

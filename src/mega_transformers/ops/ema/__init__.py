@@ -39,6 +39,7 @@ def ema(
     document_starts: torch.Tensor | None = None,
     num_documents: int | None = None,
     state: torch.Tensor | None = None,
+    history: torch.Tensor | None = None,
     return_state: bool = False,
     backend: str | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -58,6 +59,8 @@ def ema(
         document_starts: (B, L) bool, True at the first token of every packed document: the state is reset there.
         num_documents: An upper bound of the documents in a row, which saves a GPU synchronisation.
         state: (B, d, N) states before the first token.
+        history: (B, truncation, d) the inputs before the first token, 0 where there are none; with truncation, a
+            state needs them.
         return_state: Whether to return the states after the last token too.
         backend: `"reference"` (a loop), `"fft"`, `"chunked"` (matrix products; the default), `"step"` (one token).
 
@@ -73,8 +76,14 @@ def ema(
         raise ValueError(f"backend={backend!r} is unknown; known are {', '.join(BACKENDS)}")
     if stateful and bidirectional:
         raise ValueError("state and return_state need bidirectional=False: the future has no state")
-    if stateful and truncation is not None and truncation < length + (state is not None):
-        raise ValueError(f"truncation={truncation} needs the last inputs beside a state; give truncation=None")
+    if truncation is not None and (state is None) != (history is None):
+        raise ValueError(
+            f"truncation={truncation}: state and history go together, the latter being the last {truncation} inputs"
+        )
+    if history is not None and (truncation is None or history.shape[1] != truncation):
+        raise ValueError(
+            f"history has shape {tuple(history.shape)}, but must be (batch, truncation={truncation}, channels)"
+        )
     if stateful and document_starts is not None:
         raise ValueError("state and return_state cannot be used with document_starts")
     if length == 0:
@@ -91,6 +100,7 @@ def ema(
         dtype = torch.promote_types(x.dtype, coefficients.input.dtype)
         inputs = x.to(dtype)
         coefficients = EMACoefficients(*(c.to(dtype) for c in coefficients))
+        history = None if history is None else history.to(dtype)
         new_state = None
         if backend == "reference":
             y, new_state = ema_reference(
@@ -100,14 +110,20 @@ def ema(
                 truncation=truncation,
                 starts=document_starts,
                 state=state,
+                history=history,
             )
         elif backend == "fft":
             y = ema_fft(inputs, coefficients, bidirectional=bidirectional, truncation=truncation)
         elif backend == "step":
-            y, new_state = ema_step(inputs, coefficients, state)
+            y, new_state = ema_step(inputs, coefficients, truncation=truncation, state=state, history=history)
         elif document_starts is None:
             y, new_state = ema_chunked(
-                inputs, coefficients, bidirectional=bidirectional, truncation=truncation, state=state
+                inputs,
+                coefficients,
+                bidirectional=bidirectional,
+                truncation=truncation,
+                state=state,
+                history=history,
             )
         else:
             positions = positions_in_documents(document_starts)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ..relative_bias import sum_diagonals, toeplitz
-from .reference import EMACoefficients
+from .reference import EMACoefficients, lag_input
 
 
 def block_size(length: int) -> int:
@@ -172,24 +172,34 @@ class _ChunkedEMA(torch.autograd.Function):
         )
 
 
-def _truncated(x, coefficients, bidirectional, truncation, documents, block):
-    """The first `truncation` lags only: y_t = <output, s_t - decay^K s_{t-K}> with s the untruncated states."""
-    late = coefficients._replace(output=coefficients.output * torch.exp(coefficients.log_decay * truncation))
+def _truncated(x, coefficients, bidirectional, truncation, documents, state, history, block):
+    """The first K = `truncation` lags only: y_t = <output, s_t>, s_t = decay s_{t-1} + input x_t - decay^K input x_{t-K}.
+
+    The recurrence is linear: one pass over the inputs, and one over those of K tokens before.
+    """
+    length, channels = x.shape[1:]
     same = None if documents is None else (documents[:, truncation:] == documents[:, :-truncation]).unsqueeze(-1)
-
-    def shifted(past: torch.Tensor) -> torch.Tensor:
-        return past if same is None else past * same
-
-    channels = x.shape[-1]
-    forward = EMACoefficients(*(c[:channels] for c in late))
-    y, _ = ema_chunked(x, coefficients, bidirectional=bidirectional, documents=documents, block=block)
-    past, _ = ema_chunked(x, forward, documents=documents, block=block)
-    y = y - F.pad(shifted(past[:, :-truncation]), (0, 0, truncation, 0))
-    if bidirectional:
-        both = EMACoefficients(*(torch.cat([torch.zeros_like(c[:channels]), c[channels:]]) for c in late))
-        future, _ = ema_chunked(x, both, bidirectional=True, documents=documents, block=block)
-        y = y - F.pad(shifted(future[:, truncation:]), (0, 0, 0, truncation))
-    return y
+    forgotten = coefficients._replace(input=lag_input(coefficients, truncation))
+    forward = EMACoefficients(*(c[:channels] for c in forgotten))
+    y, new_state = ema_chunked(
+        x, coefficients, bidirectional=bidirectional, documents=documents, state=state, block=block
+    )
+    past = x[:, :-truncation] if truncation < length else x[:, :0]
+    past = past if same is None else past * same
+    before = x.new_zeros(x.shape[0], truncation, channels) if history is None else history
+    past_y, past_state = ema_chunked(
+        torch.cat([before, past], dim=1)[:, :length], forward, documents=documents, block=block
+    )
+    y = y + past_y
+    if not bidirectional:
+        return y, new_state + past_state
+    future = x[:, truncation:] if same is None else x[:, truncation:] * same
+    # backward only: with no output, the forward half adds nothing
+    backward = forgotten._replace(output=F.pad(forgotten.output[channels:], (0, 0, channels, 0)))
+    future_y, _ = ema_chunked(
+        F.pad(future, (0, 0, 0, truncation)), backward, bidirectional=True, documents=documents, block=block
+    )
+    return y + future_y, None
 
 
 def ema_chunked(
@@ -200,6 +210,7 @@ def ema_chunked(
     truncation: int | None = None,
     documents: torch.Tensor | None = None,
     state: torch.Tensor | None = None,
+    history: torch.Tensor | None = None,
     block: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """See `mega_transformers.ops.ema.ema`. Returns y and, unless bidirectional, the state after the last token.
@@ -210,8 +221,8 @@ def ema_chunked(
     """
     length = x.shape[1]
     block = block_size(length) if block is None else block
-    if truncation is not None and truncation < length:
-        return _truncated(x, coefficients, bidirectional, truncation, documents, block), None
+    if truncation is not None and (truncation < length or history is not None):
+        return _truncated(x, coefficients, bidirectional, truncation, documents, state, history, block)
     m = min(block, length)
     padded = F.pad(x, (0, 0, 0, -length % m)) if length % m else x
     keep = None

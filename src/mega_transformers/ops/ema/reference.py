@@ -40,18 +40,24 @@ def ema_coefficients(
     )
 
 
+def lag_input(coefficients: EMACoefficients, truncation: int) -> torch.Tensor:
+    """What the input of `truncation` tokens ago adds to the states, so that they forget it: (D', N)."""
+    return -coefficients.input * torch.exp(coefficients.log_decay * truncation)
+
+
 def _one_direction(
     x: torch.Tensor,
     coefficients: EMACoefficients,
     truncation: int | None,
     starts: torch.Tensor | None,
     state: torch.Tensor | None,
+    past: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x (B, L, d) -> y (B, L, d), state (B, d, N) after the last step."""
     batch, length, channels = x.shape
     decay = coefficients.log_decay.exp()
     states = x.new_zeros(batch, channels, decay.shape[-1]) if state is None else state
-    history: list[torch.Tensor] = []
+    history = [] if past is None else [coefficients.input * x_t.unsqueeze(-1) for x_t in past.unbind(1)]
     outputs = []
     for t in range(length):
         if starts is not None:
@@ -77,10 +83,11 @@ def ema_reference(
     truncation: int | None = None,
     starts: torch.Tensor | None = None,
     state: torch.Tensor | None = None,
+    history: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """See `mega_transformers.ops.ema.ema`. Returns y and, unless bidirectional, the state after the last token."""
     if not bidirectional:
-        return _one_direction(x, coefficients, truncation, starts, state)
+        return _one_direction(x, coefficients, truncation, starts, state, history)
     channels = x.shape[-1]
     forward = EMACoefficients(*(c[:channels] for c in coefficients))
     backward = EMACoefficients(*(c[channels:] for c in coefficients))

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from .reference import EMACoefficients
+from .reference import EMACoefficients, lag_input
 
 
 def ema_step(
-    x: torch.Tensor, coefficients: EMACoefficients, state: torch.Tensor | None = None
+    x: torch.Tensor,
+    coefficients: EMACoefficients,
+    *,
+    truncation: int | None = None,
+    state: torch.Tensor | None = None,
+    history: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x (B, 1, d) and state (B, d, N), None for zeros -> y (B, 1, d) and the new state. See `ema`."""
+    """One token x (B, 1, d) -> y (B, 1, d) and the new state (B, d, N). See `ema` for the other arguments."""
     states = coefficients.input * x.squeeze(1).unsqueeze(-1)
     if state is not None:
         states = torch.addcmul(states, coefficients.log_decay.exp(), state)
+    if truncation is not None and history is not None:
+        states = torch.addcmul(states, lag_input(coefficients, truncation), history[:, 0].unsqueeze(-1))
     return (coefficients.output * states).sum(-1).unsqueeze(1), states

@@ -1,0 +1,406 @@
+"""What a causal Mega remembers between forward passes: keys and values that may still be seen, and the EMA's state.
+
+Importing this registers the layer with transformers' caches: `DynamicCache(config=config)` makes these layers for a
+`MegaConfig`, and so does `generate`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+
+from ...ops.continuation import Continuation, Past
+from ...ops.ema import EMACoefficients, ema_chunked
+from ...ops.relative_bias import RelativeBias
+from .configuration_mega import MegaConfig
+
+SLACK = 64
+"""Least number of columns by which a buffer grows."""
+
+
+class _Columns:
+    """A tensor (B, 1, T, features) that grows at its end and shrinks at both, in memory allocated ahead."""
+
+    def __init__(self) -> None:
+        self.buffer: torch.Tensor | None = None
+        self.start = self.stop = 0
+
+    @property
+    def view(self) -> torch.Tensor | None:
+        return None if self.buffer is None else self.buffer[:, :, self.start : self.stop]
+
+    def append(self, new: torch.Tensor, limit: int | None) -> torch.Tensor:
+        """The columns with `new` behind; `limit` is the most that will ever be kept, if there is one."""
+        if self.buffer is not None and torch.is_grad_enabled() and (new.requires_grad or self.buffer.requires_grad):
+            self._set(torch.cat([cast(torch.Tensor, self.view), new], dim=2))
+        elif self.buffer is None:
+            self._set(new)
+        else:
+            self._append_in_place(new, limit)
+        return cast(torch.Tensor, self.view)
+
+    def _set(self, columns: torch.Tensor) -> None:
+        self.buffer, self.start, self.stop = columns, 0, columns.shape[2]
+
+    def _append_in_place(self, new: torch.Tensor, limit: int | None) -> None:
+        buffer = cast(torch.Tensor, self.buffer)
+        kept, added = self.stop - self.start, new.shape[2]
+        # what was made in inference mode cannot be written outside of it
+        frozen = buffer.is_inference() and not torch.is_inference_mode_enabled()
+        if frozen or self.stop + added > buffer.shape[2]:
+            grown = max(SLACK, (kept + added) // 2) if limit is None else max(SLACK, limit // 4)
+            capacity = kept + added + grown if limit is None else max(limit, kept + added) + grown
+            replacement = buffer.new_empty(*buffer.shape[:2], capacity, buffer.shape[3])
+            replacement[:, :, :kept] = buffer[:, :, self.start : self.stop]
+            self.buffer, self.start, self.stop = replacement, 0, kept
+            buffer = replacement
+        buffer[:, :, self.stop : self.stop + added] = new
+        self.stop += added
+
+    def keep(self, start: int, stop: int) -> None:
+        """Drops all columns but `start ... stop - 1`."""
+        self.start, self.stop = self.start + start, self.start + stop
+        if self.start == self.stop:
+            self.start = self.stop = 0
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        if self.buffer is not None:
+            self.buffer = function(self.buffer)
+
+
+class _Record(NamedTuple):
+    """What it takes to go back to an earlier EMA state: the one at the start, and the inputs since."""
+
+    state: torch.Tensor | None
+    history: torch.Tensor | None
+    inputs: list[torch.Tensor]
+    coefficients: EMACoefficients
+    truncation: int | None
+
+
+class MegaCacheLayer(CacheLayerMixin):
+    """One block's memory.
+
+    `keys` (B, 1, T, z) and `values` (B, 1, T, h) hold the columns that a later token may still see: with chunks those
+    of the current chunk only, so that memory does not grow. Beside them: `state` (B, d, N), the EMA's, float32 at
+    least; with truncation K `history` (B, K, d), the EMA's last inputs; and what is known of padding (`past`).
+
+    Rolling back (`crop`) needs the inputs since, which are kept between `activate_past_recording()` and `crop(...)`.
+    """
+
+    is_compileable = False
+    is_croppable = True
+    is_sliding = False
+    supports_early_init = False
+    _layer_type = "mega"
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.record_past = False
+        self.chunk_size: int | None = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._keys, self._values = _Columns(), _Columns()
+        self.state: torch.Tensor | None = None
+        self.history: torch.Tensor | None = None
+        self.past = Past()
+        self._bias: torch.Tensor | None = None
+        self._record: _Record | None = None
+
+    @property
+    def keys(self) -> torch.Tensor | None:  # type: ignore[override]
+        """(B, 1, T, z)."""
+        return self._keys.view
+
+    @property
+    def values(self) -> torch.Tensor | None:  # type: ignore[override]
+        """(B, 1, T, h)."""
+        return self._values.view
+
+    @property
+    def is_initialized(self) -> bool:  # type: ignore[override]
+        """Whether anything is stored."""
+        return self._keys.buffer is not None
+
+    @property
+    def batch_size(self) -> int:
+        """Rows, -1 before the first."""
+        return -1 if self._keys.buffer is None else self._keys.buffer.shape[0]
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing to do: the first `update` allocates."""
+
+    def update(  # type: ignore[override]
+        self, key_states: torch.Tensor, value_states: torch.Tensor, rule: Continuation, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stores new columns and returns the window of `rule`: what was kept of the cached ones, then the new ones.
+
+        Args:
+            key_states, value_states: (B, 1, n, z) and (B, 1, n, h); of a first pass the last columns are enough.
+            rule: The rule of this forward pass.
+        """
+        self.chunk_size = rule.chunk_size
+        limit = None if self.record_past or rule.chunk_size is None else rule.chunk_size
+        keys = self._keys.append(key_states, limit)
+        values = self._values.append(value_states, limit)
+        window, kept = keys.shape[2], rule.after.kept
+        self.past = rule.after
+        for columns in (self._keys, self._values):
+            if kept < window and window > 2 * max(kept, SLACK):
+                # most of a long first pass is never seen again: let go of its memory
+                columns._set(cast(torch.Tensor, columns.view)[:, :, window - kept :].clone())
+            else:
+                columns.keep(window - kept, window)
+        return keys, values
+
+    def past_bias(self, bias: RelativeBias, length: int) -> torch.Tensor:
+        """The relative position bias at offsets ... -1, 0, at least `length` of them; computed rarely."""
+        if torch.is_grad_enabled():
+            return bias.past(length)
+        if self._bias is None or self._bias.shape[0] < length:
+            self._bias = bias.past(length + max(SLACK, length // 2))
+        return self._bias
+
+    def advance(
+        self,
+        x: torch.Tensor,
+        state: torch.Tensor,
+        coefficients: Callable[[], EMACoefficients],
+        truncation: int | None,
+    ) -> None:
+        """Stores the EMA's state after the inputs x (B, n, d), and of these what truncation or a roll-back needs."""
+        if self.record_past:
+            if self._record is None:
+                self._record = _Record(self.state, self.history, [], coefficients(), truncation)
+            self._record.inputs.append(x.detach())
+        self.state = state
+        if truncation is not None:
+            self.history = _last_inputs(self.history, x, truncation)
+
+    def get_seq_length(self) -> int:
+        """Columns seen so far, whether their keys are still stored or not."""
+        return self.past.seen
+
+    def get_max_length(self) -> int:
+        """-1: there is no maximum."""
+        return -1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length of an attention mask for the next tokens, and its first column."""
+        return self.past.seen + query_length, 0
+
+    def activate_past_recording(self) -> None:
+        """From now on keep what `crop` needs, until it is called."""
+        self.record_past = True
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets the last `-tokens_to_remove` columns: keys, values, EMA state and padding as if never seen.
+
+        Args:
+            tokens_to_remove: Zero or negative; 0 only lets go of what was recorded.
+
+        Raises:
+            ValueError: for a positive number, or one that goes back behind where recording began.
+        """
+        if tokens_to_remove > 0:
+            raise ValueError(f"crop({tokens_to_remove}): give minus the number of tokens to remove")
+        count = -tokens_to_remove
+        if count and count == self.past.seen:
+            self.reset()
+            return
+        record, self._record = self._record, None
+        if count:
+            recorded = 0 if record is None else sum(x.shape[1] for x in record.inputs)
+            if record is None or count > recorded:
+                raise ValueError(
+                    f"crop({tokens_to_remove}): of the last tokens {recorded} are recorded, and an EMA's state cannot "
+                    "be reversed; call cache.activate_past_recording() before the forward passes to be undone"
+                )
+            self._roll_back(record, recorded - count)
+        self._shrink(count)
+
+    def _roll_back(self, record: _Record, tokens: int) -> None:
+        """The EMA's state after the first `tokens` recorded ones."""
+        self.state, self.history = record.state, record.history
+        if not tokens:
+            return
+        x = torch.cat(record.inputs, dim=1)[:, :tokens]
+        inputs = x.to(record.coefficients.input.dtype)
+        history = None if record.history is None else record.history.to(inputs.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            _, self.state = ema_chunked(
+                inputs, record.coefficients, truncation=record.truncation, state=record.state, history=history
+            )
+        if record.truncation is not None:
+            self.history = _last_inputs(record.history, x, record.truncation)
+
+    def _shrink(self, count: int) -> None:
+        """Drops the last `count` columns, and those at the front that no later token sees."""
+        seen, kept, mask, leading = self.past
+        seen, stop = seen - count, kept - count
+        if leading is not None:
+            leading = leading.clamp(max=seen)
+        if self.chunk_size is None:
+            start = 0
+        else:
+            needed = seen % self.chunk_size if leading is None else self.chunk_size - 1
+            start = max(0, stop - needed)
+        self._keys.keep(start, stop)
+        self._values.keep(start, stop)
+        self.past = Past(seen, stop - start, None if mask is None else mask[:, start:stop], leading)
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self._clear()
+
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Applies a function of rows to everything stored."""
+
+        def optional(x: torch.Tensor | None) -> torch.Tensor | None:
+            return None if x is None else function(x)
+
+        self._keys.map(function)
+        self._values.map(function)
+        self.state, self.history = optional(self.state), optional(self.history)
+        self.past = self.past._replace(mask=optional(self.past.mask), leading=optional(self.past.leading))
+        if self._record is not None:
+            self._record = self._record._replace(
+                state=optional(self._record.state),
+                history=optional(self._record.history),
+                inputs=[function(x) for x in self._record.inputs],
+            )
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Row i becomes the former row `beam_idx[i]`."""
+        self._map(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats every row."""
+        self._map(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps some rows."""
+        self._map(lambda x: x[indices.to(x.device)])
+
+    def offload(self) -> None:
+        """Moves keys and values, the large part, to the CPU."""
+        self._move(torch.device("cpu"))
+
+    def prefetch(self) -> None:
+        """Moves them back to where the state is."""
+        if self.state is not None:
+            self._move(self.state.device)
+
+    def _move(self, device: torch.device) -> None:
+        for columns in (self._keys, self._values):
+            columns.map(lambda x: x.to(device, non_blocking=True))
+
+
+def _last_inputs(history: torch.Tensor | None, x: torch.Tensor, truncation: int) -> torch.Tensor:
+    """(B, K, d): the last K inputs, zeros before the first."""
+    if history is None:
+        history = x.new_zeros(x.shape[0], truncation, x.shape[2])
+    return torch.cat([history, x], dim=1)[:, -truncation:]
+
+
+def prepare_cache(past_key_values: Any, config: MegaConfig, batch: int, device: torch.device) -> Cache:
+    """The cache to use in a forward pass: a new one for None, else what was given, checked.
+
+    Args:
+        past_key_values: A `Cache`; None; or the tuple that transformers 4.40.2 returned: for every layer keys (B, T, z),
+            values (B, T, h) and the EMA's state (B, d, N).
+        config: The model's configuration.
+        batch, device: Of the new tokens.
+
+    Raises:
+        ValueError: for a cache of another kind, model, batch size or device.
+    """
+    if past_key_values is None:
+        return DynamicCache(config=config)
+    if isinstance(past_key_values, (tuple, list)):
+        warnings.warn(
+            "past_key_values as tuples of transformers 4 are deprecated; pass a DynamicCache(config=model.config), or "
+            "what a forward pass here returned",
+            FutureWarning,
+            stacklevel=3,
+        )
+        past_key_values = cache_of_tuples(past_key_values, config)
+    if not isinstance(past_key_values, Cache):
+        raise ValueError(
+            f"past_key_values is a {type(past_key_values).__name__}, but must be a Cache; "
+            "make one with DynamicCache(config=model.config)"
+        )
+    if not past_key_values.layers and past_key_values.layer_class_to_replicate is not None:
+        # made without a configuration: nothing is stored yet, so it can still become one of ours
+        past_key_values.layers = [MegaCacheLayer() for _ in range(config.num_hidden_layers)]
+    check_cache(past_key_values, config, batch, device)
+    return past_key_values
+
+
+def check_cache(cache: Cache, config: MegaConfig, batch: int, device: torch.device) -> None:
+    """Raises ValueError unless the cache fits the model and the new tokens."""
+    kinds = {type(layer).__name__ for layer in cache.layers if not isinstance(layer, MegaCacheLayer)}
+    remedy = "; make one with DynamicCache(config=model.config)"
+    if kinds:
+        raise ValueError(
+            f"past_key_values is a cache of another model: it has layers of {', '.join(sorted(kinds))}{remedy}"
+        )
+    layers = cast(list[MegaCacheLayer], cache.layers)
+    if len(layers) != config.num_hidden_layers:
+        raise ValueError(
+            f"past_key_values is a cache of another model: it has {len(layers)} layers, this model has "
+            f"num_hidden_layers={config.num_hidden_layers}{remedy}"
+        )
+    first = layers[0]
+    if not first.is_initialized:
+        return
+    keys, values, state = (cast(torch.Tensor, x) for x in (first.keys, first.values, first.state))
+    found = (keys.shape[-1], values.shape[-1], *state.shape[1:])
+    wanted = (
+        config.shared_representation_size,
+        config.intermediate_size,
+        config.hidden_size,
+        config.ema_projection_size,
+    )
+    if found != wanted:
+        raise ValueError(
+            f"past_key_values is a cache of another model: its widths (shared_representation_size, intermediate_size, "
+            f"hidden_size, ema_projection_size) are {found}, this model's {wanted}{remedy}"
+        )
+    chunk_size = config.chunk_size if config.use_chunking else None
+    if first.chunk_size != chunk_size:
+        raise ValueError(
+            f"past_key_values is a cache of another model: its chunk_size is {first.chunk_size}, this model's "
+            f"{chunk_size}{remedy}"
+        )
+    if first.batch_size != batch:
+        raise ValueError(f"past_key_values holds {first.batch_size} rows, but the input has {batch}")
+    if state.device != device and config.num_hidden_layers == len(layers):
+        raise ValueError(f"past_key_values is on {state.device}, but the model's input is on {device}; move one of them")
+
+
+def cache_of_tuples(layers: Any, config: MegaConfig) -> DynamicCache:
+    """A cache from transformers 4.40.2's tuples; see `prepare_cache`."""
+    cache = DynamicCache(config=config)
+    chunk_size = config.chunk_size if config.use_chunking else None
+    if len(layers) != config.num_hidden_layers or any(len(layer) < 3 for layer in layers):
+        raise ValueError(
+            f"past_key_values has {len(layers)} entries, but must have num_hidden_layers={config.num_hidden_layers} "
+            "tuples of keys, values and the EMA's state"
+        )
+    if config.truncation is not None:
+        raise ValueError(
+            f"past_key_values as tuples lack the last inputs that truncation={config.truncation} needs; start with an "
+            "empty cache"
+        )
+    for target, (keys, values, state, *_) in zip(cast(list[MegaCacheLayer], cache.layers), layers):
+        target.chunk_size = chunk_size
+        target._keys.append(keys.unsqueeze(1), None)
+        target._values.append(values.unsqueeze(1), None)
+        target.state = state.to(torch.promote_types(state.dtype, torch.float32))
+        target.past = Past(keys.shape[1], keys.shape[1])
+    return cache

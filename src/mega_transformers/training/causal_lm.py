@@ -1,0 +1,113 @@
+"""The task `causal-lm`: model, batches and judgement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from . import model_config
+from .baselines import Trigram
+from .data import TextSize, text_size
+from .recipe import Recipe
+from .schema import RecipeError
+from .streaming import Reading, score_tokens
+
+PIPELINE_TAG = "text-generation"
+# a prompt is to be gone on with
+CLOSED_TEXTS = False
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Refuses a tokenizer without the special tokens of the task."""
+    model_config.check_special_tokens(tokenizer, ("cls_token", "sep_token", "pad_token"), "causal-lm")
+
+
+def build_config(recipe: Recipe, vocab_size: int, special_ids: dict[str, int] | None = None) -> Any:
+    """As `model_config.build_config`.
+
+    Raises:
+        RecipeError: also for a model that sees the future.
+    """
+    config = model_config.build_config(recipe, vocab_size, special_ids)
+    for name, wanted in (("is_decoder", True), ("bidirectional", False)):
+        if getattr(config, name) != wanted:
+            raise RecipeError(
+                f"model.{name}={not wanted}, with which a model sees the words it is to predict; "
+                f"causal-lm needs model.{name}={wanted}"
+            )
+    return config
+
+
+def build_model(recipe: Recipe, tokenizer: Any) -> Any:
+    """A new model with random weights."""
+    from ..models.mega.modeling_mega import MegaForCausalLM
+
+    return MegaForCausalLM(build_config(recipe, len(tokenizer), model_config.special_ids_of(tokenizer)))
+
+
+class NextTokenCollator:
+    """Blocks with themselves as labels: the model compares the label at t with its prediction at t - 1."""
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Blocks -> `{"input_ids": (B, L), "labels": (B, L), -100 at the first token, which nothing predicts}`."""
+        ids = torch.from_numpy(np.stack([feature["input_ids"] for feature in features]))
+        labels = ids.clone()
+        labels[:, 0] = -100
+        return {"input_ids": ids, "labels": labels}
+
+
+def collator(recipe: Recipe, tokenizer: Any, evaluation: bool) -> NextTokenCollator:
+    """What makes batches of blocks."""
+    return NextTokenCollator()
+
+
+def judge(
+    recipe: Recipe, model: Any, tokenizer: Any, tokens: dict[str, np.ndarray], data_dir: Path
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Scores of the finished model beside a trigram model's, for validation and test.
+
+    Args:
+        recipe: What was trained.
+        model: The model.
+        tokenizer: Its tokenizer.
+        tokens: For each role, its texts as one line of ids (tokens,).
+        data_dir: Folder that the recipe's files are in.
+
+    Returns:
+        Role -> "model" or "trigram" -> `TextSize.scores`.
+    """
+    never = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.mask_token_id]
+    trigram = Trigram(len(tokenizer), [token for token in never if token is not None]).fit(tokens["train"])
+    return {
+        role: evaluate(model, tokens[role], text_size(recipe.data, role, data_dir), recipe.sequence_length, trigram)
+        for role in ("validation", "test")
+        if len(tokens[role])
+    }
+
+
+def evaluate(
+    model: Any, tokens: np.ndarray, size: TextSize, window: int, trigram: Trigram | None = None
+) -> dict[str, dict[str, float]]:
+    """Cross entropy of every token but the first, per token, character and word.
+
+    The first token is the `<s>` that every text starts with. All others count, the `</s>` and `<s>` between documents
+    too: the sum is what it costs to tell the documents and where each ends.
+
+    Args:
+        model: A causal language model.
+        tokens: (tokens,) ids, `<s>` and `</s>` around every document.
+        size: Characters and words of the documents.
+        window: The text is read in pieces of that many tokens, none of which knows those before.
+        trigram: A counting model to judge on the same tokens.
+
+    Returns:
+        For "model" and, if given, "trigram": `TextSize.scores`.
+    """
+    score = score_tokens(model, tokens, Reading("chunk", window=window), description="Evaluating")
+    scores = {"model": size.scores(score.nats, score.count)}
+    if trigram is not None:
+        scores["trigram"] = size.scores(trigram.nats(tokens), len(tokens) - 1)
+    return scores
