@@ -1,4 +1,4 @@
-"""Whether two peers compute the same: outputs, loss and gradients with the same weights and inputs."""
+"""Whether two peers compute the same: outputs, loss, gradients, tokens with the same weights and inputs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def compare_files(ours: Path, theirs: Path) -> float:
     """Largest difference between two safetensors files, as a share of what is allowed.
 
     Outputs and loss may differ by 2e-5 * (1 + max |theirs|) at any element; the gradient of a parameter by 2e-4 of its
-    norm plus 2e-6 of the norm of all gradients together.
+    norm plus 2e-6 of the norm of all gradients together. Integers, which are tokens, must be equal.
 
     Raises:
         DisagreementError: naming the tensor, if names or shapes differ, a value is not finite, or more is different.
@@ -35,6 +35,10 @@ def compare_files(ours: Path, theirs: Path) -> float:
         x = a[name]
         if x.shape != y.shape:
             raise DisagreementError(f"{name} has shape {tuple(x.shape)} here and {tuple(y.shape)} there")
+        if not y.is_floating_point():
+            if different := int((x != y).sum()):
+                raise DisagreementError(f"{name}: {different} of {y.numel()} are different")
+            continue
         if name.startswith("gradient."):
             difference = float((x - y).norm())
             allowed = GRADIENT_TOLERANCE * float(y.norm()) + GRADIENT_FLOOR * total

@@ -1,7 +1,8 @@
 """The registry of what is measured. Pure data: nothing here imports torch, so workers of any environment can read it.
 
-Every model is a masked language model of width 256 with 4 layers (h = ffn = 512, z 64, N 16, vocabulary 8192), float32
-and batch 1; Mega has rotary bias and the default norm, all else is in each case's workloads.
+Every model is a language model of width 256 with 4 layers (h = ffn = 512, z 64, N 16, vocabulary 8192), float32, masked
+for training and inference and causal for generation; Mega has rotary bias and the default norm, all else is in each
+case's workloads.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ OURS = "mega"
 OLD = "transformers-4.40.2"
 MODERNBERT = "modernbert"
 ROBERTA = "roberta"
+GPT2 = "gpt2"
+ONE_BY_ONE = "one-by-one"
 
 QUICK_DIVISOR = 16
 
@@ -22,16 +25,22 @@ class Workload:
     """One thing a worker can do repeatedly.
 
     Args:
-        task: `"train"` (forward, loss, backward, AdamW step, gradients freed) or `"infer"` of a model, or forward and
-            backward of one op: `"ema-layer"` (the module), `"ema-op"` or `"attention-op"` (our back ends).
-        length: Tokens in the one row of the batch.
+        task: `"train"` (forward, loss, backward, AdamW step, gradients freed) or `"infer"` of a model; of a causal one
+            `"prefill"` (a prompt read into a cache, where there is one, for the logits of its last token), `"decode"`
+            (steps of one token behind a cached context) or `"generate"` (greedy, prompts of unequal lengths); or
+            forward and backward of one op: `"ema-layer"` (the module), `"ema-op"` or `"attention-op"` (our back ends).
+        length: Tokens in a row of the batch; of `"decode"` those in the cache before, of `"generate"` the longest
+            prompt's.
         chunk: Tokens per chunk of attention; None is full attention. Only Mega has chunks.
         attention: Attention activation of Mega.
-        head: `"masked-lm"` (dense logits unless `sparse`) or `"encoder"` (hidden states).
+        head: `"masked-lm"` (dense logits unless `sparse`), `"causal-lm"` or `"encoder"` (hidden states).
         dropout: Probability given to each of the model's own dropouts. Training is in train mode even with 0.
         labelled: Share of the positions that have a label; the rest is -100.
         sparse: Whether logits are computed at labelled positions only.
         backend: Which implementation of an op.
+        batch: Rows; more than one for `"generate"` only.
+        new_tokens: Tokens that `"decode"` and `"generate"` add to each row.
+        all_logits: Whether ours, too, gives the logits of every token in `"prefill"`.
     """
 
     task: str
@@ -43,6 +52,9 @@ class Workload:
     labelled: float = 0.15
     sparse: bool = False
     backend: str | None = None
+    batch: int = 1
+    new_tokens: int = 0
+    all_logits: bool = False
 
     def scaled(self, divisor: int) -> Workload:
         """The same workload with length and chunk divided by `divisor`."""
@@ -96,7 +108,8 @@ class Series:
 
     Args:
         curves: For each curve its workloads in order of length.
-        growth: Most by which time and peak memory may grow from a curve's first point to its last; None asks nothing.
+        growth: Most by which time and memory may grow from a curve's first point to its last; None asks nothing.
+        memory_growth: The same for memory alone, where it is another number.
         in_turns: `"all"` measures every point in turns; `"length"` only those of one length, with fewer processes.
         memory_repeats: Most processes that a point's memory is taken from.
     """
@@ -105,6 +118,7 @@ class Series:
     title: str
     curves: dict[str, tuple[Workload, ...]]
     growth: float | None = None
+    memory_growth: float | None = None
     in_turns: str = "length"
     memory_repeats: int = 1
 
@@ -131,6 +145,10 @@ Case = Comparison | Series
 FULL_2048 = Workload("train", 2048)
 CHUNKED_8192 = Workload("train", 8192, chunk=512)
 LAPLACE_8192 = Workload("infer", 8192, attention="laplace")
+DECODE = Workload("decode", 0, head="causal-lm", new_tokens=16)
+PREFILL = Workload("prefill", 8192, chunk=512, head="causal-lm")
+# The same place inside a chunk at every context, so that every point sees as many keys.
+CONTEXTS = tuple(thousands * 1024 + 255 for thousands in (1, 4, 16, 64, 256))
 
 
 def _lengths(workload: Workload, first: int, last: int) -> tuple[Workload, ...]:
@@ -212,6 +230,45 @@ _ALL: tuple[Case, ...] = (
         growth=17.0,
         in_turns="all",
         memory_repeats=3,
+    ),
+    Comparison(
+        "decode-2048-full",
+        "a decoding step behind 2048 tokens, softmax, full attention, batch 1",
+        replace(DECODE, length=2048),
+        {OLD: Target(20.0)},
+    ),
+    Comparison(
+        "decode-512-full",
+        "a decoding step behind 512 tokens, softmax, full attention, batch 1",
+        replace(DECODE, length=512),
+        {GPT2: Target(1.0)},
+    ),
+    Series(
+        "decode-scaling",
+        "a decoding step behind 1k to 256k tokens, softmax, chunks of 512, batch 1",
+        {"decoder": tuple(replace(DECODE, length=context, chunk=512) for context in CONTEXTS)},
+        growth=1.2,
+        memory_growth=1.0,
+        in_turns="all",
+    ),
+    Comparison(
+        "prefill-8192-chunk512",
+        "a prompt of 8192 tokens, softmax, chunks of 512; ours fills its cache and gives the last token's logits, "
+        "4.40.2 runs its forward pass without a cache and gives all logits",
+        PREFILL,
+        {OLD: Target(5.0)},
+    ),
+    Comparison(
+        "prefill-8192-chunk512-all-logits",
+        "a prompt of 8192 tokens, softmax, chunks of 512; ours fills its cache, both give all logits",
+        replace(PREFILL, all_logits=True),
+        {OLD: Target()},
+    ),
+    Comparison(
+        "generate-batch8",
+        "greedy generation of 64 tokens, softmax, full attention, 8 prompts of 20 to 300 tokens in one batch, a token",
+        Workload("generate", 300, head="causal-lm", batch=8, new_tokens=64),
+        {ONE_BY_ONE: Target(3.0)},
     ),
     Series(
         "ema-crossover",

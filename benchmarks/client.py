@@ -60,12 +60,12 @@ class Worker:
         self._ask("check", path=str(path))
 
     def memory(self) -> tuple[int, str]:
-        """Bytes of one step above the loaded model, and the method that measured them."""
+        """Bytes of one step above the loaded model, of decoding those of the cache; and how they were measured."""
         answer = self._ask("memory")
         return answer["bytes"], answer["method"]
 
     def time(self) -> float:
-        """Seconds of a step."""
+        """Seconds of a step, or of one of the like parts it is made of."""
         return self._ask("time")["seconds"]
 
     def close(self) -> None:

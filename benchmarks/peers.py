@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from .cases import MODERNBERT, OLD, OURS, ROBERTA
+from .cases import GPT2, MODERNBERT, OLD, ONE_BY_ONE, OURS, ROBERTA
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -48,6 +48,8 @@ PEERS: dict[str, Peer] = {
         ),
         Peer(MODERNBERT, "ModernBERT (sdpa)"),
         Peer(ROBERTA, "RoBERTa (sdpa)"),
+        Peer(GPT2, "GPT-2 (sdpa)"),
+        Peer(ONE_BY_ONE, "Mega, this repository, a prompt at a time", same_weights=True),
     )
 }
 

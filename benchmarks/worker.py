@@ -4,9 +4,9 @@ It reads one JSON request a line from stdin and answers each with one JSON line 
 
     load     peer, workload, seed, threads, weights (a file to read or null) -> parameters, versions
     save     path                   -> writes the weights as safetensors
-    check    path                   -> writes outputs, loss and gradients of one evaluation as safetensors
-    memory                          -> bytes, method: peak of one step above the loaded model
-    time                            -> seconds of a step
+    check    path                   -> writes what one evaluation gives as safetensors: outputs, loss and gradients
+    memory                          -> bytes, method: peak of one step above the loaded model; of decoding, the cache
+    time                            -> seconds of a step, or of one of its like parts (a token of several)
 """
 
 from __future__ import annotations
@@ -20,8 +20,6 @@ import traceback
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-# A step this short pages in the libraries and starts the threads, so that these do not count as the work's memory.
-TOUCH_LENGTH = 64
 BURST_SECONDS = 0.2
 
 
@@ -34,8 +32,8 @@ class Session:
         """Build the subject; the process computes with `threads` threads from here on."""
         import torch
 
+        from benchmarks.build import build
         from benchmarks.cases import Workload
-        from benchmarks.subjects import build
 
         torch.set_num_threads(threads)
         self.subject = build(peer, Workload(**workload), seed)
@@ -59,22 +57,20 @@ class Session:
         return {}
 
     def memory(self) -> dict[str, Any]:
-        """Peak memory of one step; optimiser state and caches are dropped first, so they count as the step's."""
-        from benchmarks.memory import measure
-
-        self.subject.step(min(TOUCH_LENGTH, self.subject.workload.length))
-        self.subject.forget()
-        size, method = measure(self.subject.step)
+        """Memory of one step."""
+        size, method = self.subject.memory()
         return {"bytes": size, "method": method}
 
     def time(self) -> dict[str, Any]:
-        """Seconds of a step: of one, or the mean of as many short ones as fill `BURST_SECONDS`."""
-        start = time.perf_counter()
-        steps = 0
-        while steps == 0 or time.perf_counter() - start < BURST_SECONDS:
+        """Seconds of a step's part: of one step, or the mean of as many short ones as fill `BURST_SECONDS`."""
+        seconds, steps = 0.0, 0
+        while steps == 0 or seconds < BURST_SECONDS:
+            self.subject.prepare()
+            start = time.perf_counter()
             self.subject.step()
+            seconds += time.perf_counter() - start
             steps += 1
-        return {"seconds": (time.perf_counter() - start) / steps}
+        return {"seconds": seconds / (steps * self.subject.parts)}
 
 
 def _versions(*names: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What several test folders need: a small byte-level BPE and a small Mega masked language model, as saved folders."""
+"""What several test folders need: a small byte-level BPE, and small masked and causal Megas, as saved folders."""
 
 from __future__ import annotations
 
@@ -64,5 +64,36 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer_fol
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("checkpoint")
     MegaForMaskedLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_causal_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved MegaForCausalLM with random weights and chunks, and a tokenizer that does not close a text."""
+    import torch
+
+    from mega_transformers import MegaConfig, MegaForCausalLM
+    from mega_transformers.training.tokenizer import train_tokenizer
+
+    tokenizer = train_tokenizer(SENTENCES * 4, vocab_size=360, max_length=64, closed=False)
+    config = MegaConfig(
+        vocab_size=len(tokenizer),
+        is_decoder=True,
+        bidirectional=False,
+        use_chunking=True,
+        chunk_size=8,
+        hidden_size=32,
+        num_hidden_layers=2,
+        intermediate_size=48,
+        nffn_hidden_size=48,
+        shared_representation_size=16,
+        ema_projection_size=4,
+        max_positions=128,
+        initializer_range=0.5,
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("causal-checkpoint")
+    MegaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

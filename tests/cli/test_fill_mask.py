@@ -114,9 +114,9 @@ def test_no_text_at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
         def isatty(self) -> bool:
             return True
 
-    monkeypatch.setattr(fill_mask.sys, "stdin", Terminal())
+    monkeypatch.setattr("sys.stdin", Terminal())
     with pytest.raises(Exception, match="mega fill-mask"):
-        fill_mask._gather([])
+        fill_mask.fill_mask([])
 
 
 def test_models_that_cannot_be_used(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from golden_io import (
 
 AUTO = {
     "MegaModel": transformers.AutoModel,
+    "MegaForCausalLM": transformers.AutoModelForCausalLM,
     "MegaForMaskedLM": transformers.AutoModelForMaskedLM,
     "MegaForSequenceClassification": transformers.AutoModelForSequenceClassification,
     "MegaForTokenClassification": transformers.AutoModelForTokenClassification,
@@ -137,6 +138,80 @@ def test_hidden_states_of_a_causal_model(name, device, attn_implementation):
         assert weights.shape == reference.shape
         real = mask.view(weights.shape[:3]).bool()
         assert_outputs(weights[real], reference[real], f"attentions.{index}")
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_causal_language_model(name, device, attn_implementation):
+    """Logits and loss of whole rows; 4.40.2 read padding behind the rows as we do."""
+    case = read_model_case(name, device)
+    model = load_model(name, case, device, attn_implementation=attn_implementation)
+    ids, mask = case.input["input_ids"], case.input["attention_mask"]
+    with torch.no_grad():
+        outputs = model(ids, attention_mask=mask, labels=case.input["labels"])
+        unpadded = model(case.input["nopad_input_ids"]).logits
+    real = mask.bool()
+    assert_outputs(outputs.logits[real], case.output["logits"][real], "logits")
+    assert_outputs(outputs.loss, case.output["loss"], "loss")
+    assert_outputs(unpadded, case.output["nopad_logits"], "nopad_logits")
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("sizes", [[1] * 16, [5, 1, 7, 3], [16], [9, 7]])
+def test_cached_logits(name, sizes, device):
+    """In pieces: what 4.40.2 gave token by token where it was right, else what it gives at once."""
+    case = read_model_case(name, device)
+    model = load_model(name, case, device)
+    ids = case.input["nopad_input_ids"]
+    cache, logits, start = None, [], 0
+    with torch.no_grad():
+        for size in sizes:
+            outputs = model(ids[:, start : start + size], past_key_values=cache, use_cache=True)
+            cache, start = outputs.past_key_values, start + size
+            logits.append(outputs.logits)
+    logits = torch.cat(logits, dim=1)
+    assert_outputs(logits, case.output["nopad_logits"], "nopad_logits")
+    if "cached_logits" in case.fixed:
+        assert_outputs(logits, case.fixed["cached_logits"], "cached_logits")
+    elif "cached_logits" in case.output and "truncation" not in name:
+        assert_outputs(logits, case.output["cached_logits"], "cached_logits")
+
+
+def test_what_generate_gave(device):
+    """Greedy and beam search of 4.40.2, where its cached steps were right."""
+    name = "causal_lm_softmax_simple"
+    case = read_model_case(name, device)
+    model = load_model(name, case, device)
+    for key, beams in (("generate_greedy", 1), ("generate_beam3", 3)):
+        expected = case.output[key]
+        prompt = case.input["nopad_input_ids"][:, :5]
+        assert torch.equal(prompt, expected[:, :5])
+        for use_cache in (True, False):
+            got = model.generate(
+                prompt, max_length=expected.shape[1], num_beams=beams, do_sample=False, use_cache=use_cache
+            )
+            assert torch.equal(got, expected), key
+
+
+@pytest.mark.parametrize("name", [name for name in CAUSAL if "softmax_simple" in name or "relu2" in name])
+def test_tuples_of_transformers_4(name, device):
+    """What 4.40.2 returned as past_key_values is what ours holds, and can be gone on with."""
+    case = read_model_case(name, device)
+    model = load_model(name, case, device)
+    ids = case.input["nopad_input_ids"]
+    layers = range(model.config.num_hidden_layers)
+    past = tuple(
+        tuple(case.output[f"prefill5_past.{layer}.{part}"] for part in ("key", "value", "ema")) for layer in layers
+    )
+    with torch.no_grad():
+        ours = model(ids[:, :5], use_cache=True).past_key_values
+        with pytest.warns(FutureWarning, match="DynamicCache"):
+            outputs = model(ids[:, 5:9], past_key_values=past)
+    for layer, (keys, values, state) in zip(ours.layers, past):
+        assert_outputs(layer.keys[:, 0], keys, "keys")
+        assert_outputs(layer.values[:, 0], values, "values")
+        assert_outputs(layer.state, state, "state")
+    assert_outputs(outputs.logits, case.output["nopad_logits"][:, 5:9], "logits")
+    assert outputs.past_key_values.get_seq_length() == 9
 
 
 @pytest.mark.parametrize("name", WITH_GRADIENTS)

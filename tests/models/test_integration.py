@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from mega_transformers import (
     MegaConfig,
+    MegaForCausalLM,
     MegaForMaskedLM,
     MegaForMultipleChoice,
     MegaForQuestionAnswering,
@@ -94,7 +95,7 @@ def gradients(model: MegaPreTrainedModel) -> dict[str, torch.Tensor]:
 
 def assert_same_outputs(actual, expected, **tolerances) -> None:
     assert actual.keys() == expected.keys()
-    for name in expected:
+    for name in expected.keys() - {"past_key_values"}:
         torch.testing.assert_close(actual[name], expected[name], **tolerances)
 
 
@@ -171,7 +172,7 @@ def test_exports(form: str) -> None:
     ("form", "axes"), [("softmax", (0, 1)), ("causal", (0, 1)), ("laplace", (0,)), ("chunked", (0,))]
 )
 def test_exports_with_open_shapes(form: str, axes: tuple[int, ...]) -> None:
-    model = LastHiddenState(make(MegaModel, **FORMS[form]))
+    model = LastHiddenState(make(MegaModel, **FORMS[form], use_cache=False))
     inputs = inputs_for(MegaModel)
     dims = dict.fromkeys(axes, torch.export.Dim.DYNAMIC)
     program = torch.export.export(model, (), inputs, dynamic_shapes={"input_ids": dims, "attention_mask": dims})
@@ -258,8 +259,13 @@ def test_save_and_load(model_class: type[MegaPreTrainedModel], device_map: str |
     model.save_pretrained(tmp_path)
     loaded, info = model_class.from_pretrained(tmp_path, device_map=device_map, output_loading_info=True)
     assert not any(info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    saved, read = model.state_dict(), loaded.state_dict()
+    assert saved.keys() == read.keys()
+    for name in saved:
+        assert torch.equal(read[name], saved[name]), name
     with torch.no_grad():
-        assert_same_outputs(loaded(**inputs), model(**inputs), rtol=0, atol=0)
+        # the same weights at other addresses may go through other instructions
+        assert_same_outputs(loaded(**inputs), model(**inputs), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

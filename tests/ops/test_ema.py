@@ -84,13 +84,42 @@ def test_state_in_and_out_with_gradients(length):
             assert deviation(got, want) < 1e-11
 
 
-def test_pieces_of_any_size_equal_the_whole():
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("truncation", [1, 4, 40])
+def test_truncated_state_in_and_out_with_gradients(length, truncation):
+    parameters = make_parameters(3, 4, False)
+    x = torch.randn(2, length, 3, dtype=torch.float64, requires_grad=True)
+    history = torch.randn(2, truncation, 3, dtype=torch.float64, requires_grad=True)
+    # the state that these inputs leave behind
+    _, state = ema(history, *parameters, return_state=True, backend="reference")
+    state = state.detach().requires_grad_()
+    weight, state_weight = torch.randn_like(x), torch.randn_like(state)
+    results = []
+    for backend in ["reference", "chunked"] + (["step"] if length == 1 else []):
+        options = {"truncation": truncation, "state": state, "history": history}
+        y, last = ema(x, *parameters, return_state=True, backend=backend, **options)
+        total = (y * weight).sum() + (last * state_weight).sum()
+        results.append([y, last, *grad(total, [x, state, history, *parameters])])
+    for result in results[1:]:
+        for got, want in zip(result, results[0]):
+            assert deviation(got, want) < 1e-11
+    whole = ema(torch.cat([history, x], dim=1), *parameters, truncation=truncation, backend="reference")
+    assert deviation(results[0][0], whole[:, truncation:]) < 1e-12
+
+
+@pytest.mark.parametrize("truncation", [None, 1, 5, 70])
+def test_pieces_of_any_size_equal_the_whole(truncation):
     parameters = make_parameters(3, 4, False)
     x = torch.randn(2, 200, 3, dtype=torch.float64)
-    whole = ema(x, *parameters)
-    pieces, state, start = [], None, 0
+    whole = ema(x, *parameters, truncation=truncation)
+    pieces, state, history, start = [], None, None, 0
     for size in [1, 64, 7, 100, 1, 27]:
-        y, state = ema(x[:, start : start + size], *parameters, state=state, return_state=True)
+        piece = x[:, start : start + size]
+        options = {"truncation": truncation, "state": state, "history": history}
+        y, state = ema(piece, *parameters, return_state=True, **options)
+        if truncation is not None:
+            before = torch.zeros(2, truncation, 3, dtype=x.dtype) if history is None else history
+            history = torch.cat([before, piece], dim=1)[:, -truncation:]
         pieces.append(y)
         start += size
     assert start == 200
@@ -138,7 +167,8 @@ def test_gradcheck():
     [
         ({"backend": "magic"}, "known are reference"),
         ({"bidirectional": True, "return_state": True}, "bidirectional=False"),
-        ({"truncation": 2, "return_state": True}, "truncation=None"),
+        ({"truncation": 2, "state": torch.zeros(1, 2, 2), "return_state": True}, "history go together"),
+        ({"history": torch.zeros(1, 3, 2), "state": torch.zeros(1, 2, 2)}, "truncation=None"),
         ({"backend": "fft", "return_state": True}, "chunked"),
         ({"backend": "step"}, "one token"),
         ({"document_starts": torch.ones(1, 4, dtype=torch.bool), "return_state": True}, "document_starts"),

@@ -84,6 +84,15 @@ def recipe_dict() -> dict:
 
 
 @pytest.fixture
+def causal_recipe_dict(recipe_dict) -> dict:
+    del recipe_dict["masking"], recipe_dict["model"]["sparse_prediction"]
+    recipe_dict |= {"name": "tiny-clm", "task": "causal-lm"}
+    recipe_dict["model"] |= {"is_decoder": True, "bidirectional": False, "use_chunking": True, "chunk_size": 16}
+    recipe_dict["card"]["examples"] = ["The cat"]
+    return recipe_dict
+
+
+@pytest.fixture
 def write_recipe(tmp_path):
     def write(value: dict) -> Path:
         path = tmp_path / "recipe.yaml"

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from mega_transformers.training import causal_lm, masked_lm
 from mega_transformers.training.masked_lm import build_config
-from mega_transformers.training.recipe import load_recipe
+from mega_transformers.training.recipe import TASKS, load_recipe
 from mega_transformers.training.schema import RecipeError
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -14,14 +15,15 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_published_recipes_are_valid(path):
     recipe = load_recipe(path)
-    build_config(recipe, recipe.tokenizer.vocab_size)
+    task = {"masked_lm": masked_lm, "causal_lm": causal_lm}[TASKS[recipe.task]]
+    task.build_config(recipe, recipe.tokenizer.vocab_size)
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("colour", "red", "colour is unknown; known are name, task"),
-        ("task", "cooking", "task='cooking' is unknown; known are masked-lm"),
+        ("task", "cooking", "task='cooking' is unknown; known are masked-lm, causal-lm"),
         ("name", "a/b", "name='a/b'"),
         ("sequence_length", "long", "sequence_length must be a whole number; got 'long'"),
         ("sequence_length", True, "sequence_length must be a whole number; got True"),
@@ -54,6 +56,26 @@ def test_errors_name_key_and_value(recipe_dict, write_recipe, key, value, messag
     with pytest.raises(RecipeError) as caught:
         load_recipe(path, override)
     assert message in str(caught.value)
+
+
+def test_masking_is_for_masked_lm(causal_recipe_dict, write_recipe):
+    path = write_recipe(causal_recipe_dict)
+    assert load_recipe(path).masking is None
+    with pytest.raises(RecipeError, match="masking is for the task masked-lm; leave it out for causal-lm"):
+        load_recipe(path, ["masking.probability=0.3"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.is_decoder=false", "model.is_decoder=False, with which .* causal-lm needs model.is_decoder=True"),
+        ("model.bidirectional=true", "model: is_decoder=True needs bidirectional=False"),
+    ],
+)
+def test_a_causal_model_does_not_see_the_future(causal_recipe_dict, write_recipe, override, message):
+    recipe = load_recipe(write_recipe(causal_recipe_dict), [override])
+    with pytest.raises(RecipeError, match=message):
+        causal_lm.build_config(recipe, 280)
 
 
 def test_a_missing_key_is_named(recipe_dict, write_recipe):

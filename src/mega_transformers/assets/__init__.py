@@ -6,6 +6,8 @@ from importlib.resources import files
 from pathlib import Path
 
 DEFAULT_MODEL = "mega-prose-5m"
+DEFAULT_CAUSAL_MODEL = "mega-prose-clm-3m"
+BUNDLED_MODELS = (DEFAULT_MODEL, DEFAULT_CAUSAL_MODEL)
 
 
 def bundled_model(name: str = DEFAULT_MODEL) -> Path:

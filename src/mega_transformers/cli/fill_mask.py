@@ -5,20 +5,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..assets import DEFAULT_MODEL, bundled_model
-from .runtime import UserError, load_libraries, print_note, spinner
+from ..assets import DEFAULT_MODEL
+from .loading import Kind, load, locate
+from .runtime import UserError, gather_texts, load_libraries, print_note, shortened
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
     from transformers import FillMaskPipeline, PreTrainedConfig, PreTrainedTokenizerBase
 
+KIND = Kind("AutoModelForMaskedLM", "masked language model", "fill masks")
 MASK = "<mask>"
+EXAMPLE = f'mega fill-mask "The {MASK} of the United States gave a speech."'
 CONTEXT = 48  # characters shown on either side of a filled mask
 BAR_WIDTH = 10
 
@@ -39,12 +41,12 @@ class Filler:
     @property
     def limit(self) -> int | None:
         """The most tokens the model takes; None for no limit."""
-        config = self.config
-        if config.model_type != "mega":
-            return min(self.tokenizer.model_max_length, getattr(config, "max_position_embeddings", sys.maxsize))
-        if config.use_chunking or config.relative_positional_bias == "rotary":
-            return None
-        return config.chunk_size if config.chunk_size > 0 else config.max_positions
+        from ..training.streaming import input_limit
+
+        limit = input_limit(self.config)
+        return (
+            limit if self.config.model_type == "mega" else min(self.tokenizer.model_max_length, limit or sys.maxsize)
+        )
 
 
 def fill_mask(
@@ -65,7 +67,7 @@ def fill_mask(
     <mask> stands for the mask whatever the model's own mask token is. Each mask is filled with the other masks left
     in place, as transformers' fill-mask pipeline does.
     """
-    wanted = _gather(texts or [])
+    wanted = gather_texts(texts or [], metavar="TEXT", example=EXAMPLE, kind=f"text with {MASK}")
     filler = load_filler(model)
     prepared = [text.replace(MASK, filler.mask_token) for text in wanted]
     check_texts(filler, prepared)
@@ -78,120 +80,22 @@ def fill_mask(
         show(filler, text, _candidates(filler, text, top_k))
 
 
-def _gather(arguments: list[str]) -> list[str]:
-    """The texts of the command line, with stdin's lines in place of `-`."""
-    if not arguments:
-        if sys.stdin.isatty():
-            raise typer.BadParameter(
-                f'give a text, for example: mega fill-mask "The {MASK} of the United States gave a speech."',
-                param_hint="TEXT",
-            )
-        arguments = ["-"]
-    if arguments.count("-") > 1:
-        raise typer.BadParameter("'-' stands for stdin and can be given once", param_hint="TEXT")
-    texts: list[str] = []
-    for argument in arguments:
-        if argument == "-":
-            lines = [line for line in map(str.strip, sys.stdin) if line]
-            if not lines:
-                raise UserError(f"stdin holds no text; expected one text with {MASK} per line")
-            texts += lines
-        else:
-            texts.append(argument)
-    for text in texts:
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise UserError(f"{_shortened(text)!r} is not valid UTF-8")
-    return texts
-
-
 def load_filler(name: str) -> Filler:
     """A bundled model, a folder's or a hub id's under transformers' fill-mask pipeline, in float32 on the CPU.
 
     Raises:
         UserError: if there is no such model, or it cannot fill masks.
     """
-    folder = _local_folder(name)
-    cached_only = folder is None and not _hub_answers(name)
+    place = locate(name, KIND)
     load_libraries()
     import torch
-    from transformers import AutoModelForMaskedLM, AutoTokenizer, FillMaskPipeline
+    from transformers import FillMaskPipeline
 
-    try:
-        with spinner(f"Loading {name}"):
-            tokenizer = AutoTokenizer.from_pretrained(folder or name, local_files_only=cached_only)
-            model, loading = AutoModelForMaskedLM.from_pretrained(
-                folder or name, dtype=torch.float32, output_loading_info=True, local_files_only=cached_only
-            )
-    except Exception as error:  # whatever it is, the fault is in the model's files
-        if cached_only:
-            raise UserError(
-                f"cannot load the model {name}: there is no such folder, the model hub does not answer (or "
-                "HF_HUB_OFFLINE is set), and its files are not complete in the cache of earlier downloads"
-            ) from error
-        reason = " ".join(str(error).split())
-        kind = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
-        raise UserError(f"cannot load the model {name}: {kind}{reason}") from error
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise UserError(
-            f"the model {name} has a tokenizer without vocabulary: tokenizer.json, or vocab.json and merges.txt, are "
-            "missing in its folder"
-        )
+    model, tokenizer = load(place, KIND)
     if tokenizer.mask_token_id is None:
         raise UserError(f"the model {name} has a tokenizer without mask token, so it cannot fill masks")
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
-        raise UserError(
-            f"the model {name} cannot fill masks: its checkpoint lacks {len(missing)} weights of a masked language "
-            f"model, such as {missing[0]}"
-        )
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise UserError(
-            f"the model {name} and its tokenizer do not belong together: {len(tokenizer)} tokens, but embeddings for "
-            f"{model.get_input_embeddings().num_embeddings}"
-        )
-    any_tokenizer: Any = tokenizer  # the pipeline's annotation knows one of transformers' kinds only
-    pipeline = FillMaskPipeline(model=model.eval(), tokenizer=any_tokenizer, device=torch.device("cpu"))
+    pipeline = FillMaskPipeline(model=model, tokenizer=tokenizer, device=torch.device("cpu"))
     return Filler(model.config, tokenizer, pipeline)
-
-
-def _local_folder(name: str) -> Path | None:
-    """The folder that `name` says, or of the bundled model; None for what can only be a hub id."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"--model {name}: the folder holds no config.json, so it is no model")
-        return path
-    if name == DEFAULT_MODEL:
-        try:
-            return bundled_model(name)
-        except ValueError as error:
-            raise UserError(f"{error}; --model takes any folder or hub id of a masked language model") from None
-    if path.exists():
-        raise UserError(f"--model {name}: expected a folder with config.json, weights and tokenizer, got a file")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
-        raise UserError(f"--model {name!r}: there is no such folder")
-    return None
-
-
-def _hub_answers(name: str) -> bool:
-    """Whether the model hub can be reached. Asks once, where loading would try again for a minute.
-
-    Raises:
-        UserError: if the hub has no such model.
-    """
-    from huggingface_hub import model_info
-    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-
-    try:
-        with spinner("Asking the model hub"):
-            model_info(name, timeout=10)
-    except (HFValidationError, RepositoryNotFoundError):
-        raise UserError(
-            f"--model {name}: there is no such folder, and the model hub has no such model, or none you may read"
-        ) from None
-    except Exception:  # no connection, a time-out or offline mode, in the words of whichever HTTP client
-        return False
-    return True
 
 
 def check_texts(filler: Filler, texts: list[str]) -> None:
@@ -204,15 +108,15 @@ def check_texts(filler: Filler, texts: list[str]) -> None:
     for text in texts:
         if filler.mask_token not in text:
             also = "" if filler.mask_token == MASK else f" (or the model's own {filler.mask_token})"
-            raise UserError(f"no mask in {_shortened(text)!r}: write {MASK}{also} where a word is to be filled in")
+            raise UserError(f"no mask in {shortened(text)!r}: write {MASK}{also} where a word is to be filled in")
         length = len(filler.tokenizer(text, verbose=False)["input_ids"])
         if filler.limit is not None and length > filler.limit:
             raise UserError(
-                f"{_shortened(text)!r} has {length} tokens, but the model takes at most {filler.limit}; shorten it"
+                f"{shortened(text)!r} has {length} tokens, but the model takes at most {filler.limit}; shorten it"
             )
         if config.model_type == "mega" and not config.use_chunking and length > config.max_positions:
             print_note(
-                f"{_shortened(text)!r} has {length} tokens, more than the max_positions={config.max_positions} the "
+                f"{shortened(text)!r} has {length} tokens, more than the max_positions={config.max_positions} the "
                 "model is made for; its rotary positions go on beyond, but the answers may be worse"
             )
 
@@ -294,7 +198,3 @@ def _visible(token: str, keep_spaces: bool = False) -> str:
     if keep_spaces:
         return shown
     return shown.strip() or repr(shown)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 2 * CONTEXT else text[: 2 * CONTEXT] + "…"

@@ -9,12 +9,14 @@ import typer
 from .._version import __version__
 from .bench import bench
 from .fill_mask import fill_mask
+from .generate import generate
+from .perplexity import perplexity
 from .runtime import guarded
 from .train import evaluate, train
 
 app = typer.Typer(
     name="mega",
-    help="Mega: moving average equipped gated attention. Fill masks, train, evaluate, measure.",
+    help="Mega: moving average equipped gated attention. Fill masks, write, judge texts, train, evaluate, measure.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -38,5 +40,5 @@ def options(
     """What all commands share."""
 
 
-for _command in (fill_mask, train, evaluate, bench):
+for _command in (fill_mask, generate, perplexity, train, evaluate, bench):
     app.command(_command.__name__.replace("_", "-"))(guarded(_command, load=_command in (train, evaluate)))

@@ -1,4 +1,4 @@
-"""What every command shares: the late import of torch, quiet libraries, errors and interrupts."""
+"""What every command shares: the late import of torch, quiet libraries, texts, errors and interrupts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 T = TypeVar("T")
+STDIN = "-"
+SHOWN = 96  # characters of a text in a message
 
 
 class UserError(Exception):
@@ -54,6 +56,47 @@ def print_error(message: str) -> None:
 def print_note(message: str) -> None:
     """Something worth knowing on stderr."""
     typer.secho(f"Note: {message}", fg=typer.colors.YELLOW, err=True)
+
+
+def gather_texts(arguments: list[str], *, metavar: str, example: str, kind: str, whole: bool = False) -> list[str]:
+    """The texts of the command line, with stdin's in place of `-`, or of no argument at all.
+
+    Args:
+        arguments: What the command line gives.
+        metavar: What the command calls them: "TEXT".
+        example: A command that is right, for messages.
+        kind: What a text is, for messages: "prompt".
+        whole: Whether stdin is one text, without the line ends at its end, and not one per line.
+
+    Raises:
+        typer.BadParameter: where there is no text, or `-` is given twice.
+        UserError: for an empty stdin, and for what is not UTF-8.
+    """
+    if not arguments:
+        if sys.stdin.isatty():
+            raise typer.BadParameter(f"give a {kind}, for example: {example}", param_hint=metavar)
+        arguments = [STDIN]
+    if arguments.count(STDIN) > 1:
+        raise typer.BadParameter(f"{STDIN!r} stands for stdin and can be given once", param_hint=metavar)
+    texts: list[str] = []
+    for argument in arguments:
+        if argument != STDIN:
+            texts.append(argument)
+            continue
+        found = [sys.stdin.read().rstrip("\r\n")] if whole else [line.strip() for line in sys.stdin]
+        found = [text for text in found if text.strip()]
+        if not found:
+            raise UserError(f"stdin holds no text; expected one {kind}" + ("" if whole else " per line"))
+        texts += found
+    for text in texts:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise UserError(f"{shortened(text)!r} is not valid UTF-8")
+    return texts
+
+
+def shortened(text: str) -> str:
+    """The beginning of a text, for a message."""
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 
 
 def silence_stdout() -> None:

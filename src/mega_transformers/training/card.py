@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,13 @@ def _results(recipe: Recipe, results: dict[str, Any]) -> str:
         names = ", ".join(source.name for source in recipe.data if getattr(source, role))
         for name, score in scores.items():
             numbers = " | ".join(format(score[key], form) for key, (_, form) in columns.items())
-            table.append(f"| {names}, {role} | {recipe.name if name == 'model' else name} | {numbers} |")
+            table.append(f"| {names}, {role} | {_shown(name, recipe)} | {numbers} |")
     return "\n\n".join([*lines, "\n".join(table)])
+
+
+def _shown(name: str, recipe: Recipe) -> str:
+    """A model's name: "model" stands for the trained one."""
+    return re.sub("^model\\b", recipe.name, name)
 
 
 # key of a score -> title of its column, format
@@ -110,14 +116,14 @@ def _masked_explanation(recipe: Recipe) -> str:
 def _causal_explanation(recipe: Recipe) -> str:
     return (
         "Every token of the texts is predicted, the ends and starts of documents too, but for the very first start; "
-        "the sum of these cross entropies is divided by the characters and by the words (parted by white space) of the "
-        f"documents. Texts are read in pieces of {recipe.sequence_length} tokens, each without knowledge of those "
-        "before. The trigram model (Witten-Bell, interpolated with bigram and unigram) is counted on the same training "
-        "tokens and judged on the same ones, without cuts."
-        "\n\nThe words are those of cleaned text, in which punctuation belongs to the word before it, so that word "
-        "perplexities do not compare with those published for raw WikiText. \"Per raw word\" divides the same sum by the "
-        "words of the file before cleaning, whose number the published ones are divided by; the text predicted is "
-        "still the cleaned one."
+        "the sum of these cross entropies is divided by the characters and by the words (parted by white space) of "
+        f"the documents. The model reads pieces of {recipe.sequence_length} tokens: each without knowledge of those "
+        "before, or with its state carried on from each to the next, as `mega perplexity` does. The trigram model "
+        "(Witten-Bell, interpolated with bigram and unigram) is counted on the same training tokens and judged on the "
+        "same ones, without cuts.\n\n"
+        "The words are those of cleaned text, in which punctuation belongs to the word before it, so that word "
+        'perplexities do not compare with those published for raw WikiText. The column "per raw word" divides the '
+        "same sum by the words of the files before cleaning; the text predicted is still the cleaned one."
     )
 
 

@@ -32,12 +32,11 @@ def build_config(recipe: Recipe, vocab_size: int, special_ids: dict[str, int] | 
         RecipeError: also for a model that sees the future.
     """
     config = model_config.build_config(recipe, vocab_size, special_ids)
-    for name, wanted in (("is_decoder", True), ("bidirectional", False)):
-        if getattr(config, name) != wanted:
-            raise RecipeError(
-                f"model.{name}={not wanted}, with which a model sees the words it is to predict; "
-                f"causal-lm needs model.{name}={wanted}"
-            )
+    if not config.is_decoder:
+        raise RecipeError(
+            "model.is_decoder=False, with which a model sees the words it is to predict; causal-lm needs "
+            "model.is_decoder=True and model.bidirectional=False"
+        )
     return config
 
 
@@ -77,7 +76,7 @@ def judge(
         data_dir: Folder that the recipe's files are in.
 
     Returns:
-        Role -> "model" or "trigram" -> `TextSize.scores`.
+        Role -> what `evaluate` returns.
     """
     never = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.mask_token_id]
     trigram = Trigram(len(tokenizer), [token for token in never if token is not None]).fit(tokens["train"])
@@ -100,14 +99,17 @@ def evaluate(
         model: A causal language model.
         tokens: (tokens,) ids, `<s>` and `</s>` around every document.
         size: Characters and words of the documents.
-        window: The text is read in pieces of that many tokens, none of which knows those before.
+        window: The text is read in pieces of that many tokens: once so that none of them knows those before, and once
+            with the state carried from each to the next.
         trigram: A counting model to judge on the same tokens.
 
     Returns:
-        For "model" and, if given, "trigram": `TextSize.scores`.
+        For "model", "model, state carried" and, if given, "trigram": `TextSize.scores`.
     """
-    score = score_tokens(model, tokens, Reading("chunk", window=window), description="Evaluating")
-    scores = {"model": size.scores(score.nats, score.count)}
+    nats = {
+        "model": score_tokens(model, tokens, Reading("chunk", window=window), "Evaluating"),
+        "model, state carried": score_tokens(model, tokens, Reading("full", piece=window), "State carried"),
+    }
     if trigram is not None:
-        scores["trigram"] = size.scores(trigram.nats(tokens), len(tokens) - 1)
-    return scores
+        nats["trigram"] = trigram.nats(tokens)
+    return {name: size.scores(value, len(tokens) - 1) for name, value in nats.items()}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+from .schema import RecipeError
+
 _QUOTED = re.compile(r'" ([^"\n]+?) "')
 
 
@@ -39,6 +41,19 @@ SPLITTERS: dict[str, str | None] = {
     "paragraphs": r"\n[ \t]*\n\s*",
     "sections": r"\n[ \t]*\n[ \t]*\n\s*",
 }
+
+
+def check_names(clean: list[str], documents: str) -> None:
+    """Refuses options `--clean` and `--documents` that name nothing.
+
+    Raises:
+        RecipeError: with the known names.
+    """
+    for name in clean:
+        if name not in CLEANERS:
+            raise RecipeError(f"--clean {name} is unknown; known are {', '.join(CLEANERS)}")
+    if documents not in SPLITTERS:
+        raise RecipeError(f"--documents {documents} is unknown; known are {', '.join(SPLITTERS)}")
 
 
 def documents_of(text: str, clean: list[str], documents: str) -> list[str]:

@@ -99,19 +99,27 @@ class TextSize:
             self.characters += len(document)
             self.words += len(document.split())
 
+    def __add__(self, other: TextSize) -> TextSize:
+        return TextSize(self.characters + other.characters, self.words + other.words, self.raw_words + other.raw_words)
+
     def scores(self, nats: float, tokens: int) -> dict[str, float]:
         """What a model's total cross entropy at so many tokens means per token, character and word."""
         return {
             "cross_entropy": nats / tokens,
-            "perplexity": math.exp(nats / tokens),
+            "perplexity": _exp(nats / tokens),
             "bits_per_character": nats / math.log(2) / self.characters,
-            "word_perplexity": math.exp(nats / self.words),
-            "raw_word_perplexity": math.exp(nats / self.raw_words),
+            "word_perplexity": _exp(nats / self.words),
+            "raw_word_perplexity": _exp(nats / self.raw_words),
             "tokens": tokens,
             "characters": self.characters,
             "words": self.words,
             "raw_words": self.raw_words,
         }
+
+
+def _exp(value: float) -> float:
+    """exp, infinite where floats end: a text without blanks is one word."""
+    return math.exp(value) if value < 700 else math.inf
 
 
 def text_size(sources: list[Source], role: str, data_dir: Path) -> TextSize:
@@ -148,20 +156,28 @@ def tokenize(documents: Iterable[str], tokenizer: Any, description: str) -> np.n
     """One line of ids (tokens,): `<s>` and `</s>` around every document. Shows a progress bar."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    dtype = np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
-    start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
-    pieces: list[np.ndarray] = []
+    pieces = [np.empty(0, dtype=_id_type(tokenizer))]
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[tokens]}"))
     with Progress(*columns) as progress:
         task = progress.add_task(description, total=None, tokens="")
         total = 0
-        for batch in _batches(documents):
-            for ids in encode_documents(tokenizer, batch):
-                pieces.append(np.array([start, *ids, end], dtype=dtype))
-                total += len(ids) + 2
+        for piece in encoded(documents, tokenizer, [tokenizer.cls_token_id], [tokenizer.sep_token_id]):
+            pieces.append(piece)
+            total += len(piece)
             progress.update(task, tokens=f"{total:,} tokens")
         progress.update(task, total=1, completed=1)
-    return np.concatenate(pieces) if pieces else np.empty(0, dtype=dtype)
+    return np.concatenate(pieces)
+
+
+def encoded(documents: Iterable[str], tokenizer: Any, start: list[int], end: list[int]) -> Iterator[np.ndarray]:
+    """Ids (tokens,) of about a million characters of documents at a time, `start` and `end` around each document."""
+    for batch in _batches(documents):
+        ids = (token for ids in encode_documents(tokenizer, batch) for token in (*start, *ids, *end))
+        yield np.fromiter(ids, dtype=_id_type(tokenizer))
+
+
+def _id_type(tokenizer: Any) -> type[np.integer]:
+    return np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import data
 from .baselines import NgramBaselines
-from .cleaning import CLEANERS, SPLITTERS, documents_of
+from .cleaning import check_names, documents_of
 from .masked_lm import check_tokenizer, evaluate
 from .recipe import Masking
 from .schema import RecipeError
@@ -42,11 +42,7 @@ def evaluate_files(
     Raises:
         RecipeError: for files that cannot be read, unknown names, and what is no masked language model.
     """
-    for name in clean:
-        if name not in CLEANERS:
-            raise RecipeError(f"--clean {name} is unknown; known are {', '.join(CLEANERS)}")
-    if documents not in SPLITTERS:
-        raise RecipeError(f"--documents {documents} is unknown; known are {', '.join(SPLITTERS)}")
+    check_names(clean, documents)
     for file in [*files, *baseline_files]:
         if not file.is_file():
             raise RecipeError(f"there is no file {file}")

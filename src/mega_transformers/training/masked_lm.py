@@ -59,7 +59,12 @@ def build_model(recipe: Recipe, tokenizer: Any) -> Any:
 
 def collator(recipe: Recipe, tokenizer: Any, evaluation: bool) -> MaskingCollator:
     """What makes batches of blocks."""
-    return MaskingCollator(tokenizer, recipe.masking, evaluation)
+    return MaskingCollator(tokenizer, _masking_of(recipe), evaluation)
+
+
+def _masking_of(recipe: Recipe) -> Masking:
+    assert recipe.masking is not None  # every recipe of this task has one
+    return recipe.masking
 
 
 def judge(
@@ -80,7 +85,7 @@ def judge(
     blocks = {role: to_blocks(line, recipe.sequence_length) for role, line in tokens.items()}
     baselines = NgramBaselines(len(tokenizer), tokenizer.all_special_ids).fit(blocks["train"].reshape(-1))
     return {
-        role: evaluate(model, tokenizer, blocks[role], recipe.masking, recipe.seed, baselines)
+        role: evaluate(model, tokenizer, blocks[role], _masking_of(recipe), recipe.seed, baselines)
         for role in ("validation", "test")
         if len(blocks[role])
     }

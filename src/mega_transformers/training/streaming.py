@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .baselines import Score
+from .cleaning import documents_of
+from .data import TextSize, encoded
 from .schema import RecipeError
 
-MODES = ("full", "chunk", "sliding")
+# modes, and the sizes that each one uses
+USES = {"full": ("piece",), "chunk": ("window",), "sliding": ("window", "stride")}
 SECONDS_WITHOUT_BAR = 2
 
 
@@ -41,33 +44,105 @@ class Reading:
     piece: int = 1024
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise RecipeError(f"mode={self.mode!r} is unknown; known are {', '.join(MODES)}")
+        if self.mode not in USES:
+            raise RecipeError(f"mode={self.mode!r} is unknown; known are {', '.join(USES)}")
         for name in ("window", "stride", "piece"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RecipeError(f"{name}={value} must be at least 1")
         if self.stride is not None and self.stride > self.window:
             raise RecipeError(
-                f"stride={self.stride} is above window={self.window}, so that tokens between two windows would be left "
-                "out; lower the stride to at most the window"
+                f"stride={self.stride} is above window={self.window}, so that tokens between two windows would be "
+                "left out; lower the stride to at most the window"
             )
+
+    @property
+    def step(self) -> int:
+        """Tokens from one forward pass's first one to the next one's."""
+        if self.mode == "full":
+            return self.piece
+        return self.window if self.mode == "chunk" else self.stride or max(self.window // 2, 1)
+
+    def used(self) -> dict[str, Any]:
+        """The mode, and the sizes that it uses."""
+        sizes = {"piece": self.piece, "window": self.window, "stride": self.step}
+        return {"mode": self.mode, **{name: sizes[name] for name in USES[self.mode]}}
 
     def spans(self, length: int) -> Iterator[tuple[int, int, int]]:
         """Forward passes over inputs 0 to length - 1: first input, first one that predicts a new token, end."""
-        if self.mode == "sliding":
-            size, step = self.window, self.stride or max(self.window // 2, 1)
-        else:
-            size = step = self.piece if self.mode == "full" else self.window
+        size = self.piece if self.mode == "full" else self.window
         begin = done = 0
         while done < length:
             end = min(begin + size, length)
             yield begin, done, end
-            begin, done = begin + step, end
+            begin, done = begin + self.step, end
 
 
-def score_tokens(model: Any, tokens: np.ndarray, reading: Reading, description: str = "Reading") -> Score:
-    """The cross entropy of every token but the first, exactly: each is predicted once, from tokens before it.
+@dataclass(frozen=True)
+class TextScore:
+    """A text's size, the cross entropy of all its tokens in nats, their number, and the seconds this took."""
+
+    size: TextSize
+    nats: float
+    tokens: int
+    seconds: float
+
+    def __add__(self, other: TextScore) -> TextScore:
+        return TextScore(
+            self.size + other.size,
+            self.nats + other.nats,
+            self.tokens + other.tokens,
+            self.seconds + other.seconds,
+        )
+
+    def summary(self) -> dict[str, float]:
+        """`TextSize.scores`, `seconds` and `tokens_per_second`."""
+        speed = self.tokens / max(self.seconds, 1e-9)
+        return {
+            **self.size.scores(self.nats, self.tokens),
+            "seconds": self.seconds,
+            "tokens_per_second": speed,
+        }
+
+
+def read_tokens(text: str, tokenizer: Any, clean: list[str], documents: str) -> tuple[np.ndarray, TextSize]:
+    """A text as one line of ids (tokens,), and its size.
+
+    A tokenizer with a token for the start of a document and another one for its end puts both around every document;
+    one with a single token for both, or for the end alone, puts it after every document and before the first one.
+
+    Args:
+        text: The text.
+        tokenizer: A fast tokenizer.
+        clean: Names of `cleaning.CLEANERS`.
+        documents: A name of `cleaning.SPLITTERS`.
+
+    Raises:
+        RecipeError: if there are none.
+    """
+    pieces = documents_of(text, clean, documents)
+    if not pieces:
+        raise RecipeError(f"the text holds no document{', cleaned with ' if clean else ''}{', '.join(clean)}")
+    size = TextSize()
+    size.add(text, pieces)
+    start = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    around = ([] if start in (None, end) else [start], [] if end is None else [end])
+    tokens = np.concatenate(list(encoded(pieces, tokenizer, *around)))
+    return tokens if around[0] else np.concatenate([np.array(around[1], dtype=tokens.dtype), tokens]), size
+
+
+def score_text(
+    model: Any, tokens: np.ndarray, size: TextSize, reading: Reading, description: str = "Reading"
+) -> TextScore:
+    """`score_tokens` of a whole text (tokens,) whose size is known, and how long it took."""
+    began = time.perf_counter()
+    nats = score_tokens(model, tokens, reading, description)
+    return TextScore(size, nats, len(tokens) - 1, time.perf_counter() - began)
+
+
+def score_tokens(model: Any, tokens: np.ndarray, reading: Reading, description: str = "Reading") -> float:
+    """The cross entropy in nats, summed, of every token but the first: each is predicted once, from ones before it.
 
     Args:
         model: A causal language model of transformers.
@@ -76,19 +151,18 @@ def score_tokens(model: Any, tokens: np.ndarray, reading: Reading, description: 
         description: What the progress bar says, which is shown on stderr when this takes longer than two seconds.
 
     Raises:
-        RecipeError: for less than two tokens.
+        RecipeError: for less than two tokens, for more at a time than the model takes, and in mode full for a model
+            without a cache.
     """
-    from transformers import DynamicCache
-
     length = len(tokens) - 1
     if length < 1:
         raise RecipeError(f"{len(tokens)} tokens leave nothing to predict; give a longer text")
-    carried = reading.mode == "full"
-    arguments: dict[str, Any] = {"use_cache": carried}
-    if carried:
-        arguments["past_key_values"] = DynamicCache(config=model.config)
+    _check_limit(model.config, length, reading)
+    arguments: dict[str, Any] = {"use_cache": False}
+    if reading.mode == "full":
+        arguments = {"use_cache": True, "past_key_values": _empty_cache(model)}
     few_logits = model._supports_logits_to_keep()
-    score = Score()
+    total = 0.0
     was_training = model.training
     model.eval()
     try:
@@ -98,13 +172,60 @@ def score_tokens(model: Any, tokens: np.ndarray, reading: Reading, description: 
                 if few_logits:
                     arguments["logits_to_keep"] = end - new
                 logits = model(input_ids=ids[:-1].unsqueeze(0), **arguments).logits[0, new - end :].float()
-                targets = ids[new - end :]
-                nats = F.cross_entropy(logits, targets, reduction="sum").item()
-                score.add(nats, int((logits.argmax(dim=-1) == targets).sum()), end - new)
+                total += F.cross_entropy(logits, ids[new - end :], reduction="sum").item()
                 bar.advance(end - new)
     finally:
         model.train(was_training)
-    return score
+    return total
+
+
+def input_limit(config: Any) -> int | None:
+    """The most tokens a model takes at once, cache included; None for no limit."""
+    if config.model_type != "mega":
+        return getattr(config, "max_position_embeddings", None)
+    if config.use_chunking or config.relative_positional_bias == "rotary":
+        return None
+    return config.chunk_size if config.chunk_size > 0 else config.max_positions
+
+
+def _check_limit(config: Any, length: int, reading: Reading) -> None:
+    limit = input_limit(config)
+    if limit is None:
+        return
+    if reading.mode == "full" and length > limit:
+        raise RecipeError(
+            f"the text has {length:,} tokens, but the model takes at most {limit:,} before it must forget; use mode "
+            f"sliding or chunk with a window of at most {limit:,}"
+        )
+    if reading.mode != "full" and min(reading.window, length) > limit:
+        raise RecipeError(f"window={reading.window} is above the {limit:,} tokens that the model takes; lower it")
+
+
+def _empty_cache(model: Any) -> Any:
+    from transformers import DynamicCache
+
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise RecipeError(
+            f"{type(model).__name__} takes no past_key_values, so that nothing can be carried on; use mode sliding or "
+            "chunk"
+        )
+    return DynamicCache(config=model.config)
+
+
+def check_causal(model: Any) -> None:
+    """Refuses a model whose predictions depend on later tokens.
+
+    Raises:
+        RecipeError: for such a model.
+    """
+    first, second = (torch.tensor([[0, 1, last]], device=model.device) for last in (0, 1))
+    with torch.inference_mode():
+        before, after = (model(input_ids=ids, use_cache=False).logits[:, :2] for ids in (first, second))
+    if not torch.allclose(before, after, rtol=1e-3, atol=1e-3):
+        raise RecipeError(
+            f"{type(model).__name__} sees the words it is to predict: its predictions change with later words; give a "
+            "causal language model"
+        )
 
 
 class _LateBar:

@@ -1,0 +1,27 @@
+"""From a workload to what a worker steps through. Runs in peers' interpreters too."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.cases import Workload
+from benchmarks.generation import DecodingSubject, GenerationSubject, PrefillSubject
+from benchmarks.models import MODELS
+from benchmarks.ops import OPS
+from benchmarks.subjects import ModelSubject, OpSubject, Subject
+
+
+def build(peer: str, workload: Workload, seed: int) -> Subject:
+    """The subject of a workload in a peer's hands; the same seed gives every peer the same inputs."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    if workload.task in OPS:
+        return OpSubject(OPS[workload.task](peer, workload, generator), workload)
+    module = MODELS[peer](workload)
+    if workload.task == "prefill":
+        return PrefillSubject(peer, module, workload, generator)
+    if workload.task == "decode":
+        return DecodingSubject(module, workload, generator)
+    if workload.task == "generate":
+        return GenerationSubject(peer, module, workload, generator)
+    return ModelSubject(module, workload, generator)

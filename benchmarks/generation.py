@@ -1,0 +1,156 @@
+"""What a causal model is measured at: reading a prompt, decoding steps behind a context, and generation of a batch."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.cases import OLD, ONE_BY_ONE, Workload
+from benchmarks.subjects import Subject, random_tokens
+
+CHUNKS_A_PIECE = 2  # of a context that is read in pieces, so that a long one needs little memory
+SHORTEST_PROMPT = 1 / 15  # of the longest
+
+
+class PrefillSubject(Subject):
+    """A prompt read at once.
+
+    4.40.2 runs its forward pass without a cache, which is the fastest it has. It cannot leave out logits, and reads
+    nothing that is shorter than a chunk.
+    """
+
+    def __init__(self, peer: str, module: nn.Module, workload: Workload, generator: torch.Generator):
+        super().__init__(module.eval(), workload)
+        self.input_ids = random_tokens((1, workload.length), generator)
+        self.options: dict[str, Any] = {"use_cache": peer != OLD}
+        if peer != OLD and not workload.all_logits:
+            self.options["logits_to_keep"] = 1
+
+    def step(self, length: int | None = None) -> None:
+        if length is not None:
+            length = max(length, self.workload.chunk or 0)
+        self._logits(self.input_ids[:, :length])
+
+    def evaluate(self) -> dict[str, Tensor]:
+        logits = self._logits(self.input_ids)
+        return {"output": (logits if self.workload.all_logits else logits[:, -1:]).clone()}
+
+    def _logits(self, input_ids: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return self.module(input_ids=input_ids, **self.options).logits
+
+
+class DecodingSubject(Subject):
+    """Decoding steps, a token each, behind a context that is cached; every run of them starts from the same cache."""
+
+    def __init__(self, module: nn.Module, workload: Workload, generator: torch.Generator):
+        super().__init__(module.eval(), workload)
+        self.parts = workload.new_tokens
+        self.context = random_tokens((1, workload.length), generator)
+        self.new_tokens = random_tokens((1, workload.new_tokens), generator)
+        self.cache_of_context: Any = None
+        self.cache: Any = None
+
+    def prepare(self) -> None:
+        with torch.inference_mode():
+            if self.cache_of_context is None:
+                self._read_context()
+            self.cache = copy.deepcopy(self.cache_of_context)
+
+    def step(self, length: int | None = None) -> None:
+        with torch.inference_mode():
+            for token in self.new_tokens.split(1, dim=1):
+                self._forward(token)
+
+    def evaluate(self) -> dict[str, Tensor]:
+        self.prepare()
+        with torch.inference_mode():
+            return {"output": torch.cat([self._forward(token) for token in self.new_tokens.split(1, dim=1)], dim=1)}
+
+    def memory(self) -> tuple[int, str]:
+        """Bytes that the cache holds after the steps. What a single token needs beside it is next to nothing."""
+        self.prepare()
+        self.step()
+        return tensor_bytes(self.cache), "tensors of the cache"
+
+    def forget(self) -> None:
+        super().forget()
+        self.cache_of_context = self.cache = None
+
+    def _read_context(self) -> None:
+        """Fill the cache; the last token on its own, so that no buffer has to grow in the first step that counts."""
+        self.cache = None
+        chunk, length = self.workload.chunk, self.workload.length
+        for piece in self.context[:, :-1].split(CHUNKS_A_PIECE * chunk if chunk else length, dim=1):
+            self._forward(piece)
+        self._forward(self.context[:, -1:])
+        self.cache_of_context = self.cache
+
+    def _forward(self, input_ids: Tensor) -> Tensor:
+        output = self.module(input_ids=input_ids, past_key_values=self.cache, use_cache=True)
+        self.cache = output.past_key_values
+        return output.logits
+
+
+class GenerationSubject(Subject):
+    """Greedy generation for prompts of unequal lengths: padded on the left, or each on its own."""
+
+    def __init__(self, peer: str, module: nn.Module, workload: Workload, generator: torch.Generator):
+        super().__init__(module.eval(), workload)
+        self.parts = workload.batch * workload.new_tokens
+        self.one_by_one = peer == ONE_BY_ONE
+        self.input_ids = random_tokens((workload.batch, workload.length), generator)
+        shortest = max(1, round(SHORTEST_PROMPT * workload.length))
+        lengths = torch.linspace(shortest, workload.length, workload.batch).round().long()
+        self.attention_mask = (torch.arange(workload.length) >= workload.length - lengths.unsqueeze(1)).long()
+        self.input_ids[self.attention_mask == 0] = module.config.pad_token_id
+        module.generation_config.eos_token_id = None  # every row gets all its tokens
+
+    def step(self, length: int | None = None) -> None:
+        self._generate(length or self.workload.length)
+
+    def evaluate(self) -> dict[str, Tensor]:
+        return {"tokens": self._generate(self.workload.length)}
+
+    def _generate(self, length: int) -> Tensor:
+        """The tokens (batch, new_tokens) behind the last `length` columns."""
+        batch = self.input_ids[:, -length:], self.attention_mask[:, -length:]
+        if not self.one_by_one:
+            return self._continue(*batch)
+        rows = zip(*(tensor.split(1) for tensor in batch))
+        return torch.cat([self._continue(ids[:, mask[0] == 1], mask[:, mask[0] == 1]) for ids, mask in rows])
+
+    def _continue(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        tokens = self.module.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            max_new_tokens=self.workload.new_tokens,
+            do_sample=False,
+        )
+        return tokens[:, input_ids.shape[1] :]
+
+
+def tensor_bytes(holder: Any) -> int:
+    """Bytes of memory of all tensors that an object holds; what several of them share counts once."""
+    storages: dict[int, int] = {}
+    seen: set[int] = set()
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Tensor):
+            storages[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        elif id(value) not in seen:
+            seen.add(id(value))
+            if isinstance(value, dict):
+                parts = list(value.values())
+            elif isinstance(value, (list, tuple)):
+                parts = list(value)
+            else:
+                parts = list(getattr(value, "__dict__", {}).values())
+            for part in parts:
+                visit(part)
+
+    visit(holder)
+    return sum(storages.values())

@@ -1,0 +1,135 @@
+"""Every peer's model of a workload. Runs in peers' interpreters too, so each imports what only it has."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.cases import GPT2, MODERNBERT, OLD, ONE_BY_ONE, OURS, ROBERTA, Workload
+
+VOCABULARY = 8192
+WIDTH = 256
+LAYERS = 4
+HIDDEN = 512
+
+
+def mega_classes(peer: str) -> Any:
+    """The module that holds Mega's classes in this peer's interpreter."""
+    return importlib.import_module("transformers" if peer == OLD else "mega_transformers")
+
+
+def _mega(peer: str) -> Callable[[Workload], nn.Module]:
+    def make(workload: Workload) -> nn.Module:
+        classes = mega_classes(peer)
+        causal = workload.head == "causal-lm"
+        additions: dict[str, Any] = {} if peer == OLD else {"sparse_prediction": workload.sparse}
+        config = classes.MegaConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=WIDTH,
+            num_hidden_layers=LAYERS,
+            intermediate_size=HIDDEN,
+            nffn_hidden_size=HIDDEN,
+            ema_projection_size=16,
+            shared_representation_size=64,
+            bidirectional=not causal,
+            is_decoder=causal,
+            use_chunking=workload.chunk is not None,
+            chunk_size=workload.chunk or -1,
+            attention_activation=workload.attention,
+            dropout_prob=workload.dropout,
+            hidden_dropout_prob=workload.dropout,
+            attention_probs_dropout_prob=workload.dropout,
+            nffn_activation_dropout_prob=workload.dropout,
+            max_positions=workload.length + workload.new_tokens,
+            **additions,
+        )
+        if workload.head == "encoder":
+            return _spread(classes.MegaModel(config, add_pooling_layer=False))
+        return _spread(classes.MegaForCausalLM(config) if causal else classes.MegaForMaskedLM(config))
+
+    return make
+
+
+def _spread(module: nn.Module) -> nn.Module:
+    """Draw the attention's small parameters wide enough that a mistake in scores or bias shows in the outputs."""
+    spread = {"qk_weight": 1.0, "qk_bias": 0.1, "alpha": 0.2, "b_param": 0.2}
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if std := spread.get(name.rpartition(".")[2]):
+                parameter.normal_(std=std)
+    return module
+
+
+def _modernbert(workload: Workload) -> nn.Module:
+    """Its default pattern (every third layer global, else windows of 128), and an MLP of a width for like size."""
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+    config = ModernBertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        intermediate_size=768,
+        max_position_embeddings=workload.length,
+        attention_dropout=workload.dropout,
+        embedding_dropout=workload.dropout,
+        mlp_dropout=workload.dropout,
+        sparse_prediction=workload.sparse,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        cls_token_id=0,
+        sep_token_id=2,
+    )
+    return ModernBertForMaskedLM._from_config(config, attn_implementation="sdpa")
+
+
+def _roberta(workload: Workload) -> nn.Module:
+    """Like size but for the table of positions, which a length of 8192 needs and which costs no arithmetic."""
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    config = RobertaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        intermediate_size=1152,
+        max_position_embeddings=workload.length + 2,
+        hidden_dropout_prob=workload.dropout,
+        attention_probs_dropout_prob=workload.dropout,
+        type_vocab_size=1,
+    )
+    return RobertaForMaskedLM._from_config(config, attn_implementation="sdpa")
+
+
+def _gpt2(workload: Workload) -> nn.Module:
+    """Like size with its default feed-forward of 4 times the width."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=VOCABULARY,
+        n_embd=WIDTH,
+        n_layer=LAYERS,
+        n_head=4,
+        n_positions=workload.length + workload.new_tokens,
+        resid_pdrop=workload.dropout,
+        embd_pdrop=workload.dropout,
+        attn_pdrop=workload.dropout,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+    return GPT2LMHeadModel._from_config(config, attn_implementation="sdpa")
+
+
+MODELS: dict[str, Callable[[Workload], nn.Module]] = {
+    OURS: _mega(OURS),
+    ONE_BY_ONE: _mega(ONE_BY_ONE),
+    OLD: _mega(OLD),
+    MODERNBERT: _modernbert,
+    ROBERTA: _roberta,
+    GPT2: _gpt2,
+}

@@ -1,0 +1,243 @@
+"""`mega generate`: how a causal language model goes on with a text."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..assets import DEFAULT_CAUSAL_MODEL
+from .loading import Kind, check_kind, load, locate
+from .runtime import STDIN, UserError, gather_texts, load_libraries, spinner
+
+if TYPE_CHECKING:
+    from .generator import Generated, Generator, Prompt
+
+KIND = Kind("AutoModelForCausalLM", "causal language model", "go on with texts")
+EXAMPLE = 'mega generate "The ship"'
+TEMPERATURE = 0.8
+TOP_P = 0.95
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a text goes on: arguments of transformers' `generate`, None for what is not used."""
+
+    max_new_tokens: int
+    do_sample: bool
+    num_beams: int = 1
+    repetition_penalty: float = 1.0
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    prompt_lookup_num_tokens: int | None = None
+
+    def arguments(self) -> dict[str, Any]:
+        """For `generate`."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def generate(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PROMPT", help="Texts to go on with. '-', or none with a pipe: stdin, one prompt per line."
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A bundled model, a folder, or an id of the Hugging Face hub.")
+    ] = DEFAULT_CAUSAL_MODEL,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens to add at most.")] = 100,
+    sample: Annotated[
+        bool | None,
+        typer.Option(
+            "--sample/--greedy",
+            help="Draw tokens by their probability, or take the likeliest; for none, sampling, but greedy with beams.",
+        ),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help=f"Sampling: below 1 prefers likely tokens, above 1 evens out; {TEMPERATURE} for none."),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, help="Sampling: among that many likeliest tokens; 0, or none: all.")
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help=f"Sampling: among the likeliest tokens that have this probability; {TOP_P} for none."),
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: tokens that were there before become less likely.")
+    ] = 1.0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of the sampling; another at each call for none.")
+    ] = None,
+    num_beams: Annotated[int, typer.Option(min=1, help="Texts to keep in a beam search; shown when finished.")] = 1,
+    prompt_lookup: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Try up to that many tokens at once, copied from the text: faster where texts repeat."
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time; shown when finished if above 1.")] = 1,
+    whole: Annotated[bool, typer.Option("--whole", help="Stdin is one prompt, and not one per line.")] = False,
+    stream: Annotated[
+        bool | None,
+        typer.Option(help="Show text as it is made; for none, wherever no beams, batches or --json prevent it."),
+    ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json", help="One JSON object per prompt: prompt, text after it, tokens, seconds, tokens_per_second."
+        ),
+    ] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Tokens per second, on stderr at the end.")] = False,
+) -> None:
+    """Go on with each PROMPT and show it with what follows.
+
+    A text ends where the model ends it, or after --max-new-tokens. Ctrl-C ends early and keeps what is there.
+    """
+    settings = Settings(
+        max_new_tokens,
+        num_beams=num_beams,
+        repetition_penalty=_repetition_penalty(repetition_penalty),
+        prompt_lookup_num_tokens=prompt_lookup,
+        **_sampling(num_beams == 1 if sample is None else sample, temperature, top_k, top_p),
+    )
+    streams = _streams(stream, num_beams, batch_size, as_json)
+    _check_lookup(prompt_lookup, num_beams, batch_size)
+    texts = _gather(prompts or [], whole)
+    generator = load_generator(model, settings)
+    ready = [generator.encode(text) for text in texts]
+    if seed is not None:
+        from transformers import set_seed
+
+        set_seed(seed)
+    show = _stream if streams else _print_json if as_json else _print_texts
+    for start in range(0, len(ready), batch_size):
+        if start and not as_json:
+            typer.echo()
+        show(generator, ready[start : start + batch_size])
+        if generator.interrupted:
+            break
+    if stats:
+        typer.echo(generator.stats, err=True)
+    if generator.interrupted:
+        raise typer.Exit(130)
+
+
+def load_generator(name: str, settings: Settings) -> Generator:
+    """A bundled model, a folder's or a hub id's, in float32 on the CPU.
+
+    Raises:
+        UserError: if there is no such model, or it is no causal language model.
+    """
+    place = locate(name, KIND)
+    load_libraries()
+    from ..training.schema import RecipeError
+    from ..training.streaming import check_causal
+    from .generator import Generator
+
+    check_kind(place, KIND, "fill its masks with mega fill-mask")
+    model, tokenizer = load(place, KIND)
+    try:
+        check_causal(model)
+    except RecipeError as error:
+        raise UserError(f"the model {name} cannot {KIND.ability}: {error}") from error
+    return Generator(model, tokenizer, settings)
+
+
+def _repetition_penalty(value: float) -> float:
+    if not 0 < value < math.inf:
+        raise _mistake("--repetition-penalty", f"{value:g} must be above 0; 1 changes nothing, 1.2 is usual")
+    return value
+
+
+def _sampling(do_sample: bool, temperature: float | None, top_k: int | None, top_p: float | None) -> dict[str, Any]:
+    """The settings of sampling, checked; refuses them where nothing is sampled."""
+    if temperature is not None and not 0 < temperature < math.inf:
+        raise _mistake("--temperature", f"{temperature:g} must be above 0; for the likeliest tokens give --greedy")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise _mistake("--top-p", f"{top_p:g} must be above 0 and at most 1, which keeps all tokens")
+    if do_sample:
+        return {
+            "do_sample": True,
+            "temperature": TEMPERATURE if temperature is None else temperature,
+            "top_k": top_k or 0,
+            "top_p": TOP_P if top_p is None else top_p,
+        }
+    for option, value in (("--temperature", temperature), ("--top-k", top_k), ("--top-p", top_p)):
+        if value is not None:
+            raise _mistake(option, f"{value:g} is for sampling; leave it out, or give --sample")
+    return {"do_sample": False}
+
+
+def _streams(wanted: bool | None, num_beams: int, batch_size: int, as_json: bool) -> bool:
+    """Whether to show text as it is made; refuses it where texts are only known when finished."""
+    obstacles = {
+        f"--num-beams {num_beams}": num_beams > 1,
+        f"--batch-size {batch_size}": batch_size > 1,
+        "--json": as_json,
+    }
+    for option, stands in obstacles.items():
+        if wanted and stands:
+            raise _mistake("--stream", f"with {option} texts are shown when finished; leave one of the two out")
+    return not any(obstacles.values()) if wanted is None else wanted
+
+
+def _check_lookup(prompt_lookup: int | None, num_beams: int, batch_size: int) -> None:
+    for option, value in (("--num-beams", num_beams), ("--batch-size", batch_size)):
+        if prompt_lookup is not None and value > 1:
+            raise _mistake(
+                "--prompt-lookup", f"{prompt_lookup} works on one text at a time; leave it or {option} {value} out"
+            )
+
+
+def _gather(arguments: list[str], whole: bool) -> list[str]:
+    """The prompts of the command line and of stdin; refuses empty ones."""
+    if whole and arguments and STDIN not in arguments:
+        raise _mistake("--whole", f"is about stdin, which no prompt stands for; add '{STDIN}', or leave --whole out")
+    for argument in arguments:
+        if not argument.strip():
+            raise _mistake("PROMPT", f"{argument!r} is empty; give at least a word to go on with")
+    return gather_texts(arguments, metavar="PROMPT", example=EXAMPLE, kind="prompt", whole=whole)
+
+
+def _mistake(option: str, message: str) -> typer.BadParameter:
+    return typer.BadParameter(message, param_hint=option)
+
+
+def _stream(generator: Generator, batch: list[Prompt]) -> None:
+    typer.secho(batch[0].text, bold=True, nl=False)
+    try:
+        generator.run(batch, write=lambda text: typer.echo(text, nl=False))
+    finally:
+        typer.echo()
+
+
+def _print_texts(generator: Generator, batch: list[Prompt]) -> None:
+    for index, (prompt, generated) in enumerate(_finished(generator, batch)):
+        if index:
+            typer.echo()
+        typer.secho(prompt.text, bold=True, nl=False)
+        typer.echo(generated.text)
+
+
+def _print_json(generator: Generator, batch: list[Prompt]) -> None:
+    for prompt, generated in _finished(generator, batch):
+        answer = {
+            "prompt": prompt.text,
+            "text": generated.text,
+            "tokens": generated.tokens,
+            "seconds": round(generated.seconds, 6),
+            "tokens_per_second": round(generated.tokens / generated.seconds, 3),
+        }
+        typer.echo(json.dumps(answer, ensure_ascii=False))
+
+
+def _finished(generator: Generator, batch: list[Prompt]) -> zip[tuple[Prompt, Generated]]:
+    with spinner("Generating"):
+        return zip(batch, generator.run(batch))

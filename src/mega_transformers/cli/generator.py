@@ -1,0 +1,251 @@
+"""A causal language model that goes on with prompts. Imported late: it imports torch."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import StoppingCriteria, TextStreamer
+
+from ..training.streaming import input_limit
+from .runtime import UserError, print_note, shortened
+
+if TYPE_CHECKING:
+    from .generate import Settings
+
+DECODING = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+
+# tokens before a place that tell how it is decoded: whether a word begins there, or a character goes on
+CONTEXT = 8
+UNFINISHED = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text to go on with, and its ids without a closing `</s>`."""
+
+    text: str
+    ids: list[int]
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What comes after a prompt: text, its number of tokens, and the seconds of the batch it was made in."""
+
+    text: str
+    tokens: int
+    seconds: float
+
+
+@dataclass
+class Stats:
+    """Tokens read and made so far. The first token of every text falls out of reading its prompt."""
+
+    prefill_tokens: int = 0
+    prefill_seconds: float = 0.0
+    decode_tokens: int = 0
+    decode_seconds: float = 0.0
+
+    def __str__(self) -> str:
+        return (
+            f"prefill {_rate(self.prefill_tokens, self.prefill_seconds)}, "
+            f"decode {_rate(self.decode_tokens, self.decode_seconds)}"
+        )
+
+
+@dataclass
+class Generator:
+    """A causal language model with its tokenizer.
+
+    Args:
+        model: The model, on the CPU.
+        tokenizer: Its tokenizer.
+        settings: How texts go on.
+
+    `stats` counts over all calls; `interrupted` says whether Ctrl-C cut the last one short.
+    """
+
+    model: Any
+    tokenizer: Any
+    settings: Settings
+    stats: Stats = field(default_factory=Stats)
+    interrupted: bool = False
+
+    def encode(self, text: str) -> Prompt:
+        """The prompt of a text.
+
+        Raises:
+            UserError: if it is longer than the model takes together with what is to be made.
+        """
+        tokenizer, new = self.tokenizer, self.settings.max_new_tokens
+        ids = list(tokenizer(text, verbose=False)["input_ids"])
+        closing = {tokenizer.eos_token_id, tokenizer.sep_token_id}
+        while len(ids) > 1 and ids[-1] in closing:
+            ids.pop()
+        if not ids:
+            raise UserError(f"the tokenizer makes no token of the prompt {shortened(text)!r}; give another prompt")
+        total = len(ids) + new - 1  # the last token is made, but not read
+        limit = input_limit(self.model.config)
+        if limit is not None and total > limit:
+            room = limit - len(ids) + 1
+            remedy = f"lower it to {room}, or shorten the prompt" if room > 0 else "shorten the prompt"
+            raise UserError(
+                f"--max-new-tokens {new}: the prompt {shortened(text)!r} has {len(ids)} tokens, and the model takes "
+                f"at most {limit} with those it makes; {remedy}"
+            )
+        config = self.model.config
+        if config.model_type == "mega" and not config.use_chunking and total > config.max_positions:
+            print_note(
+                f"{shortened(text)!r} and {new} more tokens are more than the max_positions={config.max_positions} "
+                "the model is made for; its rotary positions go on beyond, but the text may be worse"
+            )
+        return Prompt(text, ids)
+
+    def run(self, prompts: list[Prompt], write: Callable[[str], None] | None = None) -> list[Generated]:
+        """Goes on with prompts, all at once; ends early at Ctrl-C, with the text so far.
+
+        Args:
+            prompts: The prompts, padded on the left here.
+            write: Called with each piece of text as it is made, for a single prompt and without beams.
+        """
+        longest = max(len(prompt.ids) for prompt in prompts)
+        eos, padding = self._special_ids()
+        ids = torch.full((len(prompts), longest), padding)
+        mask = torch.zeros_like(ids)
+        for row, prompt in enumerate(prompts):
+            ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
+            mask[row, longest - len(prompt.ids) :] = 1
+        streaming = {} if write is None else {"streamer": TextStream(self.tokenizer, write)}
+        with Watch(longest) as watch:
+            output = self.model.generate(
+                ids,
+                attention_mask=mask,
+                stopping_criteria=[watch],
+                eos_token_id=eos or None,
+                pad_token_id=padding,
+                **self.settings.arguments(),
+                **streaming,
+            )
+        self.interrupted = watch.interrupted
+        made = [_until_end(row, eos) for row in output[:, longest:].tolist()]
+        self._count(prompts, made, watch)
+        return [
+            Generated(text_after(self.tokenizer, prompt.ids, new), len(new), watch.seconds)
+            for prompt, new in zip(prompts, made)
+        ]
+
+    def _special_ids(self) -> tuple[list[int], int]:
+        """Ids that end a text, and the id that fills up rows."""
+        own, tokenizer = self.model.generation_config, self.tokenizer
+        given = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+        eos = sorted({id for id in (*given, tokenizer.eos_token_id) if id is not None})
+        return eos, next((id for id in (tokenizer.pad_token_id, own.pad_token_id, *eos) if id is not None), 0)
+
+    def _count(self, prompts: list[Prompt], made: list[list[int]], watch: Watch) -> None:
+        first = sum(min(len(new), watch.first_tokens) for new in made)
+        self.stats.prefill_tokens += sum(len(prompt.ids) for prompt in prompts)
+        self.stats.prefill_seconds += watch.first_seconds
+        self.stats.decode_tokens += sum(map(len, made)) - first
+        self.stats.decode_seconds += watch.seconds - watch.first_seconds
+
+
+class Watch(StoppingCriteria):
+    """Takes the time of a run of `generate`, and ends it at Ctrl-C.
+
+    Before there is a first token, or at a second Ctrl-C, that raises KeyboardInterrupt as usual.
+
+    Args:
+        prompt_length: Columns of the prompts.
+    """
+
+    def __init__(self, prompt_length: int) -> None:
+        self.prompt_length = prompt_length
+        self.seconds = self.first_seconds = 0.0
+        self.first_tokens = 0
+        self.interrupted = False
+
+    def __enter__(self) -> Watch:
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._handler = signal.signal(signal.SIGINT, self._interrupt)
+        self._began = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds = time.perf_counter() - self._began
+        if self._main:
+            signal.signal(signal.SIGINT, self._handler)
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
+        """Whether each row is to end, after every step."""
+        if not self.first_tokens:
+            self.first_tokens = input_ids.shape[1] - self.prompt_length
+            self.first_seconds = time.perf_counter() - self._began
+        return torch.full((input_ids.shape[0],), self.interrupted, device=input_ids.device)
+
+    def _interrupt(self, *_: object) -> None:
+        if self.interrupted or not self.first_tokens:
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+
+class TextStream(TextStreamer):
+    """Hands on text token by token, where transformers' class waits for the end of a word.
+
+    What it hands on in all is `text_after` the prompt.
+
+    Args:
+        tokenizer: The tokenizer.
+        write: Called with each piece of text.
+    """
+
+    def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, **DECODING)
+        self.write = write
+
+    def put(self, value: torch.Tensor) -> None:
+        """The ids of the prompt at first, then those of new tokens."""
+        self.token_cache += value.flatten().tolist()
+        if self.next_tokens_are_prompt:
+            self.next_tokens_are_prompt = False
+            self._forget()
+            return
+        text = self.tokenizer.decode(self.token_cache, **self.decode_kwargs)
+        # bytes of a character that more bytes may complete
+        finished = max(len(text.rstrip(UNFINISHED)), self.print_len)
+        self.on_finalized_text(text[self.print_len : finished])
+        self.print_len = finished
+        if finished == len(text) and len(self.token_cache) > 4 * CONTEXT:
+            self._forget()
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        """Hands on."""
+        if text:
+            self.write(text)
+
+    def _forget(self) -> None:
+        """Keeps the last tokens only, so that a token's work does not grow with the text."""
+        self.token_cache = self.token_cache[-CONTEXT:]
+        self.print_len = len(self.tokenizer.decode(self.token_cache, **self.decode_kwargs))
+
+
+def text_after(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
+    """The text of tokens behind those of a prompt, with the space that a word begins with."""
+    before = prompt[-CONTEXT:]
+    return tokenizer.decode(before + new, **DECODING)[len(tokenizer.decode(before, **DECODING)) :]
+
+
+def _until_end(ids: list[int], eos: list[int]) -> list[int]:
+    """Ids up to the first that ends the text, with it: what follows fills up the row."""
+    ends = [position for position, id in enumerate(ids) if id in eos]
+    return ids[: ends[0] + 1] if ends else ids
+
+
+def _rate(tokens: int, seconds: float) -> str:
+    rate = f" ({tokens / seconds:,.0f} tokens/s)" if tokens and seconds else ""
+    return f"{tokens:,} tokens in {seconds:.3g} s{rate}"
