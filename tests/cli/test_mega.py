@@ -29,7 +29,17 @@ def run(*command: str, **kwargs) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, **kwargs)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["fill-mask", "--help"], ["perplexity", "--help"], ["bench", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["fill-mask", "--help"],
+        ["generate", "--help"],
+        ["perplexity", "--help"],
+        ["bench", "--help"],
+    ],
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     result = run(sys.executable, "-c", PROBE.format(arguments=arguments))
     assert result.returncode == 0

@@ -104,7 +104,9 @@ def test_modes(causal_checkpoint: Path, text: Path, tmp_path: Path) -> None:
     chunk = nats("--mode", "chunk", "--window", 48)
     assert chunk == nats("--mode", "sliding", "--window", 48, "--stride", 48)
     assert chunk != nats("--mode", "sliding", "--window", 48)
-    assert nats("--mode", "chunk", "--window", 10_000) == pytest.approx(nats("--mode", "full", "--piece", 50), rel=1e-5)
+    assert nats("--mode", "chunk", "--window", 10_000) == pytest.approx(
+        nats("--mode", "full", "--piece", 50), rel=1e-5
+    )
 
 
 def test_files_stdin_gzip_and_all_together(causal_checkpoint: Path, text: Path, tmp_path: Path) -> None:
@@ -151,9 +153,7 @@ def test_other_models(tiny_tokenizer_folder: Path, text: Path, tmp_path: Path) -
 
 def test_masked_models_are_refused(tiny_checkpoint: Path, text: Path, tmp_path: Path) -> None:
     refused(mega(text, "-m", tiny_checkpoint), "masked language model (MegaForMaskedLM)", "mega evaluate")
-    config = BertConfig(
-        vocab_size=360, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
-    )
+    config = BertConfig(vocab_size=360, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     config.initializer_range = 0.5
     BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
     AutoTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path / "bert")
@@ -184,5 +184,6 @@ def test_mistakes_are_one_message(causal_checkpoint: Path, text: Path, tmp_path:
     refused(mega(text, *model, "--clean", "soap"), "--clean soap is unknown")
     refused(mega(text, *model, "--documents", "pages"), "--documents pages is unknown")
     refused(mega(text, *model, "--json", tmp_path / "no" / "x.json"), "there is no folder")
+    refused(mega(text, *model, "--json", tmp_path), "that is a folder; name a file")
     refused(mega(text, "-m", tmp_path / "nowhere"), "there is no such folder")
     refused(mega(text, "-m", tmp_path), "no config.json")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-import mega_transformers  # noqa: F401
+import mega_transformers
 from mega_transformers.training.causal_lm import check_tokenizer, collator, evaluate
 from mega_transformers.training.data import Blocks, text_size, to_blocks
 from mega_transformers.training.recipe import load_recipe
@@ -113,6 +113,6 @@ def test_the_tokenizer_needs_ends_of_documents(tiny_tokenizer_folder):
 
 def test_a_model_that_sees_the_future_is_refused_before_any_work(recipe, data_dir, tmp_path):
     recipe.model["is_decoder"] = False
-    with pytest.raises(RecipeError, match="causal-lm needs model.is_decoder=True"):
+    with pytest.raises(RecipeError, match=r"causal-lm needs model\.is_decoder=True"):
         run(recipe, RunOptions(data_dir, tmp_path / "run"))
     assert not (tmp_path / "run").exists()

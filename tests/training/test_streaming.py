@@ -1,4 +1,4 @@
-"""Texts of any length under causal models: carried state, independent pieces and sliding windows, to the last token."""
+"""Texts of any length under causal models: carried state, independent pieces and sliding windows."""
 
 from __future__ import annotations
 
@@ -134,25 +134,40 @@ def test_a_model_in_training_is_judged_without_dropout(tokens):
     assert model.training
 
 
-def test_long_texts_need_no_more_memory(tokens):
-    """The cache of a model with chunks holds as much after 3,000 tokens as after 100."""
-    from transformers import DynamicCache
+def storage(value):
+    """Bytes of the different storages of all tensors in an object and in what it holds."""
+    seen, sizes, open_values = set(), {}, [value]
+    while open_values:
+        value = open_values.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            memory = value.untyped_storage()
+            sizes[memory.data_ptr()] = memory.nbytes()
+        elif isinstance(value, (list, tuple)):
+            open_values += value
+        elif isinstance(value, dict):
+            open_values += value.values()
+        elif hasattr(value, "__dict__") and not isinstance(value, (type, torch.nn.Module, MegaConfig)):
+            open_values += vars(value).values()
+    return sum(sizes.values())
 
-    model = MODELS["mega-chunks"]().eval()
 
-    def held(length):
-        cache = DynamicCache(config=model.config)
-        with torch.inference_mode():
-            for _ in range(length // 100):
-                model(torch.randint(3, VOCABULARY, (1, 100)), past_key_values=cache, use_cache=True)
-        return sum(
-            tensor.numel()
-            for layer in cache.layers
-            for tensor in (layer.keys, layer.values)
-            if isinstance(tensor, torch.Tensor)
-        )
+def test_long_texts_need_no_more_memory(monkeypatch):
+    """What a model with chunks carries is as large after 6,000 tokens as after 600; what one without carries is not."""
+    made = []
+    empty_cache = streaming._empty_cache
+    monkeypatch.setattr(streaming, "_empty_cache", lambda model: made.append(empty_cache(model)) or made[-1])
+    generator = np.random.default_rng(0)
 
-    assert held(3000) <= held(100)
+    def held(model, length):
+        score_tokens(model, generator.integers(3, VOCABULARY, length + 1), Reading("full", piece=100))
+        return storage(made[-1])
+
+    chunked, whole = mega(use_chunking=True, chunk_size=8), mega()
+    assert 0 < held(chunked, 6000) <= held(chunked, 600)
+    assert held(whole, 6000) > 5 * held(whole, 600)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +186,7 @@ def test_readings_that_cannot_be(arguments, message):
 
 def test_limits_of_models_are_told(tokens):
     long = np.concatenate([tokens, tokens])
-    with pytest.raises(RecipeError, match="203 tokens, but the model takes at most 128 .* sliding or chunk"):
+    with pytest.raises(RecipeError, match=r"203 tokens, but the model takes at most 128 .* sliding or chunk"):
         score_tokens(gpt2(), long, Reading("full"))
     with pytest.raises(RecipeError, match="window=150 is above the 128 tokens"):
         score_tokens(gpt2(), long, Reading("chunk", window=150))

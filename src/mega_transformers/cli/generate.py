@@ -202,12 +202,12 @@ def _gather(arguments: list[str], whole: bool) -> list[str]:
         raise _mistake("--whole", f"is about stdin, which no prompt stands for; add '{STDIN}', or leave --whole out")
     for argument in arguments:
         if not argument.strip():
-            raise _mistake("PROMPT", f"{argument!r} is empty; give at least a word to go on with")
+            raise typer.BadParameter(f"{argument!r} is empty; give a word to go on with", param_hint="PROMPT")
     return gather_texts(arguments, metavar="PROMPT", example=EXAMPLE, kind="prompt", whole=whole)
 
 
 def _mistake(option: str, message: str) -> typer.BadParameter:
-    return typer.BadParameter(message, param_hint=option)
+    return typer.BadParameter(message, param_hint=repr(option))
 
 
 def _stream(generator: Generator, batch: list[Prompt]) -> None:

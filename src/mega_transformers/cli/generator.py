@@ -215,7 +215,7 @@ class TextStream(TextStreamer):
             self.next_tokens_are_prompt = False
             self._forget()
             return
-        text = self.tokenizer.decode(self.token_cache, **self.decode_kwargs)
+        text = str(self.tokenizer.decode(self.token_cache, **self.decode_kwargs))
         # bytes of a character that more bytes may complete
         finished = max(len(text.rstrip(UNFINISHED)), self.print_len)
         self.on_finalized_text(text[self.print_len : finished])

@@ -11,14 +11,13 @@ import typer
 
 from ..assets import DEFAULT_CAUSAL_MODEL
 from .loading import Kind, Location, check_kind, load, locate
-from .runtime import UserError, load_libraries, spinner
+from .runtime import STDIN, UserError, load_libraries, spinner
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from ..training.streaming import TextScore
 
-STDIN = "-"
 TOGETHER = "together"
 KIND = Kind("AutoModelForCausalLM", "causal language model", "predict next words")
 
@@ -56,6 +55,8 @@ def perplexity(
         raise typer.BadParameter("'-' stands for stdin and can be given once", param_hint="FILE")
     if json is not None and not json.parent.is_dir():
         raise UserError(f"--json {json}: there is no folder {json.parent}")
+    if json is not None and json.is_dir():
+        raise UserError(f"--json {json}: that is a folder; name a file")
     for name in files:
         if name != STDIN and not Path(name).is_file():
             raise UserError(f"there is no file {name}")

@@ -113,10 +113,13 @@ class MegaMovingAverageGatedAttention(nn.Module):
         shared = F.silu(shared)
         query, key = (torch.addcmul(bias, shared, weight) for weight, bias in zip(self.qk_weight, self.qk_bias))
 
-        keys, values = key, value
+        keys, values, past_bias = key, value, None
         if past_key_values is not None:
             window = past_key_values.update(key.unsqueeze(1), value.unsqueeze(1), self.layer_idx, continuation)
             keys, values = (columns.squeeze(1) for columns in window)
+            cache = cast(Any, past_key_values.layers[self.layer_idx])
+            if rule is None or cache.is_compileable:  # compiled steps find what the first pass made
+                past_bias = cache.past_bias(self.rel_pos_bias(), keys.shape[1])
         backend = BACKEND_OF_IMPLEMENTATION[self.config._attn_implementation or "sdpa"]
         if backend == "flex" and self.config.attention_activation != "softmax":
             backend = None
@@ -124,12 +127,11 @@ class MegaMovingAverageGatedAttention(nn.Module):
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         need_weights = output_attentions or backend == "reference"
         if rule is None:
-            cache = cast(Any, past_key_values).layers[self.layer_idx]
             attended, weights = attention_cached(
                 query,
                 keys,
                 values,
-                cache.past_bias(self.rel_pos_bias(), keys.shape[1]),
+                past_bias,
                 cast(Continuation, continuation),
                 activation=activation,
                 dropout=dropout,

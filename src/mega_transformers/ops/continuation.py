@@ -22,13 +22,13 @@ class Past(NamedTuple):
     """What a cache knows of the columns before.
 
     Attributes:
-        seen: Number of columns.
+        seen: Number of columns; a tensor (1,) where its value is not to be looked at.
         kept: How many of the last ones have their keys stored.
         mask: (B, kept) bool, True at real tokens; None if all are.
         leading: (B,) columns before the row's first real token, all so far if there was none; None if always 0.
     """
 
-    seen: int = 0
+    seen: int | torch.Tensor = 0
     kept: int = 0
     mask: torch.Tensor | None = None
     leading: torch.Tensor | None = None
@@ -37,7 +37,8 @@ class Past(NamedTuple):
 class QueryBlock(NamedTuple):
     """New tokens `start ... stop - 1` against the window's columns `low ... high - 1`.
 
-    `visible` is (B or 1, stop - start, high - low) bool, None if all is visible.
+    `visible` is (B or 1, stop - start, high - low) bool, None if all is visible; `offsets`, of that shape less the
+    first dimension, how far each key stands behind (positive) its query, None if the window's columns are in order.
     """
 
     start: int
@@ -45,6 +46,7 @@ class QueryBlock(NamedTuple):
     low: int
     high: int
     visible: torch.Tensor | None
+    offsets: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Continuation:
         chunks: (B or 1, kept + n) numbers of chunks where the window does not start at a chunk's border in every row.
         after: What the cache is to know afterwards.
         fresh: The rule among the new tokens alone, where they see nothing of the past.
+        shared: The blocks of `blocks`, where they are made once for all layers.
     """
 
     length: int
@@ -70,7 +73,7 @@ class Continuation:
     chunks: torch.Tensor | None
     after: Past
     fresh: Visibility | None
-    single: list[QueryBlock] = field(default_factory=list)
+    shared: list[QueryBlock] = field(default_factory=list)
 
     # packed documents are not continued
     starts = None
@@ -95,6 +98,7 @@ class Continuation:
             chunk_size: Tokens per chunk; None for attention over everything.
             keep_all: Whether the cache is to keep columns that no later token sees.
         """
+        assert isinstance(past.seen, int)
         mask = None if attention_mask is None else attention_mask.to(torch.bool)
         can_look = not torch.compiler.is_compiling() and (mask is None or mask.device.type == "cpu")
         if mask is not None and can_look and bool(mask.all()):
@@ -129,14 +133,48 @@ class Continuation:
             fresh = Visibility.build(mask, length, chunk_size=chunk_size, causal=True)
         return cls(length, past.kept, chunk_size, mask, window_mask, chunks, after, fresh)
 
+    @classmethod
+    def build_in_ring(
+        cls, past: Past, attention_mask: torch.Tensor | None, length: int, *, chunk_size: int | None = None
+    ) -> Continuation:
+        """The same for a cache of fixed shape, column c in slot c % slots, without a look at any value.
+
+        Args:
+            past: `seen` as a tensor, `mask` (B, slots) and `leading` (B,).
+            attention_mask, length, chunk_size: As in `build`. The window is all slots, then the new tokens.
+        """
+        seen, slots, mask_before, leading = past
+        assert torch.is_tensor(seen) and mask_before is not None and leading is not None
+        device = seen.device
+        mask = mask_before.new_ones(mask_before.shape[0], length)
+        if attention_mask is not None:
+            mask = attention_mask.to(torch.bool)
+        latest = seen - 1
+        columns = torch.cat(
+            [
+                latest - (latest - torch.arange(slots, device=device)) % slots,
+                seen + torch.arange(length, device=device),
+            ]
+        )
+        offsets = columns - columns[slots:].unsqueeze(1)
+        visible = ((offsets <= 0) & (columns >= 0)) & torch.cat([mask_before, mask], dim=1).unsqueeze(1)
+        leading = _leading(past, mask, length)
+        assert leading is not None
+        if chunk_size is not None:
+            chunks = torch.div(columns - leading.unsqueeze(1), chunk_size, rounding_mode="floor")
+            visible = visible & (chunks[:, slots:].unsqueeze(2) == chunks.unsqueeze(1))
+        block = QueryBlock(0, length, 0, slots + length, visible, offsets)
+        after = Past(seen + length, slots, mask, leading)
+        return cls(length, slots, chunk_size, mask, None, None, after, None, [block])
+
     def blocks(self, device: torch.device) -> Iterator[QueryBlock]:
         """The new tokens in blocks whose scores fit into `BUDGET`."""
-        if self.length > 1:
+        if self.length > 1 and not self.shared:
             yield from self._blocks(device)
             return
-        if not self.single:  # a decoding step: the same block for all layers
-            self.single.extend(self._blocks(device))
-        yield from self.single
+        if not self.shared:  # a decoding step: the same block for all layers
+            self.shared.extend(self._blocks(device))
+        yield from self.shared
 
     def _blocks(self, device: torch.device) -> Iterator[QueryBlock]:
         window = self.kept + self.length

@@ -1,7 +1,7 @@
 """What a causal Mega remembers between forward passes: keys and values that may still be seen, and the EMA's state.
 
-Importing this registers the layer with transformers' caches: `DynamicCache(config=config)` makes these layers for a
-`MegaConfig`, and so does `generate`.
+Importing this registers the layers with transformers' caches: `DynamicCache(config=config)` and
+`StaticCache(config=config, max_cache_len=...)` make them for a `MegaConfig`, and so does `generate`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, StaticLayer
 
 from ...ops.continuation import Continuation, Past
 from ...ops.ema import EMACoefficients, ema_chunked
@@ -133,6 +133,12 @@ class MegaCacheLayer(CacheLayerMixin):
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing to do: the first `update` allocates."""
+
+    def rule(self, attention_mask: torch.Tensor | None, length: int, chunk_size: int | None) -> Continuation:
+        """Who sees whom when `length` tokens follow; see `Continuation.build`."""
+        return Continuation.build(
+            self.past, attention_mask, length, chunk_size=chunk_size, keep_all=self.record_past
+        )
 
     def update(  # type: ignore[override]
         self, key_states: torch.Tensor, value_states: torch.Tensor, rule: Continuation, *args: Any, **kwargs: Any
@@ -300,6 +306,150 @@ class MegaCacheLayer(CacheLayerMixin):
             columns.map(lambda x: x.to(device, non_blocking=True))
 
 
+class MegaStaticCacheLayer(StaticLayer):
+    """One block's memory in tensors of fixed shapes and addresses, for compiled decoding steps.
+
+    `keys` (B, 1, slots, z) and `values` (B, 1, slots, h) hold column c in slot c % slots; there are `max_cache_len`
+    slots, or a chunk's with chunks, where the length has no limit. The other attributes are `MegaCacheLayer`'s.
+    """
+
+    is_sliding = False
+    supports_early_init = False
+    record_past = False
+    _layer_type = "mega"
+
+    def __init__(self, max_cache_len: int, **kwargs: Any) -> None:
+        super().__init__(max_cache_len)
+        self.chunk_size: int | None = None
+        self.state: torch.Tensor | None = None
+        self.history: torch.Tensor | None = None
+        self.mask: torch.Tensor | None = None
+        self.leading: torch.Tensor | None = None
+        self._bias: torch.Tensor | None = None
+
+    @property
+    def past(self) -> Past:
+        """What is known of the columns before."""
+        if not self.is_initialized:
+            return Past()
+        return Past(self.cumulative_length, cast(torch.Tensor, self.keys).shape[2], self.mask, self.leading)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows, -1 before the first."""
+        return -1 if self.keys is None else self.keys.shape[0]
+
+    def rule(self, attention_mask: torch.Tensor | None, length: int, chunk_size: int | None) -> Continuation:
+        """Who sees whom when `length` tokens follow; see `Continuation.build_in_ring`.
+
+        Raises:
+            ValueError: for more tokens than there are slots, without chunks (where a look at the length is free).
+        """
+        seen = self.cumulative_length if self.is_initialized else 0
+        free_look = isinstance(seen, int) or (seen.device.type == "cpu" and not torch.compiler.is_compiling())
+        if chunk_size is None and free_look and int(seen) + length > self.max_cache_len:
+            raise ValueError(
+                f"the static cache has max_cache_len={self.max_cache_len}, but {int(seen)} + {length} tokens are to "
+                "be held; make a longer one"
+            )
+        if not self.is_initialized:
+            return Continuation.build(Past(), attention_mask, length, chunk_size=chunk_size)
+        return Continuation.build_in_ring(self.past, attention_mask, length, chunk_size=chunk_size)
+
+    def update(  # type: ignore[override]
+        self, key_states: torch.Tensor, value_states: torch.Tensor, rule: Continuation, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `MegaCacheLayer.update`; the first pass allocates."""
+        first = not self.is_initialized
+        window = (key_states, value_states)
+        if first:
+            self._allocate(key_states, value_states, rule)
+            start = torch.full_like(self.cumulative_length, cast(int, rule.after.seen) - key_states.shape[2])
+        else:
+            window = (
+                torch.cat([cast(torch.Tensor, self.keys), key_states], dim=2),
+                torch.cat([cast(torch.Tensor, self.values), value_states], dim=2),
+            )
+            start = self.cumulative_length
+        keys, values, mask, leading = (
+            cast(torch.Tensor, x) for x in (self.keys, self.values, self.mask, self.leading)
+        )
+        slots, length = keys.shape[2], key_states.shape[2]
+        written = min(slots, length)
+        where = (start + torch.arange(length - written, length, device=start.device)) % slots
+        keys.index_copy_(2, where, key_states[:, :, length - written :])
+        values.index_copy_(2, where, value_states[:, :, length - written :])
+        if rule.mask is not None:
+            mask.index_copy_(1, where, rule.mask[:, rule.length - written :])
+        if rule.after.leading is not None:
+            leading.copy_(rule.after.leading)
+        self.cumulative_length.add_(rule.length)
+        return window
+
+    def _allocate(self, key_states: torch.Tensor, value_states: torch.Tensor, rule: Continuation) -> None:
+        self.chunk_size = rule.chunk_size
+        slots = self.max_cache_len if rule.chunk_size is None else min(self.max_cache_len, rule.chunk_size)
+        batch = key_states.shape[0]
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys = key_states.new_zeros(batch, 1, slots, key_states.shape[3])
+        self.values = value_states.new_zeros(batch, 1, slots, value_states.shape[3])
+        self.mask = torch.ones(batch, slots, dtype=torch.bool, device=self.device)
+        self.leading = torch.zeros(batch, dtype=torch.int64, device=self.device)
+        self.cumulative_length = torch.zeros(1, dtype=torch.int64, device=self.device)
+        self._fix_addresses(self.keys, self.values, self.mask, self.leading, self.cumulative_length)
+        self.is_initialized = True
+
+    @staticmethod
+    def _fix_addresses(*tensors: torch.Tensor) -> None:
+        """Lets a compiler keep addresses, for CUDA graphs."""
+        if not torch.compiler.is_compiling():
+            for tensor in tensors:
+                torch._dynamo.mark_static_address(tensor)
+
+    def past_bias(self, bias: RelativeBias, length: int) -> torch.Tensor:
+        """The relative position bias at as many offsets ... -1, 0 as there are slots."""
+        if self._bias is None:
+            self._bias = bias.past(cast(torch.Tensor, self.keys).shape[2]).detach().clone()
+            self._fix_addresses(self._bias)
+        return self._bias
+
+    def advance(
+        self,
+        x: torch.Tensor,
+        state: torch.Tensor,
+        coefficients: Callable[[], EMACoefficients],
+        truncation: int | None,
+    ) -> None:
+        """As `MegaCacheLayer.advance`."""
+        history = None if truncation is None else _last_inputs(self.history, x, truncation)
+        if self.state is None:
+            self.state = state.detach().clone()
+            self.history = None if history is None else history.detach().clone()
+            self._fix_addresses(*(t for t in (self.state, self.history) if t is not None))
+            return
+        self.state.copy_(state)
+        if history is not None:
+            cast(torch.Tensor, self.history).copy_(history)
+
+    def get_seq_length(self) -> int:
+        """Columns seen so far, as a tensor once there are any."""
+        return cast(int, self.cumulative_length) if self.is_initialized else 0
+
+    def reset(self) -> None:
+        """Forgets everything, and keeps the memory."""
+        if self.is_initialized:
+            for tensor in (self.keys, self.values, self.leading, self.cumulative_length, self.state, self.history):
+                if tensor is not None:
+                    tensor.zero_()
+            cast(torch.Tensor, self.mask).fill_(True)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Row i becomes the former row `beam_idx[i]`."""
+        for tensor in (self.keys, self.values, self.mask, self.leading, self.state, self.history):
+            if tensor is not None:
+                tensor.copy_(tensor.index_select(0, beam_idx.to(tensor.device)))
+
+
 def _last_inputs(history: torch.Tensor | None, x: torch.Tensor, truncation: int) -> torch.Tensor:
     """(B, K, d): the last K inputs, zeros before the first."""
     if history is None:
@@ -343,7 +493,8 @@ def prepare_cache(past_key_values: Any, config: MegaConfig, batch: int, device: 
 
 def check_cache(cache: Cache, config: MegaConfig, batch: int, device: torch.device) -> None:
     """Raises ValueError unless the cache fits the model and the new tokens."""
-    kinds = {type(layer).__name__ for layer in cache.layers if not isinstance(layer, MegaCacheLayer)}
+    ours = (MegaCacheLayer, MegaStaticCacheLayer)
+    kinds = {type(layer).__name__ for layer in cache.layers if not isinstance(layer, ours)}
     remedy = "; make one with DynamicCache(config=model.config)"
     if kinds:
         raise ValueError(

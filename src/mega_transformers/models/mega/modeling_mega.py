@@ -33,7 +33,7 @@ from ...layers import (
     MegaScaleNorm,
     MegaSimpleRelativePositionalBias,
 )
-from ...ops.continuation import Continuation, Past
+from ...ops.continuation import Continuation
 from ...ops.cross_entropy import linear_cross_entropy
 from ...ops.visibility import Visibility
 from .cache_mega import MegaCacheLayer, prepare_cache
@@ -44,6 +44,7 @@ from .validation_mega import (
     check_inputs,
     check_labels,
     leading_shape,
+    positions_limit,
     values_can_be_checked,
 )
 
@@ -267,26 +268,21 @@ class MegaModel(MegaPreTrainedModel):
         if config.is_decoder and (use_cache or past_key_values is not None):
             batch = leading_shape(input_ids, inputs_embeds)[0]
             cache = prepare_cache(past_key_values, config, batch, self.device)
-        past = Past() if cache is None else cast(MegaCacheLayer, cache.layers[0]).past
-        shape = check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_ids, past.seen)
+        memory = None if cache is None else cast(MegaCacheLayer, cache.layers[0])
+        seen = 0 if memory is None else memory.past.seen
+        shape = check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_ids, seen)
         starts, num_documents = document_starts_of(
             shape, kwargs.get("position_ids"), kwargs.get("cu_seq_lens_q"), kwargs.get("seq_idx")
         )
         hidden_states = self.embedding_layer(input_ids, token_type_ids, inputs_embeds)
         if attention_mask is not None:
-            attention_mask = attention_mask[:, past.seen :].to(hidden_states.device)
+            attention_mask = attention_mask[:, -shape[1] :].to(hidden_states.device)
         chunk_size = config.chunk_size if config.use_chunking else None
         visibility: Visibility | Continuation
-        if cache is not None and starts is None:
-            visibility = Continuation.build(
-                past,
-                attention_mask,
-                shape[1],
-                chunk_size=chunk_size,
-                keep_all=cast(MegaCacheLayer, cache.layers[0]).record_past,
-            )
+        if memory is not None and starts is None:
+            visibility = memory.rule(attention_mask, shape[1], chunk_size)
         else:
-            if past.seen:
+            if past_key_values is not None:
                 raise ValueError("packed documents cannot continue past_key_values; give one of the two")
             cache = None
             visibility = Visibility.build(
@@ -438,6 +434,25 @@ class MegaForCausalLM(MegaLanguageModel, GenerationMixin):
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.lm_head = new_embeddings
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+    ):
+        """As in `GenerationMixin`; refuses lengths that a `"simple"` bias does not serve, before anything is computed."""
+        limit = positions_limit(self.config)
+        if limit is not None and max_cache_length > limit:
+            raise ValueError(
+                f"max_length={generation_config.max_length} (prompt and new tokens) is more than the {limit} positions "
+                "that relative_positional_bias='simple' serves without chunking; generate fewer tokens"
+            )
+        return super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+
+    @staticmethod
+    def create_masks_for_generate(config, inputs_embeds, attention_mask, *args, **kwargs):
+        """What a static cache is given: the new tokens' part of the mask, since it remembers the rest."""
+        return None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :]
 
     @can_return_tuple
     def forward(

@@ -36,9 +36,15 @@ def check_ids(name: str, ids: torch.Tensor, size: int, size_name: str) -> None:
             raise ValueError(f"{name} holds {low if low < 0 else high}, but ids must be in [0, {size_name}={size})")
 
 
-def check_mask(name: str, mask: torch.Tensor, shape: tuple[int, int], cached: int = 0) -> None:
-    """Raises ValueError unless `mask` has the shape (batch, cached + length) and holds 0 and 1 (or bools)."""
+def check_mask(name: str, mask: torch.Tensor, shape: tuple[int, int], cached: int | torch.Tensor = 0) -> None:
+    """Raises ValueError unless `mask` has the shape (batch, cached + length) and holds 0 and 1 (or bools).
+
+    A static cache's length `cached` is a tensor, and the mask may be that of the new tokens alone.
+    """
     batch, length = shape
+    if torch.is_tensor(cached):
+        fits = mask.dim() == 2 and mask.shape[0] == batch and mask.shape[1] >= length
+        cached = mask.shape[1] - length if fits else 0
     if tuple(mask.shape) != (batch, cached + length):
         what = f"(batch, cached + new tokens) = ({batch}, {cached} + {length})" if cached else f"(batch, length) = {shape}"
         raise ValueError(
@@ -65,6 +71,13 @@ def check_labels(
         if bool(wrong.any()):
             ignored = "" if ignore_index is None else f", or {ignore_index} where there is none"
             raise ValueError(f"{name} holds {int(labels[wrong][0])}, but must be in [0, {num_classes}){ignored}")
+
+
+def positions_limit(config) -> int | None:
+    """The most tokens a row may have, None for any number: a `"simple"` bias without chunks ends somewhere."""
+    if config.relative_positional_bias != "simple" or config.use_chunking:
+        return None
+    return config.chunk_size if config.chunk_size > 0 else config.max_positions
 
 
 def check_decoder_inputs(config, past_key_values, encoder_hidden_states) -> None:
@@ -117,14 +130,12 @@ def check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_id
                 "token_type_ids are given, but this model has no embeddings for them "
                 "(add_token_type_embeddings=False); leave them out"
             )
-    limit = config.chunk_size if config.chunk_size > 0 else config.max_positions
-    total = cached + length
-    group = min(total, config.chunk_size) if config.use_chunking else total
-    if config.relative_positional_bias == "simple" and group > limit:
+    limit = positions_limit(config)
+    if limit is not None and isinstance(cached, int) and cached + length > limit:
         name = "chunk_size" if config.chunk_size > 0 else "max_positions"
         raise ValueError(
-            f"the input has {total} tokens, but relative_positional_bias='simple' serves {name}={limit} positions; "
-            "shorten the input, or use a model with chunking or with rotary bias"
+            f"the input has {cached + length} tokens, but relative_positional_bias='simple' serves {name}={limit} "
+            "positions; shorten the input, or use a model with chunking or with rotary bias"
         )
     return batch, length
 

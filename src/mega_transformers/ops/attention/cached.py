@@ -56,7 +56,7 @@ def _weights(
     activation: str,
 ) -> torch.Tensor:
     """Weights (B, rows, columns) of a block, in float32 at least."""
-    start, stop, low, high, visible = block
+    start, stop, low, high, visible, offsets = block
     queries, keys = q[:, start:stop], k[:, low:high].transpose(1, 2)
     rows, columns = stop - start, high - low
     scale = q.shape[-1] ** -0.5
@@ -68,6 +68,10 @@ def _weights(
             queries, scale = queries / counts.to(queries.dtype), 1.0
     if past_bias is None:
         scores = torch.bmm(queries, keys) * scale
+    elif offsets is not None:
+        last = past_bias.shape[0] - 1
+        bias = past_bias[(last + offsets).clamp(0, last)]  # others are not visible
+        scores = torch.baddbmm(bias.to(queries.dtype).unsqueeze(0), queries, keys, alpha=scale)
     else:
         # column j, row i: offset low + j - (kept + start + i); rows end where their own offset 0 stands last
         reach = kept + stop - low
