@@ -155,7 +155,7 @@ def storage(value):
 
 
 def test_long_texts_need_no_more_memory(monkeypatch):
-    """What a model with chunks carries is as large after 6,000 tokens as after 600; what one without carries is not."""
+    """What a model with chunks carries does not grow from 600 tokens to 6,000; what one without carries does."""
     made = []
     empty_cache = streaming._empty_cache
     monkeypatch.setattr(streaming, "_empty_cache", lambda model: made.append(empty_cache(model)) or made[-1])
