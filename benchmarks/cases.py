@@ -1,8 +1,8 @@
 """The registry of what is measured. Pure data: nothing here imports torch, so workers of any environment can read it.
 
-Every model is a language model of width 256 with 4 layers (h = ffn = 512, z 64, N 16, vocabulary 8192), float32, masked
-for training and inference and causal for generation; Mega has rotary bias and the default norm, all else is in each
-case's workloads.
+Every model is a language model of width 256 with 4 layers (h = ffn = 512, z 64, N 16, vocabulary 8192), float32: masked
+for training and inference, causal for generation. Mega has rotary bias and the default norm, all else is in each case's
+workloads.
 """
 
 from __future__ import annotations
@@ -259,14 +259,15 @@ _ALL: tuple[Case, ...] = (
         {OLD: Target(5.0)},
     ),
     Comparison(
-        "prefill-8192-chunk512-all-logits",
+        "prefill-8192-all-logits",
         "a prompt of 8192 tokens, softmax, chunks of 512; ours fills its cache, both give all logits",
         replace(PREFILL, all_logits=True),
         {OLD: Target()},
     ),
     Comparison(
         "generate-batch8",
-        "greedy generation of 64 tokens, softmax, full attention, 8 prompts of 20 to 300 tokens in one batch, a token",
+        "a token of greedy generation, 64 for each of 8 prompts of 20 to 300 tokens, softmax, full attention; in one "
+        "batch padded on the left, against prompt by prompt",
         Workload("generate", 300, head="causal-lm", batch=8, new_tokens=64),
         {ONE_BY_ONE: Target(3.0)},
     ),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cases import OLD, ONE_BY_ONE, Workload
+from benchmarks.memory import CACHE_METHOD
 from benchmarks.subjects import Subject, random_tokens
 
 CHUNKS_A_PIECE = 2  # of a context that is read in pieces, so that a long one needs little memory
@@ -74,7 +75,7 @@ class DecodingSubject(Subject):
         """Bytes that the cache holds after the steps. What a single token needs beside it is next to nothing."""
         self.prepare()
         self.step()
-        return tensor_bytes(self.cache), "tensors of the cache"
+        return tensor_bytes(self.cache), CACHE_METHOD
 
     def forget(self) -> None:
         super().forget()
@@ -100,14 +101,15 @@ class GenerationSubject(Subject):
 
     def __init__(self, peer: str, module: nn.Module, workload: Workload, generator: torch.Generator):
         super().__init__(module.eval(), workload)
+        self.model: Any = module
         self.parts = workload.batch * workload.new_tokens
         self.one_by_one = peer == ONE_BY_ONE
         self.input_ids = random_tokens((workload.batch, workload.length), generator)
         shortest = max(1, round(SHORTEST_PROMPT * workload.length))
         lengths = torch.linspace(shortest, workload.length, workload.batch).round().long()
         self.attention_mask = (torch.arange(workload.length) >= workload.length - lengths.unsqueeze(1)).long()
-        self.input_ids[self.attention_mask == 0] = module.config.pad_token_id
-        module.generation_config.eos_token_id = None  # every row gets all its tokens
+        self.input_ids[self.attention_mask == 0] = self.model.config.pad_token_id
+        self.model.generation_config.eos_token_id = None  # every row gets all its tokens
 
     def step(self, length: int | None = None) -> None:
         self._generate(length or self.workload.length)
@@ -124,7 +126,7 @@ class GenerationSubject(Subject):
         return torch.cat([self._continue(ids[:, mask[0] == 1], mask[:, mask[0] == 1]) for ids, mask in rows])
 
     def _continue(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        tokens = self.module.generate(
+        tokens = self.model.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
             max_new_tokens=self.workload.new_tokens,

@@ -8,6 +8,9 @@ import os
 import sys
 from collections.abc import Callable
 
+CACHE_METHOD = "tensors of the cache"
+"""How memory was measured that is not the process's."""
+
 _STATUS = "/proc/self/status"
 _CLEAR_REFS = "/proc/self/clear_refs"
 

@@ -15,6 +15,19 @@ VOCABULARY = 8192
 WIDTH = 256
 LAYERS = 4
 HIDDEN = 512
+# Mega's small parameters, by the ends of their names, are drawn with these deviations: wide enough that a mistake in
+# scores or bias shows in the outputs. Of a causal model the outputs of a few tokens behind many are compared, in which
+# attention is to have a larger part.
+SPREAD = {"qk_weight": 1.0, "qk_bias": 0.1, ".alpha": 0.2, "b_param": 0.2}
+SPREAD_CAUSAL = {
+    ".alpha": 0.5,
+    "b_param": 0.5,
+    "v_proj.weight": 0.1,
+    "h_proj.weight": 0.1,
+    "mx_proj.weight": 0.1,
+    "dense.weight": 0.1,
+    "word_embeddings.weight": 0.1,
+}
 
 
 def mega_classes(peer: str) -> Any:
@@ -47,20 +60,21 @@ def _mega(peer: str) -> Callable[[Workload], nn.Module]:
             max_positions=workload.length + workload.new_tokens,
             **additions,
         )
+        if causal:
+            return _spread(classes.MegaForCausalLM(config), SPREAD | SPREAD_CAUSAL)
         if workload.head == "encoder":
-            return _spread(classes.MegaModel(config, add_pooling_layer=False))
-        return _spread(classes.MegaForCausalLM(config) if causal else classes.MegaForMaskedLM(config))
+            return _spread(classes.MegaModel(config, add_pooling_layer=False), SPREAD)
+        return _spread(classes.MegaForMaskedLM(config), SPREAD)
 
     return make
 
 
-def _spread(module: nn.Module) -> nn.Module:
-    """Draw the attention's small parameters wide enough that a mistake in scores or bias shows in the outputs."""
-    spread = {"qk_weight": 1.0, "qk_bias": 0.1, "alpha": 0.2, "b_param": 0.2}
+def _spread(module: nn.Module, spread: dict[str, float]) -> nn.Module:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if std := spread.get(name.rpartition(".")[2]):
-                parameter.normal_(std=std)
+            for ending, std in spread.items():
+                if name.endswith(ending):
+                    parameter.normal_(std=std)
     return module
 
 

@@ -15,7 +15,7 @@ EMA_CHANNELS = 512
 
 
 class Op(NamedTuple):
-    """A function of batch-first `(1, length, ...)` inputs, the module with its parameters, and its output's gradient."""
+    """A function of batch-first `(1, length, ...)` inputs, the module that has its parameters, and a gradient for it."""
 
     module: nn.Module
     call: Callable[..., Tensor]

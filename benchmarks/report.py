@@ -38,8 +38,10 @@ def size(value: float | None) -> str:
 
 
 def mebibytes(value: float | None) -> str:
-    """A number of bytes as a number of MiB."""
-    return "-" if value is None else f"{value / 2**20:.0f}"
+    """A number of bytes as a number of MiB, small ones to a tenth."""
+    if value is None:
+        return "-"
+    return f"{value / 2**20:.1f}" if 0 < value < 10 * 2**20 else f"{value / 2**20:.0f}"
 
 
 def time_cells(row: Row) -> list[str]:
@@ -97,13 +99,25 @@ def facts(report: Report) -> list[str]:
 
 
 def sizes(report: Report) -> list[str]:
-    """Parameters of each peer's model, from the first training case that holds it."""
+    """Parameters of each peer's model, from the first case that trains it, or the first of a causal one."""
     found: dict[str, int] = {}
     for case in report.cases:
         for entry in case.measurements:
-            if entry.workload["task"] == "train" and entry.parameters:
-                found.setdefault(entry.peer, entry.parameters)
-    return [f"{PEERS[peer].title}: {number / 1e6:.2f}M parameters" for peer, number in found.items()]
+            causal = entry.workload["head"] == "causal-lm"
+            if entry.parameters and (causal or entry.workload["task"] == "train"):
+                found.setdefault(PEERS[entry.peer].title + (", causal" if causal else ""), entry.parameters)
+    return [f"{title}: {number / 1e6:.2f}M parameters" for title, number in found.items()]
+
+
+def rates(report: Report) -> list[str]:
+    """Tokens a second of the comparisons in which a time is that of a new token."""
+    lines = []
+    for case in report.cases:
+        for row in case.rows:
+            if case.measurements[0].workload.get("new_tokens") and not row.growth and row.speed:
+                ours, theirs = (f"{1 / value:.0f}" for value in (row.ours_seconds, row.their_seconds) if value)
+                lines.append(f"Tokens a second in {case.name}: ours {ours}, {row.against} {theirs}")
+    return lines
 
 
 def terminal(report: Report) -> Group:
@@ -118,7 +132,7 @@ def terminal(report: Report) -> Group:
     for case in report.cases:
         if case.kind == "series":
             curves, lines = _grid(case)
-            parts.append(Text(f"{case.name}: time of a step / its peak memory in MiB", style="bold"))
+            parts.append(Text(f"{case.name}: time of a step / {case.memory_kind} in MiB", style="bold"))
             grid = Table(box=SIMPLE_HEAD)
             for heading in ("tokens", *curves):
                 grid.add_column(heading, justify="right")
@@ -126,7 +140,7 @@ def terminal(report: Report) -> Group:
                 grid.add_row(*line)
             parts.append(grid)
             parts += [Text(f"Not measured: {text}", style="yellow") for text in missing(case)]
-    return Group(*parts, *(Text(line) for line in (*facts(report), *sizes(report))))
+    return Group(*parts, *(Text(line) for line in (*rates(report), *facts(report), *sizes(report))))
 
 
 def _half(rows: list[Row], headings: tuple[str, ...], cells: Callable[[Row], list[str]], met: str) -> Table:
@@ -186,12 +200,12 @@ def markdown(report: Report) -> str:
     for case in report.cases:
         if case.kind == "series":
             curves, grid = _grid(case)
-            lines += ["", f"**{case.name}**: {case.title} (time of a step / its peak memory in MiB)", ""]
+            lines += ["", f"**{case.name}**: {case.title} (time of a step / {case.memory_kind} in MiB)", ""]
             lines += ["| tokens | " + " | ".join(curves) + " |", "|---:" * (len(curves) + 1) + "|"]
             lines += ["| " + " | ".join(line) + " |" for line in grid]
             lines += [f"- not measured: {_escape(text)}" for text in missing(case)]
     absent = [f"`{name}`" for name in CASES if name not in {case.name for case in report.cases}]
-    lines += ["", *[f"- {fact}" for fact in (*facts(report), *sizes(report))]]
+    lines += ["", *[f"- {fact}" for fact in (*rates(report), *facts(report), *sizes(report))]]
     if absent:
         lines.append(f"- Not in this run: {', '.join(absent)}")
     return "\n".join(lines)

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from .cases import OURS, Case, Comparison, Series, Subject
+from .memory import CACHE_METHOD
 from .peers import REPOSITORY
 
 SCHEMA = 1
@@ -86,6 +87,12 @@ class CaseResult:
     kind: str
     measurements: list[Measurement]
     rows: list[Row]
+
+    @property
+    def memory_kind(self) -> str:
+        """What its numbers of bytes are."""
+        cached = any(entry.memory_method == CACHE_METHOD for entry in self.measurements)
+        return "memory of the cache" if cached else "peak memory"
 
 
 @dataclass

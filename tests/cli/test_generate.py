@@ -366,11 +366,17 @@ def test_models_that_cannot_be_used(
     refused(mega(SHORT, "-m", tiny_checkpoint), "masked language model (MegaForMaskedLM)", "mega fill-mask")
     refused(mega(SHORT, "-m", "mega-prose-5m"), "mega-prose-5m is a masked language model", "mega fill-mask")
     tokenizer = AutoTokenizer.from_pretrained(tiny_causal_checkpoint)
-    sizes: dict[str, Any] = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
-    sizes["initializer_range"] = 0.5
+    bert = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=8,
+        initializer_range=0.5,  # predictions that change with later words
+    )
     others = {
         "t5": T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), d_model=8, d_ff=8, num_layers=1)),
-        "bert": BertForPreTraining(BertConfig(vocab_size=len(tokenizer), **sizes)),
+        "bert": BertForPreTraining(bert),
         "headless": MegaModel(MegaConfig.from_pretrained(tiny_causal_checkpoint)),
     }
     for name, model in others.items():

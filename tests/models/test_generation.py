@@ -347,9 +347,7 @@ def test_a_model_that_would_see_the_future(caplog):
 def test_packed_documents_do_not_continue_a_cache():
     model = make()
     with pytest.raises(ValueError, match="packed documents"):
-        model(
-            torch.full((1, 4), 7), position_ids=torch.tensor([[0, 1, 0, 1]]), past_key_values=cache_of(model)
-        )
+        model(torch.full((1, 4), 7), position_ids=torch.tensor([[0, 1, 0, 1]]), past_key_values=cache_of(model))
 
 
 @pytest.mark.parametrize("tokens", [1, -6, -3])

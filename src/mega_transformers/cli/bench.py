@@ -1,4 +1,4 @@
-"""`mega bench`: speed and memory against transformers 4.40.2, ModernBERT and RoBERTa."""
+"""`mega bench`: speed and memory against transformers 4.40.2, ModernBERT, RoBERTa and GPT-2."""
 
 from __future__ import annotations
 
@@ -196,7 +196,8 @@ def _show_registry(console: Any) -> None:
             table.add_row(case.name, "\n".join(against), case.title)
         else:
             growth = f": last/first ≤ {case.growth:g}x" if case.growth else ""
-            table.add_row(case.name, f"itself{growth}", case.title)
+            memory = f", memory ≤ {case.memory_growth:g}x" if case.memory_growth else ""
+            table.add_row(case.name, f"itself{growth}{memory}", case.title)
     console.print(table)
     peers = Table("peer", "what", "runs in")
     for peer in PEERS.values():

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..ops.ema import ema, ema_coefficients
+from ..ops.autocast import no_autocast
+from ..ops.ema import ema, ema_coefficients, ema_continued
 
 if TYPE_CHECKING:
     from ..models.mega.cache_mega import MegaCacheLayer
@@ -61,15 +62,12 @@ class MegaMultiDimensionDampedEma(nn.Module):
                 num_documents=num_documents,
             )
             return cast(torch.Tensor, averaged)
-        averaged, state = ema(
-            x,
-            *parameters,
-            truncation=self.truncation,
-            state=cache.state,
-            history=cache.history,
-            return_state=True,
-        )
-        cache.advance(x, state, lambda: ema_coefficients(*(p.detach() for p in parameters)), self.truncation)
+        with no_autocast(x.device.type):
+            coefficients = cache.coefficients(lambda: ema_coefficients(*parameters))
+            averaged, state = ema_continued(
+                x, coefficients, truncation=self.truncation, state=cache.state, history=cache.history
+            )
+        cache.advance(x, state, coefficients, self.truncation)
         return averaged
 
     def activate(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -33,6 +33,9 @@ class MegaMovingAverageGatedAttention(nn.Module):
     def __init__(self, config: MegaConfig, layer_idx: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.prenorm = config.normalize_before_mega
+        self.attention_activation = config.attention_activation
+        self.attention_dropout = config.attention_probs_dropout_prob
         self.layer_idx = layer_idx
         d, h, z = config.hidden_size, config.intermediate_size, config.shared_representation_size
         self.split_sizes = [d, z, h, d]
@@ -72,7 +75,7 @@ class MegaMovingAverageGatedAttention(nn.Module):
             visibility = default_visibility(self.config, hidden_states.shape[1])
         cache = None if past_key_values is None else cast(Any, past_key_values.layers[self.layer_idx])
         residual = hidden_states
-        x = self.norm(residual) if self.config.normalize_before_mega else residual
+        x = self.norm(residual) if self.prenorm else residual
         averaged = self.ema_gate.convolve(x, visibility.mask, visibility.starts, visibility.num_documents, cache)
         whole = self.training or output_attentions or self.config._attn_implementation == "eager"
         rule = visibility.fresh if isinstance(visibility, Continuation) else visibility
@@ -87,10 +90,8 @@ class MegaMovingAverageGatedAttention(nn.Module):
                 )
             weights = None
         else:
-            output, weights = self._attend(
-                residual, x, averaged, rule, output_attentions, past_key_values, visibility
-            )
-        if not self.config.normalize_before_mega:
+            output, weights = self._attend(residual, x, averaged, rule, output_attentions, past_key_values, visibility)
+        if not self.prenorm:
             output = self.norm(output)
         return output, weights
 
@@ -121,10 +122,10 @@ class MegaMovingAverageGatedAttention(nn.Module):
             if rule is None or cache.is_compileable:  # compiled steps find what the first pass made
                 past_bias = cache.past_bias(self.rel_pos_bias(), keys.shape[1])
         backend = BACKEND_OF_IMPLEMENTATION[self.config._attn_implementation or "sdpa"]
-        if backend == "flex" and self.config.attention_activation != "softmax":
+        if backend == "flex" and self.attention_activation != "softmax":
             backend = None
-        activation = self.config.attention_activation
-        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        activation = self.attention_activation
+        dropout = self.attention_dropout if self.training else 0.0
         need_weights = output_attentions or backend == "reference"
         if rule is None:
             attended, weights = attention_cached(

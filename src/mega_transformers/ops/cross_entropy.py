@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from .autocast import no_autocast
+
 CPU_BUDGET = 1 << 21
 GPU_BUDGET = 1 << 27
 
@@ -88,5 +90,5 @@ def linear_cross_entropy(
         dtype = torch.get_autocast_dtype(device)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    with torch.autocast(device, enabled=False):
+    with no_autocast(device):
         return _LinearCrossEntropy.apply(hidden, weight, bias, labels, ignore_index)

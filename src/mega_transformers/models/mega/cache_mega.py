@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, StaticLayer
 
+from ...ops.autocast import no_autocast
 from ...ops.continuation import Continuation, Past
 from ...ops.ema import EMACoefficients, ema_chunked
 from ...ops.relative_bias import RelativeBias
@@ -109,6 +110,7 @@ class MegaCacheLayer(CacheLayerMixin):
         self.history: torch.Tensor | None = None
         self.past = Past()
         self._bias: torch.Tensor | None = None
+        self._coefficients: EMACoefficients | None = None
         self._record: _Record | None = None
 
     @property
@@ -136,9 +138,7 @@ class MegaCacheLayer(CacheLayerMixin):
 
     def rule(self, attention_mask: torch.Tensor | None, length: int, chunk_size: int | None) -> Continuation:
         """Who sees whom when `length` tokens follow; see `Continuation.build`."""
-        return Continuation.build(
-            self.past, attention_mask, length, chunk_size=chunk_size, keep_all=self.record_past
-        )
+        return Continuation.build(self.past, attention_mask, length, chunk_size=chunk_size, keep_all=self.record_past)
 
     def update(  # type: ignore[override]
         self, key_states: torch.Tensor, value_states: torch.Tensor, rule: Continuation, *args: Any, **kwargs: Any
@@ -163,6 +163,14 @@ class MegaCacheLayer(CacheLayerMixin):
                 columns.keep(window - kept, window)
         return keys, values
 
+    def coefficients(self, make: Callable[[], EMACoefficients]) -> EMACoefficients:
+        """The EMA's coefficients, made once: what is cached belongs to the weights it was made with."""
+        if torch.is_grad_enabled():
+            return make()
+        if self._coefficients is None:
+            self._coefficients = make()
+        return self._coefficients
+
     def past_bias(self, bias: RelativeBias, length: int) -> torch.Tensor:
         """The relative position bias at offsets ... -1, 0, at least `length` of them; computed rarely."""
         if torch.is_grad_enabled():
@@ -175,13 +183,14 @@ class MegaCacheLayer(CacheLayerMixin):
         self,
         x: torch.Tensor,
         state: torch.Tensor,
-        coefficients: Callable[[], EMACoefficients],
+        coefficients: EMACoefficients,
         truncation: int | None,
     ) -> None:
         """Stores the EMA's state after the inputs x (B, n, d), and of these what truncation or a roll-back needs."""
         if self.record_past:
             if self._record is None:
-                self._record = _Record(self.state, self.history, [], coefficients(), truncation)
+                detached = EMACoefficients(*(c.detach() for c in coefficients))
+                self._record = _Record(self.state, self.history, [], detached, truncation)
             self._record.inputs.append(x.detach())
         self.state = state
         if truncation is not None:
@@ -237,7 +246,7 @@ class MegaCacheLayer(CacheLayerMixin):
         x = torch.cat(record.inputs, dim=1)[:, :tokens]
         inputs = x.to(record.coefficients.input.dtype)
         history = None if record.history is None else record.history.to(inputs.dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device.type):
             _, self.state = ema_chunked(
                 inputs, record.coefficients, truncation=record.truncation, state=record.state, history=history
             )
@@ -406,6 +415,10 @@ class MegaStaticCacheLayer(StaticLayer):
             for tensor in tensors:
                 torch._dynamo.mark_static_address(tensor)
 
+    def coefficients(self, make: Callable[[], EMACoefficients]) -> EMACoefficients:
+        """The EMA's coefficients, made every time: a compiler folds them."""
+        return make()
+
     def past_bias(self, bias: RelativeBias, length: int) -> torch.Tensor:
         """The relative position bias at as many offsets ... -1, 0 as there are slots."""
         if self._bias is None:
@@ -417,7 +430,7 @@ class MegaStaticCacheLayer(StaticLayer):
         self,
         x: torch.Tensor,
         state: torch.Tensor,
-        coefficients: Callable[[], EMACoefficients],
+        coefficients: EMACoefficients,
         truncation: int | None,
     ) -> None:
         """As `MegaCacheLayer.advance`."""
@@ -531,7 +544,9 @@ def check_cache(cache: Cache, config: MegaConfig, batch: int, device: torch.devi
     if first.batch_size != batch:
         raise ValueError(f"past_key_values holds {first.batch_size} rows, but the input has {batch}")
     if state.device != device:
-        raise ValueError(f"past_key_values is on {state.device}, but the model's input is on {device}; move one of them")
+        raise ValueError(
+            f"past_key_values is on {state.device}, but the model's input is on {device}; move one of them"
+        )
 
 
 def cache_of_tuples(layers: Any, config: MegaConfig) -> DynamicCache:

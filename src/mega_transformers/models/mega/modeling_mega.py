@@ -35,6 +35,7 @@ from ...layers import (
 )
 from ...ops.continuation import Continuation
 from ...ops.cross_entropy import linear_cross_entropy
+from ...ops.few_rows import linear_few_rows
 from ...ops.visibility import Visibility
 from .cache_mega import MegaCacheLayer, prepare_cache
 from .configuration_mega import MegaConfig
@@ -322,6 +323,8 @@ class MegaLanguageModel(MegaPreTrainedModel):
         if self.dense is not None:
             hidden_states = torch.tanh(self.dense(hidden_states))
         head = cast(nn.Linear, self.get_output_embeddings())
+        if labels is None and is_plain(head):
+            return linear_few_rows(hidden_states, head.weight, head.bias), None
         if labels is None or not self._has_plain_loss(head):
             return head(hidden_states), None
         total, logits = linear_cross_entropy(hidden_states.flatten(0, -2), head.weight, head.bias, labels.flatten())
@@ -332,12 +335,14 @@ class MegaLanguageModel(MegaPreTrainedModel):
 
     def _has_plain_loss(self, head: nn.Module) -> bool:
         """Whether head and loss are those this class made, so that both may be computed in one."""
-        return (
-            not torch.compiler.is_compiling()
-            and type(head) is nn.Linear
-            and not (head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook"))
-            and self.loss_function in (LOSS_MAPPING["ForMaskedLM"], LOSS_MAPPING["ForCausalLM"])
-        )
+        plain_losses = (LOSS_MAPPING["ForMaskedLM"], LOSS_MAPPING["ForCausalLM"])
+        return not torch.compiler.is_compiling() and is_plain(head) and self.loss_function in plain_losses
+
+
+def is_plain(head: nn.Module) -> bool:
+    """Whether a linear layer does nothing else, so that its parts may be used directly."""
+    hooked = head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook")
+    return type(head) is nn.Linear and not hooked
 
 
 class MegaForMaskedLM(MegaLanguageModel):

@@ -46,10 +46,12 @@ def check_mask(name: str, mask: torch.Tensor, shape: tuple[int, int], cached: in
         fits = mask.dim() == 2 and mask.shape[0] == batch and mask.shape[1] >= length
         cached = mask.shape[1] - length if fits else 0
     if tuple(mask.shape) != (batch, cached + length):
-        what = f"(batch, cached + new tokens) = ({batch}, {cached} + {length})" if cached else f"(batch, length) = {shape}"
-        raise ValueError(
-            f"{name} has shape {tuple(mask.shape)}, but must be {what}: 1 at real tokens, 0 at padding"
+        what = (
+            f"(batch, cached + new tokens) = ({batch}, {cached} + {length})"
+            if cached
+            else f"(batch, length) = {shape}"
         )
+        raise ValueError(f"{name} has shape {tuple(mask.shape)}, but must be {what}: 1 at real tokens, 0 at padding")
     mask = mask[:, cached:]  # the others were checked when they were new
     if mask.dtype != torch.bool and values_can_be_checked(mask) and not bool(((mask == 0) | (mask == 1)).all()):
         wrong = mask[(mask != 0) & (mask != 1)][0].item()

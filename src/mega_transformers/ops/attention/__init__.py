@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..autocast import no_autocast
 from ..activations import ELEMENTWISE
 from ..relative_bias import RelativeBias
 from ..visibility import Visibility
@@ -70,7 +71,7 @@ def attention(
     if torch.is_autocast_enabled(device):
         v = v.to(torch.get_autocast_dtype(device))
     q, k = q.to(v.dtype), k.to(v.dtype)
-    with torch.autocast(device, enabled=False):
+    with no_autocast(device):
         return _grouped(q, k, v, bias, visibility, activation, dropout, need_weights, backend)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ..autocast import no_autocast
 from ..activations import ELEMENTWISE
 from ..continuation import Continuation, QueryBlock
 
@@ -36,11 +37,13 @@ def attention_cached(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
-    with torch.autocast(device, enabled=False):
+    with no_autocast(device):
         outputs, all_weights = [], []
         for block in rule.blocks(q.device):
             weights = _weights(q, k, past_bias, block, rule.kept, activation).to(v.dtype)
-            outputs.append(torch.bmm(F.dropout(weights, dropout) if dropout else weights, v[:, block.low : block.high]))
+            outputs.append(
+                torch.bmm(F.dropout(weights, dropout) if dropout else weights, v[:, block.low : block.high])
+            )
             if need_weights:
                 all_weights.append(F.pad(weights, (block.low, k.shape[1] - block.high)))
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
@@ -74,10 +77,10 @@ def _weights(
         scores = torch.baddbmm(bias.to(queries.dtype).unsqueeze(0), queries, keys, alpha=scale)
     else:
         # column j, row i: offset low + j - (kept + start + i); rows end where their own offset 0 stands last
-        reach = kept + stop - low
-        bias = F.pad(past_bias[past_bias.shape[0] - reach :], (0, rows - 1))
-        bias = bias.unfold(0, columns, 1)[:rows].flip(0) if rows > 1 else bias.unsqueeze(0)
-        scores = torch.baddbmm(bias.to(queries.dtype).unsqueeze(0), queries, keys, alpha=scale)
+        bias = past_bias[past_bias.shape[0] - (kept + stop - low) :]
+        if rows > 1:
+            bias = F.pad(bias, (0, rows - 1)).unfold(0, columns, 1)[:rows].flip(0)
+        scores = torch.baddbmm(bias.to(queries.dtype).view(1, rows, columns), queries, keys, alpha=scale)
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if activation != "softmax":
         weights = ELEMENTWISE[activation].function(scores)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..autocast import no_autocast
 from ..visibility import aligned_slots, count_blocks, positions_in_documents, take_slots
 from .chunked import block_size, ema_chunked
 from .fft import ema_fft, ema_kernel
@@ -15,6 +16,7 @@ __all__ = [
     "ema",
     "ema_chunked",
     "ema_coefficients",
+    "ema_continued",
     "ema_fft",
     "ema_kernel",
     "ema_reference",
@@ -95,36 +97,24 @@ def ema(
     if backend == "step" and (length != 1 or bidirectional or document_starts is not None):
         raise ValueError(f"backend='step' takes one token in one direction; got {length} tokens")
 
-    with torch.autocast(x.device.type, enabled=False):  # float32 inside, whatever surrounds it
+    with no_autocast(x.device.type):  # float32 inside, whatever surrounds it
         coefficients = ema_coefficients(damping_factor, decay_factor, ema_expansion_matrix, kernel_projection_matrix)
-        dtype = torch.promote_types(x.dtype, coefficients.input.dtype)
-        inputs = x.to(dtype)
-        coefficients = EMACoefficients(*(c.to(dtype) for c in coefficients))
-        history = None if history is None else history.to(dtype)
-        new_state = None
+        if stateful:
+            y, new_state = ema_continued(
+                x, coefficients, truncation=truncation, state=state, history=history, backend=backend
+            )
+            return (y, new_state) if return_state else y
+        inputs, coefficients = _promoted(x, coefficients)
         if backend == "reference":
-            y, new_state = ema_reference(
-                inputs,
-                coefficients,
-                bidirectional=bidirectional,
-                truncation=truncation,
-                starts=document_starts,
-                state=state,
-                history=history,
+            y, _ = ema_reference(
+                inputs, coefficients, bidirectional=bidirectional, truncation=truncation, starts=document_starts
             )
         elif backend == "fft":
             y = ema_fft(inputs, coefficients, bidirectional=bidirectional, truncation=truncation)
         elif backend == "step":
-            y, new_state = ema_step(inputs, coefficients, truncation=truncation, state=state, history=history)
+            y, _ = ema_step(inputs, coefficients)
         elif document_starts is None:
-            y, new_state = ema_chunked(
-                inputs,
-                coefficients,
-                bidirectional=bidirectional,
-                truncation=truncation,
-                state=state,
-                history=history,
-            )
+            y, _ = ema_chunked(inputs, coefficients, bidirectional=bidirectional, truncation=truncation)
         else:
             positions = positions_in_documents(document_starts)
             block = block_size(length)
@@ -140,11 +130,35 @@ def ema(
                 block=block,
             )
             y = y.gather(1, slot_of_token.unsqueeze(-1).expand_as(inputs))
-    y = y.to(x.dtype)
-    if not return_state:
-        return y
+    return y.to(x.dtype)
+
+
+def ema_continued(
+    x: torch.Tensor,
+    coefficients: EMACoefficients,
+    *,
+    truncation: int | None = None,
+    state: torch.Tensor | None = None,
+    history: torch.Tensor | None = None,
+    backend: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`ema` in one direction with a state going in and out, from coefficients made before; not under autocast."""
+    inputs, coefficients = _promoted(x, coefficients)
+    history = None if history is None else history.to(inputs.dtype)
+    if backend is None:
+        backend = _choose(x, True, False)
+    form = {"reference": ema_reference, "step": ema_step, "chunked": ema_chunked}[backend]
+    y, new_state = form(inputs, coefficients, truncation=truncation, state=state, history=history)
     assert new_state is not None
-    return y, new_state
+    return y.to(x.dtype), new_state
+
+
+def _promoted(x: torch.Tensor, coefficients: EMACoefficients) -> tuple[torch.Tensor, EMACoefficients]:
+    """Both in the wider of their dtypes."""
+    if x.dtype == coefficients.input.dtype:
+        return x, coefficients
+    dtype = torch.promote_types(x.dtype, coefficients.input.dtype)
+    return x.to(dtype), EMACoefficients(*(c.to(dtype) for c in coefficients))
 
 
 def _choose(x: torch.Tensor, stateful: bool, documents: bool) -> str:

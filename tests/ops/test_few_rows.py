@@ -1,0 +1,30 @@
+"""The wide linear layer for few rows against `F.linear`."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mega_transformers.ops.few_rows import LEAST_WEIGHTS, MOST_ROWS, linear_few_rows
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("outputs", [LEAST_WEIGHTS // 64, LEAST_WEIGHTS // 64 + 5])
+@pytest.mark.parametrize("shape", [(1, 1), (3,), (MOST_ROWS, 1), (MOST_ROWS + 1, 1), (0, 2)])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_it_is_linear(shape, outputs, dtype, with_bias):
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(*shape, 64, dtype=dtype), torch.randn(outputs, 64, dtype=dtype)
+    bias = torch.randn(outputs, dtype=dtype) if with_bias else None
+    expected = F.linear(hidden, weight, bias)
+    with torch.no_grad():
+        got = linear_few_rows(hidden, weight, bias)
+    assert got.shape == expected.shape and got.dtype == dtype
+    torch.testing.assert_close(
+        got, expected, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-4 if dtype != torch.bfloat16 else 0.1
+    )
+
+
+def test_gradients_flow():
+    hidden, weight = torch.randn(1, 64, requires_grad=True), torch.randn(LEAST_WEIGHTS // 64, 64)
+    linear_few_rows(hidden, weight, None).sum().backward()
+    torch.testing.assert_close(hidden.grad[0], weight.sum(0))
