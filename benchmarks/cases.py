@@ -1,8 +1,8 @@
 """The registry of what is measured. Pure data: nothing here imports torch, so workers of any environment can read it.
 
-Every model is a language model of width 256 with 4 layers (h = ffn = 512, z 64, N 16, vocabulary 8192), float32: masked
-for training and inference, causal for generation. Mega has rotary bias and the default norm, all else is in each case's
-workloads.
+Every model is a language model of width 256 with 4 layers (h = ffn = 512, z 64, N 16, vocabulary 8192) in float32:
+masked for training and inference, causal for generation. Mega has rotary bias and the default norm, all else is in
+each case's workloads.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class PrefillSubject(Subject):
 
 
 class DecodingSubject(Subject):
-    """Decoding steps, a token each, behind a context that is cached; every run of them starts from the same cache."""
+    """Decoding steps, a token each, behind a cached context; every run of them starts from the same cache."""
 
     def __init__(self, module: nn.Module, workload: Workload, generator: torch.Generator):
         super().__init__(module.eval(), workload)
@@ -72,7 +72,7 @@ class DecodingSubject(Subject):
             return {"output": torch.cat([self._forward(token) for token in self.new_tokens.split(1, dim=1)], dim=1)}
 
     def memory(self) -> tuple[int, str]:
-        """Bytes that the cache holds after the steps. What a single token needs beside it is next to nothing."""
+        """Bytes that the cache holds after the steps; what a step needs beside it for a moment does not count."""
         self.prepare()
         self.step()
         return tensor_bytes(self.cache), CACHE_METHOD
@@ -99,17 +99,17 @@ class DecodingSubject(Subject):
 class GenerationSubject(Subject):
     """Greedy generation for prompts of unequal lengths: padded on the left, or each on its own."""
 
-    def __init__(self, peer: str, module: nn.Module, workload: Workload, generator: torch.Generator):
+    def __init__(self, peer: str, module: Any, workload: Workload, generator: torch.Generator):
         super().__init__(module.eval(), workload)
-        self.model: Any = module
+        self.generate = module.generate
         self.parts = workload.batch * workload.new_tokens
         self.one_by_one = peer == ONE_BY_ONE
         self.input_ids = random_tokens((workload.batch, workload.length), generator)
         shortest = max(1, round(SHORTEST_PROMPT * workload.length))
         lengths = torch.linspace(shortest, workload.length, workload.batch).round().long()
         self.attention_mask = (torch.arange(workload.length) >= workload.length - lengths.unsqueeze(1)).long()
-        self.input_ids[self.attention_mask == 0] = self.model.config.pad_token_id
-        self.model.generation_config.eos_token_id = None  # every row gets all its tokens
+        self.input_ids[self.attention_mask == 0] = module.config.pad_token_id
+        module.generation_config.eos_token_id = None  # every row gets all its tokens
 
     def step(self, length: int | None = None) -> None:
         self._generate(length or self.workload.length)
@@ -126,7 +126,7 @@ class GenerationSubject(Subject):
         return torch.cat([self._continue(ids[:, mask[0] == 1], mask[:, mask[0] == 1]) for ids, mask in rows])
 
     def _continue(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        tokens = self.model.generate(
+        tokens = self.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
             max_new_tokens=self.workload.new_tokens,

@@ -15,7 +15,7 @@ EMA_CHANNELS = 512
 
 
 class Op(NamedTuple):
-    """A function of batch-first `(1, length, ...)` inputs, the module that has its parameters, and a gradient for it."""
+    """A function `call` of batch-first `(1, length, ...)` inputs, the module it is of, and its output's gradient."""
 
     module: nn.Module
     call: Callable[..., Tensor]

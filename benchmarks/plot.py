@@ -68,7 +68,7 @@ def _bars(axis: Any, rows: list[Row], value: str, target: str, title: str) -> No
     axis.set_yticks(places, [f"{row.case}\nagainst {row.against}" for row in rows], fontsize=8)
     axis.set_xlim(0, max(*values, *[getattr(row, target) or 0 for row in rows], 1.0) * 1.15)
     axis.set_title(title, fontsize=10)
-    axis.legend(loc="lower right", fontsize=8)
+    axis.legend(loc="best", fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
 
 
@@ -85,6 +85,10 @@ def _curves(axis: Any, case: CaseResult, value: str, unit: float, label: str) ->
         axis.plot(lengths, numbers, color=COLOURS[style], marker=MARKERS[style], label=curve)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    if high < 10 * low:  # at least a factor of ten is shown, so that what is flat looks flat
+        middle = (low * high) ** 0.5
+        axis.set_ylim(middle / 10**0.5, middle * 10**0.5)
     axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}" if value < 1024 else f"{value / 1024:g}k")
     axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")

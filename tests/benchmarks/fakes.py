@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from benchmarks.cases import OLD, OURS, Case, Subject
 from benchmarks.client import WorkerError
+from benchmarks.memory import CACHE_METHOD
 from benchmarks.results import Report, machine
 from benchmarks.run import Settings, run_case
 
@@ -41,7 +42,8 @@ class FakeWorker:
     def memory(self):
         done = self.journal.count((self.subject.key, "memory"))
         self.journal.append((self.subject.key, "memory"))
-        return BYTES.get(self.subject.peer, BYTES[OURS])[done], "VmHWM"
+        method = CACHE_METHOD if self.subject.workload.task == "decode" else "VmHWM"
+        return BYTES.get(self.subject.peer, BYTES[OURS])[done], method
 
     def time(self):
         done = self.journal.count((self.subject.key, "time"))

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from benchmarks.cases import CASES, OURS, QUICK_DIVISOR, Comparison, Series, select
+from benchmarks.cases import CASES, ONE_BY_ONE, OURS, QUICK_DIVISOR, Comparison, Series, select
 from benchmarks.peers import PEERS, interpreter, parse_pythons
 
 
@@ -37,6 +37,26 @@ def test_dropout_sparse_and_dense_are_compared_with_their_like():
 def test_scaling_is_a_factor_of_sixteen():
     (curve,) = CASES["infer-scaling"].curves.values()
     assert curve[-1].length == 16 * curve[0].length == 65536
+
+
+@pytest.mark.parametrize("divisor", [1, QUICK_DIVISOR])
+def test_decoding_steps_sit_at_the_same_place_of_a_chunk(divisor):
+    (curve,) = CASES["decode-scaling"].scaled(divisor).curves.values()
+    first, last = curve[0], curve[-1]
+    assert len({workload.length % workload.chunk for workload in curve}) == 1
+    assert first.length % first.chunk + first.new_tokens <= first.chunk  # no step of a run enters another chunk
+    assert last.length > 200 * first.length
+
+
+def test_causal_models_generate_and_no_others():
+    tasks = ("prefill", "decode", "generate")
+    for case in CASES.values():
+        for workload in (subject.workload for group in case.groups for subject in group):
+            assert (workload.head == "causal-lm") == (workload.task in tasks)
+            assert (workload.new_tokens > 0) == (workload.task in ("decode", "generate"))
+            assert workload.batch == 1 or workload.task == "generate"
+    # what is generated in another way must be the same tokens
+    assert PEERS[ONE_BY_ONE].same_weights and ONE_BY_ONE in CASES["generate-batch8"].against
 
 
 def test_series_in_turns():

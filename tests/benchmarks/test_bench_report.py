@@ -5,9 +5,9 @@ from fakes import empty_report, run
 from rich.console import Console
 
 from benchmarks.cases import CASES, OLD
-from benchmarks.report import BEGIN, END, markdown, publish, terminal
+from benchmarks.report import BEGIN, END, markdown, publish, size, terminal
 
-NAMES = ("train-8192-chunk512", "infer-scaling")
+NAMES = ("train-8192-chunk512", "infer-scaling", "decode-2048-full", "decode-scaling")
 
 
 @pytest.fixture
@@ -38,10 +38,25 @@ def test_markdown_rows_have_every_column(report):
     lines = markdown(report).splitlines()
     table = [line for line in lines[: lines.index("")] if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
-    rows = {line.split("|")[2].strip(): [cell.strip() for cell in line.split("|")[3:-1]] for line in table[2:]}
-    assert rows[OLD] == ["2.00 s", "10.00 s", "5.00x", "≥ 4x", "yes", "0 MiB", "0 MiB", "0.22", "≤ 0.35", "yes"]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[2:]]
+    rows = {(name.strip("`"), against): outcome for name, against, *outcome in cells}
+    outcome = rows["train-8192-chunk512", OLD]
+    assert outcome[:5] == ["2.00 s", "10.00 s", "5.00x", "≥ 4x", "yes"]
+    assert outcome[5:] == ["0.0 MiB", "0.0 MiB", "0.22", "≤ 0.35", "yes"]
     assert "with uncommitted changes" in markdown(report)
     assert "Not in this run: `train-2048-full`" in markdown(report)
+
+
+def test_tokens_a_second_and_what_memory_is(report):
+    for text in (markdown(report), shown(report, width=200)):
+        assert f"Tokens a second in decode-2048-full: ours 0, {OLD} 0" in text
+        assert text.count("time of a step / peak memory in MiB") == 1
+        assert text.count("time of a step / memory of the cache in MiB") == 1
+        assert "Mega, this repository, causal: 0.00M parameters" in text
+
+
+def test_small_and_large_sizes():
+    assert [size(value) for value in (None, 0, 2**19, 10 * 2**20)] == ["-", "0 MiB", "0.5 MiB", "10 MiB"]
 
 
 def test_a_refusal_shows_no_number():

@@ -60,6 +60,13 @@ def test_growth_is_last_over_first():
     assert row.speed_met is True and row.memory_met is False
 
 
+def test_memory_may_have_a_growth_of_its_own():
+    case = Series("s", "", {"x": (Workload("decode", 4), Workload("decode", 8))}, growth=1.2, memory_growth=1.0)
+    points = [measured(OURS, [1.0], [size], f"x@{length}", length) for length, size in ((4, 10), (8, 11))]
+    (row,) = results.rows(case, points, {})
+    assert (row.speed_target, row.speed_met, row.memory_target, row.memory_met) == (1.2, True, 1.0, False)
+
+
 def test_ratio_without_a_denominator():
     assert results.ratio(1.0, 0.0) is None and results.ratio(None, 1.0) is None and results.ratio(1.0, None) is None
 
@@ -124,6 +131,13 @@ def test_agreement_is_a_share_of_what_is_allowed(tmp_path):
 def test_disagreement(tmp_path, ours, message):
     with pytest.raises(DisagreementError, match=message):
         agreement(tmp_path, ours, {"output": torch.tensor([3.0, -1.0])})
+
+
+def test_tokens_must_be_equal(tmp_path):
+    theirs = {"tokens": torch.tensor([[5, 8000], [7, 9]])}
+    assert agreement(tmp_path, {"tokens": theirs["tokens"].clone()}, theirs) == 0
+    with pytest.raises(DisagreementError, match="tokens: 1 of 4 are different"):
+        agreement(tmp_path, {"tokens": theirs["tokens"] + torch.tensor([[0, 0], [0, 1]])}, theirs)
 
 
 def test_gradients_are_judged_by_norm(tmp_path):

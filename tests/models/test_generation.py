@@ -255,7 +255,7 @@ def cache_of(model: MegaForCausalLM, length: int = 5, rows: int = 1) -> DynamicC
 
 def test_a_masked_language_model_takes_no_cache():
     model = MegaForMaskedLM(MegaConfig(vocab_size=50, num_hidden_layers=1))
-    with pytest.raises(ValueError, match="past_key_values.*is_decoder=False"):
+    with pytest.raises(ValueError, match=r"past_key_values.*is_decoder=False"):
         model(torch.full((1, 3), 7), past_key_values=DynamicCache(config=model.config))
 
 
@@ -305,10 +305,10 @@ def test_a_prompt_without_tokens():
 
 def test_more_tokens_than_a_simple_bias_serves():
     model = make("simple")
-    with pytest.raises(ValueError, match="max_length=100.*64 positions"):
+    with pytest.raises(ValueError, match=r"max_length=100.*64 positions"):
         model.generate(torch.full((1, 3), 7), max_length=100)
     assert model.generate(torch.full((1, 3), 7), max_length=65, pad_token_id=1).shape == (1, 65)
-    with pytest.raises(ValueError, match="65 tokens.*max_positions=64"):
+    with pytest.raises(ValueError, match=r"65 tokens.*max_positions=64"):
         model(torch.full((1, 1), 7), past_key_values=cache_of(model, 64))
 
 
@@ -317,7 +317,7 @@ def test_more_tokens_than_a_static_cache_holds():
     cache = StaticCache(config=model.config, max_cache_len=6)
     with torch.no_grad():
         model(torch.full((1, 5), 7), past_key_values=cache)
-        with pytest.raises(ValueError, match="max_cache_len=6.*5 \\+ 2"):
+        with pytest.raises(ValueError, match=r"max_cache_len=6.*5 \+ 2"):
             model(torch.full((1, 2), 7), past_key_values=cache)
 
 

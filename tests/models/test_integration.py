@@ -10,7 +10,6 @@ from safetensors import safe_open
 
 from mega_transformers import (
     MegaConfig,
-    MegaForCausalLM,
     MegaForMaskedLM,
     MegaForMultipleChoice,
     MegaForQuestionAnswering,

@@ -25,6 +25,7 @@ def test_it_is_linear(shape, outputs, dtype, with_bias):
 
 
 def test_gradients_flow():
-    hidden, weight = torch.randn(1, 64, requires_grad=True), torch.randn(LEAST_WEIGHTS // 64, 64)
+    hidden = torch.randn(1, 64, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(LEAST_WEIGHTS // 64, 64, dtype=torch.float64)
     linear_few_rows(hidden, weight, None).sum().backward()
     torch.testing.assert_close(hidden.grad[0], weight.sum(0))

@@ -16,7 +16,7 @@ EPSILON = 1e-5
 def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
     """1 / sqrt(mean of squares + eps) over the last dimension, in float32 at least."""
     x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    return torch.rsqrt(x.square().sum(-1, keepdim=True) * (1.0 / x.shape[-1]) + eps)
 
 
 class MegaScaleNorm(nn.Module):

@@ -198,7 +198,7 @@ class MegaCacheLayer(CacheLayerMixin):
 
     def get_seq_length(self) -> int:
         """Columns seen so far, whether their keys are still stored or not."""
-        return self.past.seen
+        return cast(int, self.past.seen)
 
     def get_max_length(self) -> int:
         """-1: there is no maximum."""
@@ -206,7 +206,7 @@ class MegaCacheLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length of an attention mask for the next tokens, and its first column."""
-        return self.past.seen + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def activate_past_recording(self) -> None:
         """From now on keep what `crop` needs, until it is called."""
@@ -255,8 +255,8 @@ class MegaCacheLayer(CacheLayerMixin):
 
     def _shrink(self, count: int) -> None:
         """Drops the last `count` columns, and those at the front that no later token sees."""
-        seen, kept, mask, leading = self.past
-        seen, stop = seen - count, kept - count
+        _, kept, mask, leading = self.past
+        seen, stop = self.get_seq_length() - count, kept - count
         if leading is not None:
             leading = leading.clamp(max=seen)
         if self.chunk_size is None:
@@ -344,7 +344,7 @@ class MegaStaticCacheLayer(StaticLayer):
         return Past(self.cumulative_length, cast(torch.Tensor, self.keys).shape[2], self.mask, self.leading)
 
     @property
-    def batch_size(self) -> int:
+    def batch_size(self) -> int:  # type: ignore[override]
         """Rows, -1 before the first."""
         return -1 if self.keys is None else self.keys.shape[0]
 
@@ -474,8 +474,8 @@ def prepare_cache(past_key_values: Any, config: MegaConfig, batch: int, device: 
     """The cache to use in a forward pass: a new one for None, else what was given, checked.
 
     Args:
-        past_key_values: A `Cache`; None; or the tuple that transformers 4.40.2 returned: for every layer keys (B, T, z),
-            values (B, T, h) and the EMA's state (B, d, N).
+        past_key_values: A `Cache`; None; or the tuple that transformers 4.40.2 returned: for every layer keys
+            (B, T, z), values (B, T, h) and the EMA's state (B, d, N).
         config: The model's configuration.
         batch, device: Of the new tokens.
 

@@ -4,7 +4,7 @@ Read on in `layers/block.py`, then `layers/gated_attention.py` and `ops/*/refere
 """
 
 import copy
-from typing import Any, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -317,9 +317,13 @@ class MegaLanguageModel(MegaPreTrainedModel):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size) if config.add_lm_hidden_dense_layer else None
 
     def _predict(
-        self, hidden_states: torch.Tensor, labels: torch.Tensor | None, kwargs: dict[str, Any]
+        self, hidden_states: torch.Tensor, labels: torch.Tensor | None, count: int | torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits of hidden states (..., d), and their loss at `labels` (...,), which belong to the same positions."""
+        """Logits of hidden states (..., d), and their loss at `labels` (...,), which belong to the same positions.
+
+        The summed loss is divided by `count`, by default the number of labels. It is None without labels, or where
+        `self.loss_function` is to compute it.
+        """
         if self.dense is not None:
             hidden_states = torch.tanh(self.dense(hidden_states))
         head = cast(nn.Linear, self.get_output_embeddings())
@@ -328,7 +332,6 @@ class MegaLanguageModel(MegaPreTrainedModel):
         if labels is None or not self._has_plain_loss(head):
             return head(hidden_states), None
         total, logits = linear_cross_entropy(hidden_states.flatten(0, -2), head.weight, head.bias, labels.flatten())
-        count = kwargs.get("num_items_in_batch")
         if count is None:
             count = (labels != -100).sum()
         return logits.unflatten(0, labels.shape), total / (count.to(total.device) if torch.is_tensor(count) else count)
@@ -396,7 +399,7 @@ class MegaForMaskedLM(MegaLanguageModel):
             if self.config.sparse_prediction:
                 labelled = labels != -100
                 hidden_states, labels = hidden_states[labelled], labels[labelled]
-        logits, loss = self._predict(hidden_states, labels, kwargs)
+        logits, loss = self._predict(hidden_states, labels, kwargs.get("num_items_in_batch"))
         if labels is not None and loss is None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         return MaskedLMOutput(
@@ -443,14 +446,14 @@ class MegaForCausalLM(MegaLanguageModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ):
-        """As in `GenerationMixin`; refuses lengths that a `"simple"` bias does not serve, before anything is computed."""
+        """As in `GenerationMixin`; first refuses lengths that a `"simple"` bias does not serve."""
         limit = positions_limit(self.config)
         if limit is not None and max_cache_length > limit:
             raise ValueError(
-                f"max_length={generation_config.max_length} (prompt and new tokens) is more than the {limit} positions "
-                "that relative_positional_bias='simple' serves without chunking; generate fewer tokens"
+                f"max_length={generation_config.max_length} (prompt and new tokens) is more than the {limit} "
+                "positions that relative_positional_bias='simple' serves without chunking; generate fewer tokens"
             )
-        return super()._prepare_cache_for_generation(
+        return super()._prepare_cache_for_generation(  # type: ignore[misc]
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
 
@@ -511,7 +514,7 @@ class MegaForCausalLM(MegaLanguageModel, GenerationMixin):
         next_words = None
         if labels is not None and kwargs.get("shift_labels") is None:
             next_words = F.pad(labels.to(hidden_states.device)[:, 1:], (0, 1), value=-100)
-        logits, loss = self._predict(hidden_states, next_words, kwargs)
+        logits, loss = self._predict(hidden_states, next_words, kwargs.get("num_items_in_batch"))
         if labels is not None and loss is None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         return CausalLMOutputWithCrossAttentions(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..autocast import no_autocast
 from ..activations import ELEMENTWISE
+from ..autocast import no_autocast
 from ..relative_bias import RelativeBias
 from ..visibility import Visibility
 from .blockwise import attention_blockwise

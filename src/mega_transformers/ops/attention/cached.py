@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..autocast import no_autocast
 from ..activations import ELEMENTWISE
+from ..autocast import no_autocast
 from ..continuation import Continuation, QueryBlock
 
 

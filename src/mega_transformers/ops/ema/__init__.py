@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..autocast import no_autocast
@@ -147,8 +149,8 @@ def ema_continued(
     history = None if history is None else history.to(inputs.dtype)
     if backend is None:
         backend = _choose(x, True, False)
-    form = {"reference": ema_reference, "step": ema_step, "chunked": ema_chunked}[backend]
-    y, new_state = form(inputs, coefficients, truncation=truncation, state=state, history=history)
+    forms: dict[str, Any] = {"reference": ema_reference, "step": ema_step, "chunked": ema_chunked}
+    y, new_state = forms[backend](inputs, coefficients, truncation=truncation, state=state, history=history)
     assert new_state is not None
     return y.to(x.dtype), new_state
 

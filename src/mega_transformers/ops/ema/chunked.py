@@ -34,7 +34,7 @@ def _matrices(
     Returns:
         Diagonals of T (d, 2m - 1); E (d, m, N'); G (d, N', m); carry over one block (d, N').
     """
-    drive, log_decay, output = coefficients
+    drive, log_decay, output, _ = coefficients
     powers = torch.exp(log_decay.unsqueeze(-1) * torch.arange(m + 1, device=log_decay.device))  # (D', N, m + 1)
     kernel = torch.einsum("dn,dnl->dl", drive * output, powers[..., :m])
     into = drive.unsqueeze(-1) * powers[..., :m]
@@ -173,7 +173,7 @@ class _ChunkedEMA(torch.autograd.Function):
 
 
 def _truncated(x, coefficients, bidirectional, truncation, documents, state, history, block):
-    """The first K = `truncation` lags only: y_t = <output, s_t>, s_t = decay s_{t-1} + input x_t - decay^K input x_{t-K}.
+    """The first K = `truncation` lags only: s_t = decay s_{t-1} + input x_t - decay^K input x_{t-K}.
 
     The recurrence is linear: one pass over the inputs, and one over those of K tokens before.
     """
@@ -192,6 +192,7 @@ def _truncated(x, coefficients, bidirectional, truncation, documents, state, his
     )
     y = y + past_y
     if not bidirectional:
+        assert new_state is not None and past_state is not None
         return y, new_state + past_state
     future = x[:, truncation:] if same is None else x[:, truncation:] * same
     # backward only: with no output, the forward half adds nothing

@@ -15,6 +15,7 @@ class EMACoefficients(NamedTuple):
         input: (D', N), p * ema_expansion_matrix, p = sigmoid(damping_factor).
         log_decay: (D', N), log(1 - p * sigmoid(decay_factor)).
         output: (D', N), kernel_projection_matrix / sqrt(N).
+        decay: (D', N), 1 - p * sigmoid(decay_factor).
 
     D' is d, or 2d if bidirectional: the second half runs backwards in time. float32 or wider.
     """
@@ -22,6 +23,7 @@ class EMACoefficients(NamedTuple):
     input: torch.Tensor
     log_decay: torch.Tensor
     output: torch.Tensor
+    decay: torch.Tensor
 
 
 def ema_coefficients(
@@ -33,10 +35,12 @@ def ema_coefficients(
     """Coefficients from Mega's parameters, (D', N, 1) three times and (D', N), computed in float32 at least."""
     dtype = torch.promote_types(damping_factor.dtype, torch.float32)
     damping = damping_factor.to(dtype).squeeze(-1).sigmoid()
+    log_decay = torch.log1p(-damping * decay_factor.to(dtype).squeeze(-1).sigmoid())
     return EMACoefficients(
         input=damping * ema_expansion_matrix.to(dtype).squeeze(-1),
-        log_decay=torch.log1p(-damping * decay_factor.to(dtype).squeeze(-1).sigmoid()),
+        log_decay=log_decay,
         output=kernel_projection_matrix.to(dtype) * math.sqrt(1.0 / kernel_projection_matrix.shape[-1]),
+        decay=log_decay.exp(),
     )
 
 
@@ -55,7 +59,7 @@ def _one_direction(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x (B, L, d) -> y (B, L, d), state (B, d, N) after the last step."""
     batch, length, channels = x.shape
-    decay = coefficients.log_decay.exp()
+    decay = coefficients.decay
     states = x.new_zeros(batch, channels, decay.shape[-1]) if state is None else state
     history = [] if past is None else [coefficients.input * x_t.unsqueeze(-1) for x_t in past.unbind(1)]
     outputs = []

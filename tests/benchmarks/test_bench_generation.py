@@ -1,0 +1,116 @@
+"""What is measured of causal models: each subject does the work it says, from the same start every time."""
+
+import pytest
+import torch
+
+from benchmarks.build import build
+from benchmarks.cases import CASES, GPT2, OLD, ONE_BY_ONE, OURS, Workload
+from benchmarks.generation import tensor_bytes
+from benchmarks.memory import CACHE_METHOD
+from benchmarks.models import MODELS
+from benchmarks.worker import Session
+
+DECODE = Workload("decode", 21, head="causal-lm", new_tokens=5)
+GENERATE = Workload("generate", 30, head="causal-lm", batch=3, new_tokens=4)
+
+
+@pytest.mark.parametrize(("peer", "chunk"), [(OURS, None), (OURS, 4), (GPT2, None)])
+def test_decoding_continues_the_context(peer, chunk):
+    subject = build(peer, Workload(**{**DECODE.to_dict(), "chunk": chunk}), 0)
+    output = subject.evaluate()["output"]
+    with torch.no_grad():
+        whole = subject.module(torch.cat([subject.context, subject.new_tokens], dim=1), use_cache=False).logits
+    torch.testing.assert_close(output, whole[:, DECODE.length :], atol=2e-5, rtol=2e-5)
+
+
+def test_every_run_of_steps_starts_behind_the_context():
+    subject = build(OURS, DECODE, 0)
+    first = subject.evaluate()["output"]
+    for _ in range(2):
+        subject.prepare()
+        assert subject.cache.get_seq_length() == DECODE.length
+        subject.step()
+        assert subject.cache.get_seq_length() == DECODE.length + DECODE.new_tokens
+    assert torch.equal(subject.evaluate()["output"], first)
+
+
+def test_memory_of_decoding_is_what_the_cache_holds():
+    subject = build(GPT2, DECODE, 0)
+    size, method = subject.memory()
+    keys_and_values = 4 * 2 * 256 * (DECODE.length + DECODE.new_tokens)  # layers, two of them, width, tokens
+    assert (size, method) == (4 * keys_and_values, CACHE_METHOD)
+
+
+def test_with_chunks_the_cache_does_not_grow():
+    sizes = {
+        build(OURS, Workload("decode", length, chunk=128, head="causal-lm", new_tokens=3), 0).memory()[0]
+        for length in (2 * 128 + 61, 8 * 128 + 61)
+    }
+    assert len(sizes) == 1
+
+
+def test_bytes_of_what_tensors_share_count_once():
+    tensor = torch.zeros(10, 4)
+    holder = {"a": [tensor, tensor[2:]], "b": (torch.zeros(3), None), "c": "text"}
+    holder["itself"] = holder
+    assert tensor_bytes(holder) == 4 * (40 + 3)
+
+
+@pytest.mark.parametrize("all_logits", [False, True])
+def test_prefill(all_logits):
+    subject = build(OURS, Workload("prefill", 24, chunk=8, head="causal-lm", all_logits=all_logits), 0)
+    with torch.no_grad():
+        whole = subject.module(subject.input_ids, use_cache=False).logits
+    torch.testing.assert_close(subject.evaluate()["output"], whole if all_logits else whole[:, -1:])
+    assert subject.options["use_cache"] and ("logits_to_keep" in subject.options) != all_logits
+    subject.step(1)
+
+
+def test_prompts_are_of_unequal_lengths():
+    subject = build(OURS, CASES["generate-batch8"].workload, 0)
+    assert subject.attention_mask.sum(1).tolist() == [20, 60, 100, 140, 180, 220, 260, 300]
+    assert bool(subject.attention_mask[:, -1].all())
+    assert bool(((subject.input_ids == 1) == (subject.attention_mask == 0)).all())
+
+
+def test_a_batch_and_one_by_one_give_the_same_tokens():
+    together, alone = build(OURS, GENERATE, 0), build(ONE_BY_ONE, GENERATE, 0)
+    tokens = together.evaluate()["tokens"]
+    assert tokens.shape == (3, 4) and len(tokens.unique()) > 3
+    assert torch.equal(alone.evaluate()["tokens"], tokens)
+    calls = []
+    alone.generate = lambda input_ids, **_: calls.append(input_ids) or torch.zeros(1, input_ids.shape[1] + 4)
+    alone.step(10)
+    assert [ids.shape for ids in calls] == [(1, 2), (1, 10), (1, 10)]
+    assert all(bool((ids != 1).all()) for ids in calls)
+
+
+class Counting:
+    """A subject that takes its time to prepare, and says what was asked of it."""
+
+    parts = 4
+
+    def __init__(self):
+        self.asked = []
+
+    def prepare(self):
+        self.asked.append("prepare")
+
+    def step(self):
+        self.asked.append("step")
+
+
+def test_a_time_is_that_of_a_part_and_without_preparation(monkeypatch):
+    session = Session()
+    session.subject = Counting()
+    clock = iter((0.0, 8.0, 100.0, 108.0))  # steps of 8 s; what passes between them does not count
+    monkeypatch.setattr("benchmarks.worker.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("benchmarks.worker.BURST_SECONDS", 16.0)
+    assert session.time() == {"seconds": 2.0}
+    assert session.subject.asked == ["prepare", "step"] * 2
+
+
+def test_old_prefill_has_no_cache(monkeypatch):
+    monkeypatch.setitem(MODELS, OLD, lambda workload: torch.nn.Identity())
+    subject = build(OLD, Workload("prefill", 24, chunk=8, head="causal-lm"), 0)
+    assert subject.options == {"use_cache": False}
