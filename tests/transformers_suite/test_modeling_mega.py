@@ -11,12 +11,14 @@ import unittest
 
 from model_tester import MegaModelTester
 from transformers.models.auto import modeling_auto
+from transformers_tests.generation.test_utils import GenerationTesterMixin
 from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_modeling_common import ModelTesterMixin
 from transformers_tests.test_training_mixin import TrainingTesterMixin
 
 from mega_transformers import (
     MegaConfig,
+    MegaForCausalLM,
     MegaForMaskedLM,
     MegaForMultipleChoice,
     MegaForQuestionAnswering,
@@ -28,6 +30,7 @@ from mega_transformers import (
 # By these names the mixins know which labels a class takes; models inside transformers are in them.
 for _task, _class in {
     "MODEL_MAPPING_NAMES": MegaModel,
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": MegaForCausalLM,
     "MODEL_FOR_MASKED_LM_MAPPING_NAMES": MegaForMaskedLM,
     "MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES": MegaForMultipleChoice,
     "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES": MegaForQuestionAnswering,
@@ -84,11 +87,23 @@ class MegaChunkedLaplaceModelTest(MegaModelTest):
         super().test_attention_outputs()
 
 
-class MegaDecoderStyleModelTest(MegaModelTest):
-    """The causal base model."""
+class MegaDecoderModelTest(MegaModelTest, GenerationTesterMixin):
+    """The causal base model and language model, with their cache.
 
-    all_model_classes = (MegaModel,)
+    The mixin of generation tests is not distributed, and what stands in for it is empty:
+    `tests/models/test_generation.py` does its work.
+    """
+
+    all_model_classes = (MegaModel, MegaForCausalLM)
     config_fields = {"is_decoder": True, "bidirectional": False}  # noqa: RUF012
+
+
+class MegaChunkedLaplaceDecoderModelTest(MegaChunkedLaplaceModelTest, GenerationTesterMixin):
+    all_model_classes = (MegaModel, MegaForCausalLM)
+    config_fields = {  # noqa: RUF012
+        **MegaChunkedLaplaceModelTest.config_fields,
+        **MegaDecoderModelTest.config_fields,
+    }
 
 
 class MegaTrainingTest(TrainingTesterMixin, unittest.TestCase):
@@ -100,6 +115,16 @@ class MegaTrainingTest(TrainingTesterMixin, unittest.TestCase):
 
 class MegaChunkedLaplaceTrainingTest(MegaTrainingTest):
     model_tester = MegaModelTester(**TRAINING_FIELDS, **MegaChunkedLaplaceModelTest.config_fields)
+
+
+class MegaCausalTrainingTest(MegaTrainingTest):
+    """A causal language model learns one batch by heart, and goes on from a prompt as it stands there."""
+
+    all_model_classes = (MegaForCausalLM,)
+    # its text is made of the ids 1 to 19, which therefore must be neither padding nor an end
+    model_tester = MegaModelTester(
+        **TRAINING_FIELDS, **MegaDecoderModelTest.config_fields, pad_token_id=0, eos_token_id=0
+    )
 
 
 class MegaConfigTest(unittest.TestCase):
