@@ -26,9 +26,9 @@ class Workload:
 
     Args:
         task: `"train"` (forward, loss, backward, AdamW step, gradients freed) or `"infer"` of a model; of a causal one
-            `"prefill"` (a prompt read into a cache, where there is one, for the logits of its last token), `"decode"`
-            (steps of one token behind a cached context) or `"generate"` (greedy, prompts of unequal lengths); or
-            forward and backward of one op: `"ema-layer"` (the module), `"ema-op"` or `"attention-op"` (our back ends).
+            `"prefill"` (a prompt read at once), `"decode"` (steps of one token behind a cached context) or
+            `"generate"` (greedy, prompts of unequal lengths); or forward and backward of one op: `"ema-layer"` (the
+            module), `"ema-op"` or `"attention-op"` (our back ends).
         length: Tokens in a row of the batch; of `"decode"` those in the cache before, of `"generate"` the longest
             prompt's.
         chunk: Tokens per chunk of attention; None is full attention. Only Mega has chunks.
@@ -40,7 +40,8 @@ class Workload:
         backend: Which implementation of an op.
         batch: Rows; more than one for `"generate"` only.
         new_tokens: Tokens that `"decode"` and `"generate"` add to each row.
-        all_logits: Whether ours, too, gives the logits of every token in `"prefill"`.
+        all_logits: Whether ours, too, gives the logits of every token in `"prefill"`, not those of the last alone.
+        old_cache: Whether 4.40.2, too, fills a cache in `"prefill"`.
     """
 
     task: str
@@ -55,6 +56,7 @@ class Workload:
     batch: int = 1
     new_tokens: int = 0
     all_logits: bool = False
+    old_cache: bool = False
 
     def scaled(self, divisor: int) -> Workload:
         """The same workload with length and chunk divided by `divisor`."""
@@ -259,8 +261,15 @@ _ALL: tuple[Case, ...] = (
         {OLD: Target(5.0)},
     ),
     Comparison(
+        "prefill-8192-cached",
+        "a prompt of 8192 tokens, softmax, chunks of 512; both fill a cache, ours gives the last token's logits, "
+        "4.40.2 all",
+        replace(PREFILL, old_cache=True),
+        {OLD: Target()},
+    ),
+    Comparison(
         "prefill-8192-all-logits",
-        "a prompt of 8192 tokens, softmax, chunks of 512; ours fills its cache, both give all logits",
+        "a prompt of 8192 tokens, softmax, chunks of 512; ours fills its cache, 4.40.2 has none, both give all logits",
         replace(PREFILL, all_logits=True),
         {OLD: Target()},
     ),

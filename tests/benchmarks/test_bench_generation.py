@@ -110,7 +110,8 @@ def test_a_time_is_that_of_a_part_and_without_preparation(monkeypatch):
     assert session.subject.asked == ["prepare", "step"] * 2
 
 
-def test_old_prefill_has_no_cache(monkeypatch):
+@pytest.mark.parametrize("old_cache", [False, True])
+def test_old_prefill_has_a_cache_where_asked_for(monkeypatch, old_cache):
     monkeypatch.setitem(MODELS, OLD, lambda workload: torch.nn.Identity())
-    subject = build(OLD, Workload("prefill", 24, chunk=8, head="causal-lm"), 0)
-    assert subject.options == {"use_cache": False}
+    subject = build(OLD, Workload("prefill", 24, chunk=8, head="causal-lm", old_cache=old_cache), 0)
+    assert subject.options == {"use_cache": old_cache}
