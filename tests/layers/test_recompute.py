@@ -2,24 +2,15 @@
 
 import pytest
 import torch
+from tiny import tiny_config
 
-from mega_transformers import MegaConfig, MegaModel
+from mega_transformers import MegaModel
 from mega_transformers.layers import recompute
 
 
 def make_model(**fields):
     torch.manual_seed(0)
-    config = MegaConfig(
-        vocab_size=20,
-        hidden_size=8,
-        num_hidden_layers=2,
-        intermediate_size=12,
-        nffn_hidden_size=8,
-        shared_representation_size=4,
-        ema_projection_size=2,
-        **fields,
-    )
-    return MegaModel(config).double().eval()
+    return MegaModel(tiny_config(**fields)).double().eval()
 
 
 @pytest.mark.parametrize("padding", ["none", "right", "left"])

@@ -2,25 +2,15 @@
 
 import pytest
 import torch
+from tiny import CAUSAL, tiny_config
 
 from mega_transformers import (
-    MegaConfig,
     MegaForMaskedLM,
     MegaForMultipleChoice,
     MegaForSequenceClassification,
     MegaForTokenClassification,
     MegaModel,
 )
-
-SIZES = {
-    "vocab_size": 20,
-    "hidden_size": 8,
-    "num_hidden_layers": 1,
-    "intermediate_size": 12,
-    "nffn_hidden_size": 8,
-    "shared_representation_size": 4,
-    "ema_projection_size": 2,
-}
 
 
 @pytest.fixture
@@ -50,20 +40,18 @@ def ids():
 def test_configurations_that_cannot_work(fields, message):
     # strict dataclasses wrap what a validator raises
     with pytest.raises(Exception, match=message):
-        MegaConfig(**{**SIZES, **fields})
+        tiny_config(**fields)
 
 
 def test_odd_width_works_with_simple_bias(ids):
-    config = MegaConfig(
-        **{**SIZES, "shared_representation_size": 5, "hidden_size": 7}, relative_positional_bias="simple"
-    )
+    config = tiny_config(shared_representation_size=5, hidden_size=7, relative_positional_bias="simple")
     assert MegaModel(config)(ids).last_hidden_state.shape == (2, 5, 7)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"input_ids": torch.full((2, 5), 20)}, r"input_ids holds 20, but ids must be in \[0, vocab_size=20\)"),
+        ({"input_ids": torch.full((2, 5), 31)}, r"input_ids holds 31, but ids must be in \[0, vocab_size=31\)"),
         ({"input_ids": torch.full((2, 5), -1)}, "input_ids holds -1"),
         ({"input_ids": torch.zeros(2, 5)}, "input_ids must be integers"),
         ({"input_ids": torch.zeros(5, dtype=torch.long)}, r"input_ids has shape \(5,\)"),
@@ -84,18 +72,18 @@ def test_odd_width_works_with_simple_bias(ids):
 )
 def test_inputs(ids, change, message):
     with pytest.raises(ValueError, match=message):
-        MegaModel(MegaConfig(**SIZES))(**{"input_ids": ids, **change})
+        MegaModel(tiny_config())(**{"input_ids": ids, **change})
 
 
 def test_token_types_out_of_range(ids):
-    model = MegaModel(MegaConfig(**SIZES, add_token_type_embeddings=True))
+    model = MegaModel(tiny_config(add_token_type_embeddings=True))
     with pytest.raises(ValueError, match=r"token_type_ids holds 2, but ids must be in \[0, type_vocab_size=2\)"):
         model(ids, token_type_ids=torch.full_like(ids, 2))
 
 
 def test_zero_token_types_are_welcome_without_embeddings(ids):
     """Tokenizers give them unasked."""
-    model = MegaModel(MegaConfig(**SIZES)).eval()
+    model = MegaModel(tiny_config()).eval()
     expected = model(ids).last_hidden_state
     assert torch.equal(model(ids, token_type_ids=torch.zeros_like(ids)).last_hidden_state, expected)
 
@@ -105,7 +93,7 @@ def test_zero_token_types_are_welcome_without_embeddings(ids):
     [({}, 13, "max_positions=12"), ({"chunk_size": 4}, 5, "chunk_size=4")],
 )
 def test_too_long_for_a_simple_bias(fields, length, limit):
-    model = MegaModel(MegaConfig(**SIZES, relative_positional_bias="simple", max_positions=12, **fields))
+    model = MegaModel(tiny_config(relative_positional_bias="simple", max_positions=12, **fields))
     model(torch.ones(1, length - 1, dtype=torch.long))
     with pytest.raises(ValueError, match=f"{length} tokens.*{limit}"):
         model(torch.ones(1, length, dtype=torch.long))
@@ -113,7 +101,7 @@ def test_too_long_for_a_simple_bias(fields, length, limit):
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int32, torch.int64, torch.float32, torch.float16])
 def test_masks_of_any_dtype(ids, dtype):
-    model = MegaModel(MegaConfig(**SIZES)).eval()
+    model = MegaModel(tiny_config()).eval()
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     expected = model(ids, attention_mask=mask).last_hidden_state
     assert torch.equal(model(ids, attention_mask=mask.to(dtype)).last_hidden_state, expected)
@@ -122,7 +110,7 @@ def test_masks_of_any_dtype(ids, dtype):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (torch.full((2, 5), 20), r"labels holds 20, but must be in \[0, 20\), or -100"),
+        (torch.full((2, 5), 31), r"labels holds 31, but must be in \[0, 31\), or -100"),
         (torch.full((2, 5), -1), "labels holds -1"),
         (torch.full((2, 4), 1), r"labels has shape \(2, 4\), but must be \(2, 5\)"),
         (torch.zeros(2, 5), "labels must be integers"),
@@ -130,11 +118,11 @@ def test_masks_of_any_dtype(ids, dtype):
 )
 def test_masked_lm_labels(ids, labels, message):
     with pytest.raises(ValueError, match=message):
-        MegaForMaskedLM(MegaConfig(**SIZES))(ids, labels=labels)
+        MegaForMaskedLM(tiny_config())(ids, labels=labels)
 
 
 def test_classification_labels(ids):
-    config = MegaConfig(**SIZES, num_labels=3)
+    config = tiny_config(num_labels=3)
     with pytest.raises(ValueError, match=r"labels holds 3, but must be in \[0, 3\)"):
         MegaForSequenceClassification(config)(ids, labels=torch.tensor([3, 0]))
     with pytest.raises(ValueError, match="labels holds 4"):
@@ -147,13 +135,13 @@ def test_classification_labels(ids):
 
 
 def test_models_that_make_no_sense():
-    decoder = MegaConfig(**SIZES, is_decoder=True, bidirectional=False)
+    decoder = tiny_config(**CAUSAL)
     with pytest.raises(ValueError, match="is_decoder=True"):
         MegaForMaskedLM(decoder)
     with pytest.raises(ValueError, match="no cross-attention"):
-        MegaModel(MegaConfig(**SIZES, is_decoder=True, bidirectional=False, add_cross_attention=True))
+        MegaModel(tiny_config(**CAUSAL, add_cross_attention=True))
 
 
 def test_unknown_attention_implementation():
     with pytest.raises(ValueError, match="does not support Flash Attention"):
-        MegaModel._from_config(MegaConfig(**SIZES), attn_implementation="flash_attention_2")
+        MegaModel._from_config(tiny_config(), attn_implementation="flash_attention_2")

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from tiny import CAUSAL, tiny_config
 from transformers import (
     AutoModelForCausalLM,
     CompileConfig,
@@ -35,24 +36,8 @@ NEW = 9
 
 
 def make(form: str = "softmax", **fields) -> MegaForCausalLM:
-    config = MegaConfig(
-        **{
-            "vocab_size": 50,
-            "hidden_size": 16,
-            "num_hidden_layers": 2,
-            "intermediate_size": 24,
-            "nffn_hidden_size": 24,
-            "shared_representation_size": 8,
-            "ema_projection_size": 4,
-            "max_positions": 64,
-            "initializer_range": 0.5,
-            "is_decoder": True,
-            "bidirectional": False,
-            "eos_token_id": None,
-            **FORMS[form],
-            **fields,
-        }
-    )
+    sizes = {"vocab_size": 50, "hidden_size": 16, "max_positions": 64, "initializer_range": 0.5, "eos_token_id": None}
+    config = tiny_config(**{**CAUSAL, **sizes, **FORMS[form], **fields})
     torch.manual_seed(0)
     return MegaForCausalLM(config).eval().double()
 

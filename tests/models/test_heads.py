@@ -3,27 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import tiny_config
 
 from mega_transformers import (
-    MegaConfig,
     MegaForMaskedLM,
     MegaForQuestionAnswering,
     MegaForSequenceClassification,
     MegaModel,
 )
-
-
-def make_config(**fields):
-    return MegaConfig(
-        vocab_size=31,
-        hidden_size=8,
-        num_hidden_layers=2,
-        intermediate_size=12,
-        nffn_hidden_size=8,
-        shared_representation_size=4,
-        ema_projection_size=2,
-        **fields,
-    )
 
 
 @pytest.fixture
@@ -41,7 +28,7 @@ def masked_labels(batch):
 
 
 def test_masked_lm_loss_is_the_library_s(batch):
-    model = MegaForMaskedLM(make_config()).eval()
+    model = MegaForMaskedLM(tiny_config()).eval()
     labels = masked_labels(batch)
     output = model(**batch, labels=labels)
     assert torch.allclose(output.loss, F.cross_entropy(output.logits.view(-1, 31), labels.view(-1)))
@@ -50,7 +37,7 @@ def test_masked_lm_loss_is_the_library_s(batch):
 
 
 def test_a_loss_function_of_one_s_own_is_used(batch):
-    model = MegaForMaskedLM(make_config()).eval()
+    model = MegaForMaskedLM(tiny_config()).eval()
     model.loss_function = lambda logits, labels, vocab_size, **kwargs: logits.sum() * 0 + vocab_size
     assert model(**batch, labels=masked_labels(batch)).loss.item() == 31
 
@@ -60,7 +47,7 @@ def test_sparse_prediction_is_the_same_loss_and_gradient_for_fewer_logits(batch)
     results = []
     for sparse in (False, True):
         torch.manual_seed(1)
-        model = MegaForMaskedLM(make_config(sparse_prediction=sparse)).double().eval()
+        model = MegaForMaskedLM(tiny_config(sparse_prediction=sparse)).double().eval()
         output = model(**batch, labels=labels)
         output.loss.backward()
         results.append((output, [p.grad for p in model.parameters()]))
@@ -76,7 +63,7 @@ def test_sparse_prediction_is_the_same_loss_and_gradient_for_fewer_logits(batch)
 def test_training_lets_gradients_through_loss_and_logits(batch):
     """Distillation uses both."""
     labels = masked_labels(batch)
-    model = MegaForMaskedLM(make_config()).double().eval()
+    model = MegaForMaskedLM(tiny_config()).double().eval()
     output = model(**batch, labels=labels)
     (output.loss + output.logits.square().mean()).backward()
     got = [p.grad.clone() for p in model.parameters()]
@@ -89,7 +76,7 @@ def test_training_lets_gradients_through_loss_and_logits(batch):
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_classification_pools_real_tokens_only(batch, pooling):
-    model = MegaForSequenceClassification(make_config(num_labels=3, classifier_pooling=pooling)).eval()
+    model = MegaForSequenceClassification(tiny_config(num_labels=3, classifier_pooling=pooling)).eval()
     logits = model(**batch).logits
     for i in range(3):
         row = batch["input_ids"][i][batch["attention_mask"][i].bool()]
@@ -105,7 +92,7 @@ def test_classification_pools_real_tokens_only(batch, pooling):
     ],
 )
 def test_classification_losses(batch, num_labels, labels):
-    model = MegaForSequenceClassification(make_config(num_labels=num_labels)).eval()
+    model = MegaForSequenceClassification(tiny_config(num_labels=num_labels)).eval()
     output = model(**batch, labels=labels)
     expected = {
         (1, 1): lambda: F.mse_loss(output.logits.squeeze(), labels),
@@ -116,7 +103,7 @@ def test_classification_losses(batch, num_labels, labels):
 
 
 def test_question_answering_loss(batch):
-    model = MegaForQuestionAnswering(make_config()).eval()
+    model = MegaForQuestionAnswering(tiny_config()).eval()
     start, end = torch.tensor([1, 2, 5]), torch.tensor([3, 3, 8])
     output = model(**batch, start_positions=start, end_positions=end)
     expected = (F.cross_entropy(output.start_logits, start) + F.cross_entropy(output.end_logits, end)) / 2
@@ -124,7 +111,7 @@ def test_question_answering_loss(batch):
 
 
 def test_token_types_are_added(batch):
-    model = MegaModel(make_config(add_token_type_embeddings=True)).eval()
+    model = MegaModel(tiny_config(add_token_type_embeddings=True)).eval()
     plain = model(**batch).last_hidden_state
     assert torch.equal(model(**batch, token_type_ids=torch.zeros_like(batch["input_ids"])).last_hidden_state, plain)
     typed = model(**batch, token_type_ids=torch.ones_like(batch["input_ids"])).last_hidden_state
@@ -139,12 +126,12 @@ def test_token_types_are_added(batch):
 
 def test_legacy_rmsnorm_scales_without_normalising(batch):
     torch.manual_seed(0)
-    model = MegaModel(make_config(normalization_type="rmsnorm", legacy_unnormalized_rmsnorm=True)).eval()
+    model = MegaModel(tiny_config(normalization_type="rmsnorm", legacy_unnormalized_rmsnorm=True)).eval()
     norm = model.layers[0].mega_layer.norm
     x = torch.randn(2, 3, 8)
     norm.norm.weight.data.uniform_(0.5, 2)
     assert torch.equal(norm(x), x * norm.norm.weight)
-    right = MegaModel(make_config(normalization_type="rmsnorm")).layers[0].mega_layer.norm
+    right = MegaModel(tiny_config(normalization_type="rmsnorm")).layers[0].mega_layer.norm
     assert torch.allclose(right(x).square().mean(-1), torch.ones(2, 3), atol=1e-3)
 
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from random_models import VOCABULARY, any_setting, close, configurations, make_model, seeds
+from tiny import CAUSAL, tiny_config
 from transformers import DynamicCache
 
 
@@ -132,17 +133,7 @@ def test_rows_can_be_repeated_reordered_selected(config, batch, cut, seed):
 @pytest.mark.parametrize("chunk_size", [4, 16])
 @pytest.mark.parametrize("padding", [0, 3])
 def test_memory_with_chunks_is_constant(chunk_size, padding):
-    from mega_transformers import MegaConfig
-
-    config = MegaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=6,
-        num_hidden_layers=1,
-        is_decoder=True,
-        bidirectional=False,
-        use_chunking=True,
-        chunk_size=chunk_size,
-    )
+    config = tiny_config(**CAUSAL, vocab_size=VOCABULARY, use_chunking=True, chunk_size=chunk_size)
     model = make_model(config, 0)
     ids = torch.randint(3, VOCABULARY, (2, 1000))
     mask = torch.ones_like(ids)

@@ -51,11 +51,9 @@ def _problem(q: torch.Tensor, visibility: Visibility, activation: str, dropout: 
 
 def _folded(diagonals: torch.Tensor | None, problem: _Problem) -> torch.Tensor | None:
     """The bias as the activation's core takes it."""
-    return (
-        diagonals
-        if diagonals is None or problem.activation == "softmax"
-        else (diagonals - problem.shift) * problem.slope
-    )
+    if diagonals is None or problem.activation == "softmax":
+        return diagonals
+    return (diagonals - problem.shift) * problem.slope
 
 
 class _Block(NamedTuple):
