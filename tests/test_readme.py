@@ -28,12 +28,14 @@ def commands() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[-1])
-def test_python_runs(code: str, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_runs(
+    code: str, tiny_checkpoint: Path, tiny_causal_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In a folder where a small checkpoint stands in for the hub's ids."""
     if "sentence_transformers" in code:
         pytest.importorskip("sentence_transformers")
-    for hub_id in set(re.findall(r'\("([\w-]+/[\w.-]+)"\)', code)):
-        shutil.copytree(tiny_checkpoint, tmp_path / hub_id)
+    for hub_id in set(re.findall(r'\("([\w-]+/[\w.-]+)"', code)):
+        shutil.copytree(tiny_causal_checkpoint if "CausalLM" in code else tiny_checkpoint, tmp_path / hub_id)
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {})
 
