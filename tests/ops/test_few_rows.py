@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mega_transformers.layers.linear import project
 from mega_transformers.ops.few_rows import LEAST_WEIGHTS, MOST_ROWS, linear_few_rows
 
 
@@ -29,3 +30,13 @@ def test_gradients_flow():
     weight = torch.randn(LEAST_WEIGHTS // 64, 64, dtype=torch.float64)
     linear_few_rows(hidden, weight, None).sum().backward()
     torch.testing.assert_close(hidden.grad[0], weight.sum(0))
+
+
+def test_hooks_of_a_layer_are_called():
+    layer, seen = torch.nn.Linear(128, 128), []
+    x = torch.randn(1, 1, 128)
+    with torch.no_grad():
+        plain = project(layer, x)
+        layer.register_forward_hook(lambda *_: seen.append(1))
+        assert torch.allclose(project(layer, x), plain, atol=1e-6)
+    assert seen == [1]

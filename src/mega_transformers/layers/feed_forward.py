@@ -9,6 +9,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from .dropout import MegaDropout
+from .linear import project
 from .norms import MegaSequenceNorm
 from .recompute import recomputed, takes_pieces, tokens_per_piece
 
@@ -36,9 +37,9 @@ class MegaNormalizedFeedForwardNetwork(nn.Module):
         return self._feed(x)
 
     def _feed(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = self.fc1(self.norm(x) if self.prenorm else x)
+        hidden = project(self.fc1, self.norm(x) if self.prenorm else x)
         output = x + self.dropout(recomputed(self._contract, hidden))
         return output if self.prenorm else self.norm(output)
 
     def _contract(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.hidden_dropout(self.activation(hidden)))
+        return project(self.fc2, self.hidden_dropout(self.activation(hidden)))

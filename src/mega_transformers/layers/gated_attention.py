@@ -14,6 +14,7 @@ from ..ops.continuation import Continuation
 from ..ops.visibility import Visibility
 from .dropout import MegaDropout
 from .ema import MegaMultiDimensionDampedEma
+from .linear import project
 from .norms import MegaSequenceNorm
 from .position_bias import relative_positional_bias
 from .recompute import recomputed, takes_pieces, tokens_per_piece
@@ -77,9 +78,9 @@ class MegaMovingAverageGatedAttention(nn.Module):
         residual = hidden_states
         x = self.norm(residual) if self.prenorm else residual
         averaged = self.ema_gate.convolve(x, visibility.mask, visibility.starts, visibility.num_documents, cache)
-        whole = self.training or output_attentions or self.config._attn_implementation == "eager"
         rule = visibility.fresh if isinstance(visibility, Continuation) else visibility
-        if not whole and rule is not None and takes_pieces(x) and not (cache is not None and cache.record_past):
+        whole = self.training or output_attentions or (cache is not None and cache.record_past)
+        if rule is not None and not whole and takes_pieces(x) and self.config._attn_implementation != "eager":
             output = torch.empty_like(residual)
             pieces = rule.pieces(tokens_per_piece(x))
             for where, part in pieces:
@@ -109,7 +110,7 @@ class MegaMovingAverageGatedAttention(nn.Module):
 
         The tokens see each other by `rule`, or, for None, the cached ones too, by `continuation`.
         """
-        value = self.hidden_dropout(self.activation(self.v_proj(x)))
+        value = self.hidden_dropout(self.activation(project(self.v_proj, x)))
         update, shared, gate, intermediate = recomputed(self._base, averaged, x).split(self.split_sizes, dim=-1)
         shared = F.silu(shared)
         query, key = (torch.addcmul(bias, shared, weight) for weight, bias in zip(self.qk_weight, self.qk_bias))
@@ -155,11 +156,11 @@ class MegaMovingAverageGatedAttention(nn.Module):
 
     def _base(self, averaged: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """What gates, queries and keys come from: (B, L, d + z + h + d)."""
-        return self.mx_proj(self.dropout(self.ema_gate.activate(averaged, x)))
+        return project(self.mx_proj, self.dropout(self.ema_gate.activate(averaged, x)))
 
     def _candidate(self, attended: torch.Tensor, gate: torch.Tensor, intermediate: torch.Tensor) -> torch.Tensor:
         """New hidden states before their activation, (B, L, d)."""
-        return intermediate + self.h_proj(attended * F.silu(gate))
+        return intermediate + project(self.h_proj, attended * F.silu(gate))
 
     def _gated_residual(self, residual: torch.Tensor, update: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor:
         """Old and new hidden states mixed by the update gate, (B, L, d)."""

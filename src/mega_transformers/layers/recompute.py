@@ -8,7 +8,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 MIN_ELEMENTS = 1 << 18
-PIECE = 8192
+PIECE = 2048
 """Tokens per piece: intermediate results that stay in memory already mapped, which is faster than fresh pages."""
 
 

@@ -32,7 +32,7 @@ class _Columns:
 
     @property
     def view(self) -> torch.Tensor | None:
-        return None if self.buffer is None else self.buffer[:, :, self.start : self.stop]
+        return None if self.buffer is None else self.buffer.narrow(2, self.start, self.stop - self.start)
 
     def append(self, new: torch.Tensor, limit: int | None) -> torch.Tensor:
         """The columns with `new` behind; `limit` is the most that will ever be kept, if there is one."""
@@ -59,7 +59,7 @@ class _Columns:
             replacement[:, :, :kept] = buffer[:, :, self.start : self.stop]
             self.buffer, self.start, self.stop = replacement, 0, kept
             buffer = replacement
-        buffer[:, :, self.stop : self.stop + added] = new
+        buffer.narrow(2, self.stop, added).copy_(new)
         self.stop += added
 
     def keep(self, start: int, stop: int) -> None:

@@ -33,9 +33,9 @@ from ...layers import (
     MegaScaleNorm,
     MegaSimpleRelativePositionalBias,
 )
+from ...layers.linear import is_plain, project
 from ...ops.continuation import Continuation
 from ...ops.cross_entropy import linear_cross_entropy
-from ...ops.few_rows import linear_few_rows
 from ...ops.visibility import Visibility
 from .cache_mega import MegaCacheLayer, prepare_cache
 from .configuration_mega import MegaConfig
@@ -325,12 +325,10 @@ class MegaLanguageModel(MegaPreTrainedModel):
         `self.loss_function` is to compute it.
         """
         if self.dense is not None:
-            hidden_states = torch.tanh(self.dense(hidden_states))
+            hidden_states = torch.tanh(project(self.dense, hidden_states))
         head = cast(nn.Linear, self.get_output_embeddings())
-        if labels is None and is_plain(head):
-            return linear_few_rows(hidden_states, head.weight, head.bias), None
         if labels is None or not self._has_plain_loss(head):
-            return head(hidden_states), None
+            return project(head, hidden_states), None
         total, logits = linear_cross_entropy(hidden_states.flatten(0, -2), head.weight, head.bias, labels.flatten())
         if count is None:
             count = (labels != -100).sum()
@@ -340,12 +338,6 @@ class MegaLanguageModel(MegaPreTrainedModel):
         """Whether head and loss are those this class made, so that both may be computed in one."""
         plain_losses = (LOSS_MAPPING["ForMaskedLM"], LOSS_MAPPING["ForCausalLM"])
         return not torch.compiler.is_compiling() and is_plain(head) and self.loss_function in plain_losses
-
-
-def is_plain(head: nn.Module) -> bool:
-    """Whether a linear layer does nothing else, so that its parts may be used directly."""
-    hooked = head._forward_hooks or head._forward_pre_hooks or hasattr(head, "_hf_hook")
-    return type(head) is nn.Linear and not hooked
 
 
 class MegaForMaskedLM(MegaLanguageModel):

@@ -9,6 +9,9 @@ from ..activations import ELEMENTWISE
 from ..autocast import no_autocast
 from ..continuation import Continuation, QueryBlock
 
+LONG = 1024
+"""Keys from which on a decoding step is worth several threads."""
+
 
 def attention_cached(
     q: torch.Tensor,
@@ -48,6 +51,21 @@ def attention_cached(
                 all_weights.append(F.pad(weights, (block.low, k.shape[1] - block.high)))
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
         return output, torch.cat(all_weights, dim=1).unsqueeze(1) if need_weights else None
+
+
+def _weighted_sum(weights: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """weights (B, n, T) @ values (B, T, h).
+
+    For one token of one row PyTorch has a thread read all of the values; as a batch of parts, every thread reads some.
+    """
+    rows, columns = weights.shape[0] * weights.shape[1], weights.shape[2]
+    parts = torch.get_num_threads()
+    if rows > 1 or values.device.type != "cpu" or parts == 1 or columns < LONG or torch.is_grad_enabled():
+        return torch.bmm(weights, values)
+    even = columns // parts * parts
+    split = torch.bmm(weights[0, :, :even].view(parts, 1, -1), values[0, :even].view(parts, even // parts, -1))
+    output = split.sum(0, keepdim=True)
+    return output if even == columns else output.baddbmm_(weights[:, :, even:], values[:, even:])
 
 
 def _weights(
