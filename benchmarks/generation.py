@@ -17,16 +17,16 @@ SHORTEST_PROMPT = 1 / 15  # of the longest
 
 
 class PrefillSubject(Subject):
-    """A prompt read at once, by ours into a cache.
+    """A prompt read at once, by ours into a cache; by 4.40.2 as the workload's `old_way` says.
 
-    4.40.2 takes less than half the time without a cache, and so has none unless the workload asks for it. It cannot
-    leave out logits, and reads nothing that is shorter than a chunk.
+    4.40.2 cannot leave out logits, and reads nothing that is shorter than a chunk.
     """
 
     def __init__(self, peer: str, module: nn.Module, workload: Workload, generator: torch.Generator):
-        super().__init__(module.eval(), workload)
+        self.training = peer == OLD and workload.old_way == "training"
+        super().__init__(module.train(self.training), workload)
         self.input_ids = random_tokens((1, workload.length), generator)
-        self.options: dict[str, Any] = {"use_cache": peer != OLD or workload.old_cache}
+        self.options: dict[str, Any] = {"use_cache": peer != OLD or workload.old_way == "cached"}
         if peer != OLD and not workload.all_logits:
             self.options["logits_to_keep"] = 1
 
@@ -40,8 +40,8 @@ class PrefillSubject(Subject):
         return {"output": (logits if self.workload.all_logits else logits[:, -1:]).clone()}
 
     def _logits(self, input_ids: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return self.module(input_ids=input_ids, **self.options).logits
+        with torch.inference_mode(not self.training):
+            return self.module(input_ids=input_ids, **self.options).logits.detach()
 
 
 class DecodingSubject(Subject):

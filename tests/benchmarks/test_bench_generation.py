@@ -110,8 +110,9 @@ def test_a_time_is_that_of_a_part_and_without_preparation(monkeypatch):
     assert session.subject.asked == ["prepare", "step"] * 2
 
 
-@pytest.mark.parametrize("old_cache", [False, True])
-def test_old_prefill_has_a_cache_where_asked_for(monkeypatch, old_cache):
+@pytest.mark.parametrize("old_way", ["training", "inference", "cached"])
+def test_old_prefill_goes_the_way_asked_for(monkeypatch, old_way):
     monkeypatch.setitem(MODELS, OLD, lambda workload: torch.nn.Identity())
-    subject = build(OLD, Workload("prefill", 24, chunk=8, head="causal-lm", old_cache=old_cache), 0)
-    assert subject.options == {"use_cache": old_cache}
+    subject = build(OLD, Workload("prefill", 24, chunk=8, head="causal-lm", old_way=old_way), 0)
+    assert subject.options == {"use_cache": old_way == "cached"}
+    assert subject.module.training == (old_way == "training")
