@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..models.mega.validation_mega import positions_limit
 from .cleaning import documents_of
 from .data import TextSize, encoded
 from .schema import RecipeError
@@ -183,9 +184,7 @@ def input_limit(config: Any) -> int | None:
     """The most tokens a model takes at once, cache included; None for no limit."""
     if config.model_type != "mega":
         return getattr(config, "max_position_embeddings", None)
-    if config.use_chunking or config.relative_positional_bias == "rotary":
-        return None
-    return config.chunk_size if config.chunk_size > 0 else config.max_positions
+    return positions_limit(config)
 
 
 def _check_limit(config: Any, length: int, reading: Reading) -> None:
