@@ -146,6 +146,7 @@ def _training(report: Report) -> str:
         "tokens seen": f"{results['tokens_seen']:,} ({results['epochs']:.2f} epochs of {results['train_tokens']:,})",
         "wall clock": f"{results['hours']:.2f} hours, evaluations while training included",
         "hardware": hardware(report.device),
+        "precision": precision(recipe),
         "software": software(),
         "seed": str(recipe.seed),
         "date": results["date"],
@@ -177,7 +178,16 @@ def hardware(device: torch.device) -> str:
                 break
     except OSError:
         pass
-    return f"{name}, {torch.get_num_threads()} threads, float32"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def precision(recipe: Recipe) -> str:
+    """What numbers the training computed with."""
+    for option, name in (("bf16", "bfloat16"), ("fp16", "float16")):
+        if recipe.training.get(option):
+            return f"float32 weights, {name} autocast"
+    return "float32"
 
 
 def software() -> str:
