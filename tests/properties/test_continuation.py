@@ -60,6 +60,16 @@ def test_pieces_give_what_the_whole_gives(config, batch, cuts, seed):
 
 
 @any_setting
+@given(configurations(causal=True), padded_batches(), cuts, seeds)
+def test_pieces_in_float32(config, batch, cuts, seed):
+    model, (ids, mask) = make_model(config, seed).float(), batch
+    whole = forward(model, ids, mask).last_hidden_state[mask.bool()]
+    got, _ = in_pieces(model, ids, mask, pieces(cuts, ids.shape[1]))
+    deviation = (got[mask.bool()] - whole).abs().max() / (1 + whole.abs().max()) if mask.any() else 0
+    assert deviation <= 2e-5
+
+
+@any_setting
 @given(configurations(causal=True), padded_batches(), seeds)
 def test_token_by_token_without_a_mask(config, batch, seed):
     model, (ids, _) = make_model(config, seed), batch
