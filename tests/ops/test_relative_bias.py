@@ -5,6 +5,7 @@ import torch
 
 from mega_transformers.ops.relative_bias import (
     RotaryBias,
+    SimpleBias,
     rotary_diagonals,
     simple_diagonals,
     sum_diagonals,
@@ -30,7 +31,7 @@ def test_sum_diagonals_is_the_adjoint_of_toeplitz():
 def test_rotary_is_an_inner_product_of_rotated_vectors():
     alpha, beta = torch.randn(1, 6, dtype=torch.float64), torch.randn(1, 6, dtype=torch.float64)
     of_query, of_key = RotaryBias(alpha, beta).features(7)
-    assert torch.allclose(of_query @ of_key.T, toeplitz(rotary_diagonals(alpha, beta, 7)))
+    assert torch.allclose(of_query @ of_key.T, toeplitz(RotaryBias(alpha, beta).diagonals(7)))
     # halves are rotated against each other: position 0 leaves them alone
     assert torch.equal(of_query[0], alpha[0])
 
@@ -38,11 +39,20 @@ def test_rotary_is_an_inner_product_of_rotated_vectors():
 def test_rotary_positions_are_exact_far_out():
     """4.40.2 computed positions in the parameters' dtype: wrong past 256 in bfloat16."""
     alpha, beta = torch.randn(1, 6, dtype=torch.float64), torch.randn(1, 6, dtype=torch.float64)
-    length = 40_000
-    far = rotary_diagonals(alpha.float(), beta.float(), length)
+    offsets = torch.arange(-40_000, 40_000)
+    far = rotary_diagonals(alpha.float(), beta.float(), offsets)
     assert torch.allclose(
-        far.double(), rotary_diagonals(alpha.float().double(), beta.float().double(), length), atol=1e-5
+        far.double(), rotary_diagonals(alpha.float().double(), beta.float().double(), offsets), atol=1e-5
     )
+
+
+def test_biases_of_the_past_are_the_lower_diagonals():
+    rotary = RotaryBias(torch.randn(1, 6), torch.randn(1, 6))
+    assert torch.allclose(rotary.past(7), rotary.diagonals(7)[:7])
+    simple = SimpleBias(torch.randn(19), 9)
+    assert torch.equal(simple.past(7), simple.diagonals(7)[:7])
+    longer = simple.past(12)
+    assert torch.equal(longer[2:], simple.diagonals(10)[:10]) and not longer[:2].any()
 
 
 def test_simple_bias_indexes_around_its_centre():
