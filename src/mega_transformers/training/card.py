@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 from importlib.metadata import PackageNotFoundError, version
@@ -41,11 +42,11 @@ def render(report: Report, has_plot: bool) -> str:
 
 def _use(recipe: Recipe) -> str:
     text = "The <mask> is open." if recipe.task == "masked-lm" else "The door"
-    example = recipe.card.examples[0] if recipe.card.examples else text
+    quoted = json.dumps(recipe.card.examples[0] if recipe.card.examples else text, ensure_ascii=False)
     if recipe.task == "masked-lm":
-        make, call = 'fill = pipeline("fill-mask", ', f"fill({example!r})"
+        make, call = 'fill = pipeline("fill-mask", ', f"fill({quoted})"
     else:
-        make, call = 'write = pipeline("text-generation", ', f"write({example!r}, max_new_tokens=50, do_sample=True)"
+        make, call = 'write = pipeline("text-generation", ', f"write({quoted}, max_new_tokens=50, do_sample=True)"
     return (
         "```python\n"
         "import mega_transformers  # registers the model with transformers\n"
