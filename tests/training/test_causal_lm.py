@@ -90,7 +90,7 @@ def test_the_card_tells_what_was_done(finished):
         "pipeline_tag: text-generation",
         "- causal-lm",
         "text: The cat",
-        "write('The cat', max_new_tokens=50, do_sample=True)",
+        'write("The cat", max_new_tokens=50, do_sample=True)',
         "| bits per character | word perplexity | per raw word |",
         f"| Sentences, test | tiny-clm | {score['model']['bits_per_character']:.3f} |",
         f"| Sentences, test | tiny-clm, state carried | {score['model, state carried']['bits_per_character']:.3f} |",

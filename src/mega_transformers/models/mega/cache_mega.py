@@ -53,7 +53,7 @@ class _Columns:
         # what was made in inference mode cannot be written outside of it
         frozen = buffer.is_inference() and not torch.is_inference_mode_enabled()
         if frozen or self.stop + added > buffer.shape[2]:
-            grown = max(SLACK, (kept + added) // 2) if limit is None else max(SLACK, limit // 4)
+            grown = max(SLACK, (kept + added) // 4) if limit is None else max(SLACK, limit // 4)
             capacity = kept + added + grown if limit is None else max(limit, kept + added) + grown
             replacement = buffer.new_empty(*buffer.shape[:2], capacity, buffer.shape[3])
             replacement[:, :, :kept] = buffer[:, :, self.start : self.stop]
