@@ -140,6 +140,21 @@ def test_a_prompt_is_read_once_for_several_continuations(form):
     assert cache.get_seq_length() == len(start)
 
 
+@pytest.mark.parametrize("length", [8, 11])
+def test_going_on_without_a_graph_leaves_an_earlier_one_whole(length):
+    """8 tokens end a chunk: their keys are no longer kept, but the graph needs them."""
+    model, (row,) = make("chunked"), prompts(length)
+    outputs = model(row[None], use_cache=True)
+    with torch.no_grad():
+        model(row[None, :2], past_key_values=outputs.past_key_values)
+    outputs.logits.sum().backward()
+    got = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    model(row[None], use_cache=False).logits.sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(got[name], parameter.grad)
+
+
 def test_a_cache_made_without_a_configuration_works():
     model, (row,) = make("chunked"), prompts(11)
     assert generate(model, {"input_ids": row[None]}, past_key_values=DynamicCache()) == [plain_loop(model, row)]

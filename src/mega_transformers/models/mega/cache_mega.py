@@ -50,8 +50,8 @@ class _Columns:
     def _append_in_place(self, new: torch.Tensor, limit: int | None) -> None:
         buffer = cast(torch.Tensor, self.buffer)
         kept, added = self.stop - self.start, new.shape[2]
-        # what was made in inference mode cannot be written outside of it
-        frozen = buffer.is_inference() and not torch.is_inference_mode_enabled()
+        # a graph still needs its tensors, and what was made in inference mode cannot be written outside of it
+        frozen = buffer.requires_grad or (buffer.is_inference() and not torch.is_inference_mode_enabled())
         if frozen or self.stop + added > buffer.shape[2]:
             grown = max(SLACK, (kept + added) // 4) if limit is None else max(SLACK, limit // 4)
             capacity = kept + added + grown if limit is None else max(limit, kept + added) + grown
