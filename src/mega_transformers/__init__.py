@@ -11,12 +11,14 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
     AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
 )
 
 from ._version import __version__
 from .models.mega.configuration_mega import MegaConfig
+from .models.mega.configuration_mega_seq2seq import MegaSeq2SeqConfig
 from .models.mega.modeling_mega import MegaForCausalLM, MegaForMaskedLM, MegaModel, MegaPreTrainedModel
 from .models.mega.modeling_mega_classification import (
     MegaForMultipleChoice,
@@ -24,11 +26,13 @@ from .models.mega.modeling_mega_classification import (
     MegaForSequenceClassification,
     MegaForTokenClassification,
 )
+from .models.mega.modeling_mega_seq2seq import MegaForConditionalGeneration, MegaSeq2SeqModel
 from .models.mega.tokenization_mega import register_tokenizer
 
 __all__ = [
     "MegaConfig",
     "MegaForCausalLM",
+    "MegaForConditionalGeneration",
     "MegaForMaskedLM",
     "MegaForMultipleChoice",
     "MegaForQuestionAnswering",
@@ -36,6 +40,8 @@ __all__ = [
     "MegaForTokenClassification",
     "MegaModel",
     "MegaPreTrainedModel",
+    "MegaSeq2SeqConfig",
+    "MegaSeq2SeqModel",
     "__version__",
 ]
 
@@ -50,4 +56,7 @@ for _auto, _model in (
     (AutoModelForTokenClassification, MegaForTokenClassification),
 ):
     _auto.register(MegaConfig, _model, exist_ok=True)
+AutoConfig.register("mega_seq2seq", MegaSeq2SeqConfig, exist_ok=True)
+AutoModel.register(MegaSeq2SeqConfig, MegaSeq2SeqModel, exist_ok=True)
+AutoModelForSeq2SeqLM.register(MegaSeq2SeqConfig, MegaForConditionalGeneration, exist_ok=True)
 register_tokenizer()

@@ -99,12 +99,13 @@ def read_fairseq(name: str, device: str = "cpu") -> Case:
     case = read_case(FAIRSEQ / f"{name}.safetensors", device)
     for group in (case.input, case.output, case.grad):
         for key, tensor in group.items():
-            if tensor.dim() == 3 and not key.startswith("param."):
+            batch_first = "attn" in key or "logits" in key or key.endswith("_btd") or key.startswith("param.")
+            if tensor.dim() == 3 and not batch_first:
                 group[key] = tensor.transpose(0, 1)
     return case
 
 
-def config_of(arguments: dict, causal: bool = False) -> MegaConfig:
+def config_of(arguments: dict, causal: bool = False, cross: bool = False) -> MegaConfig:
     """The configuration that the authors' constructor arguments mean, without dropout."""
     side = "decoder_" if causal else "encoder_"
     fields = {}
@@ -127,6 +128,8 @@ def config_of(arguments: dict, causal: bool = False) -> MegaConfig:
         attention_probs_dropout_prob=0.0,
         nffn_activation_dropout_prob=0.0,
         is_decoder=causal,
+        add_cross_attention=cross,
+        cross_attention_counts_padding=cross,
         **fields,
     )
 

@@ -162,12 +162,12 @@ def test_block(name, device, attn_implementation):
     module = MegaBlock(config).to(device).eval()
     load_parameters(module, case.param)
     x = leaf(case)
-    output = module(x, visibility_of(case, config, mask_of(case)))
+    output = module(x, visibility=visibility_of(case, config, mask_of(case)))
     assert_outputs(output, case.output["y"], "y")
     backward(case, output)
     assert_gradients(module, case, {"x": x})
 
     if "y_padded" in case.output:
         mask = ~case.input["decoder_padding_mask"]
-        output = module(x, visibility_of(case, config, mask))
+        output = module(x, visibility=visibility_of(case, config, mask))
         assert_outputs(output[mask], case.output["y_padded"][mask], "y at real tokens of padded rows")

@@ -26,8 +26,9 @@ AUTO = {
     "MegaForQuestionAnswering": transformers.AutoModelForQuestionAnswering,
 }
 CASES = sorted(path.parent.name for path in TRANSFORMERS.glob("*/io.safetensors"))
-CAUSAL = [name for name in CASES if name.startswith("causal_lm_")]
-ENCODERS = [name for name in CASES if name not in CAUSAL]
+CROSS = [name for name in CASES if name.startswith("causal_lm_cross_")]
+CAUSAL = [name for name in CASES if name.startswith("causal_lm_") and name not in CROSS]
+ENCODERS = [name for name in CASES if not name.startswith(("causal_lm_", "encoder_decoder_"))]
 RMSNORM = [name for name in CASES if "rmsnorm" in name]
 WITH_GRADIENTS = ["masked_lm_default_tied", "seq_cls_single_label"]
 
@@ -174,6 +175,59 @@ def test_cached_logits(name, sizes, device):
         assert_outputs(logits, case.fixed["cached_logits"], "cached_logits")
     elif "cached_logits" in case.output and "truncation" not in name:
         assert_outputs(logits, case.output["cached_logits"], "cached_logits")
+
+
+@pytest.mark.parametrize("name", CROSS)
+def test_cross_attention(name, device, attn_implementation):
+    """A decoder with an encoder's states, a row of them padded on the left: at once, and from its cache."""
+    case = read_model_case(name, device)
+    model = load_model(name, case, device, attn_implementation=attn_implementation)
+    assert model.config.cross_attention_counts_padding
+    source = {key: case.input[key] for key in ("encoder_hidden_states", "encoder_attention_mask")}
+    ids = case.input["input_ids"]
+    with torch.no_grad():
+        everything = model(**case.input, output_hidden_states=True, output_attentions=True)
+        outputs = model(**case.input)
+        cache, logits = None, []
+        for start, stop in ((0, 1), (1, 2), (2, 6), (6, 9)):
+            step = model(ids[:, start:stop], past_key_values=cache, use_cache=True, **(source if start == 0 else {}))
+            cache = step.past_key_values
+            logits.append(step.logits)
+    expected = dict(case.output)
+    del expected["cached_logits"]
+    weights = {key for key in expected if key.startswith("cross_attentions")}
+    for key in weights:  # 4.40.2 had no dimension of heads there
+        expected[key] = expected[key].unsqueeze(1)
+    assert len(everything.cross_attentions) == len(weights) == model.config.num_hidden_layers
+    assert_model_outputs(everything, expected, case, model.config.use_chunking)
+    assert_outputs(outputs.logits, expected["logits"], "logits")
+    assert_outputs(torch.cat(logits, dim=1), case.fixed["cached_logits"], "cached_logits")
+
+
+@pytest.mark.parametrize("name", ["encoder_decoder_model"])
+def test_generic_encoder_decoder(name, device, attn_implementation):
+    """transformers' `EncoderDecoderModel` of two Megas: at once, and from its cache; a source padded on the left."""
+    case = read_model_case(name, device)
+    model, info = transformers.EncoderDecoderModel.from_pretrained(
+        TRANSFORMERS / name, output_loading_info=True, attn_implementation=attn_implementation
+    )
+    # the encoder was saved without a pooler, which nothing here reads
+    assert all("encoder.pooler" in key for key in info["missing_keys"]) and not info["unexpected_keys"]
+    model = model.to(device).eval()
+    ids = case.input["decoder_input_ids"]
+    with torch.no_grad():
+        outputs = model(**case.input)
+        cache, logits = None, []
+        for step in ids.split(1, dim=1):
+            given = {**case.input, "decoder_input_ids": step}
+            part = model(**given, past_key_values=cache, use_cache=True)
+            cache = part.past_key_values
+            logits.append(part.logits)
+    real = case.input["attention_mask"].bool()
+    reference = case.output["encoder_last_hidden_state"]
+    assert_outputs(outputs.encoder_last_hidden_state[real], reference[real], "encoder_last_hidden_state")
+    assert_outputs(outputs.logits, case.output["logits"], "logits")
+    assert_outputs(torch.cat(logits, dim=1), case.output["logits"], "logits from the cache")
 
 
 def test_what_generate_gave(device):

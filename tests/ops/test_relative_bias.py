@@ -30,7 +30,8 @@ def test_sum_diagonals_is_the_adjoint_of_toeplitz():
 
 def test_rotary_is_an_inner_product_of_rotated_vectors():
     alpha, beta = torch.randn(1, 6, dtype=torch.float64), torch.randn(1, 6, dtype=torch.float64)
-    of_query, of_key = RotaryBias(alpha, beta).features(7)
+    bias, positions = RotaryBias(alpha, beta), torch.arange(7)
+    of_query, of_key = bias.query_features(positions), bias.key_features(positions)
     assert torch.allclose(of_query @ of_key.T, toeplitz(RotaryBias(alpha, beta).diagonals(7)))
     # halves are rotated against each other: position 0 leaves them alone
     assert torch.equal(of_query[0], alpha[0])
@@ -46,13 +47,28 @@ def test_rotary_positions_are_exact_far_out():
     )
 
 
-def test_biases_of_the_past_are_the_lower_diagonals():
-    rotary = RotaryBias(torch.randn(1, 6), torch.randn(1, 6))
-    assert torch.allclose(rotary.past(7), rotary.diagonals(7)[:7])
+@pytest.mark.parametrize(
+    "bias",
+    [RotaryBias(torch.randn(1, 6), torch.randn(1, 6)), SimpleBias(torch.randn(19), 9)],
+    ids=["rotary", "simple"],
+)
+def test_tables_hold_what_diagonals_and_single_offsets_give(bias):
+    table = bias.table(-6, 4)
+    assert table.zero == 6
+    assert torch.allclose(table.values, bias.diagonals(7)[:11])
+    assert torch.allclose(table.at(torch.arange(-6, 5)), bias.at(torch.arange(-6, 5)))
+    # rows 2 and 3 of queries, columns 1 ... 5 of keys
+    rows = table.rows(-1, 2, 5)
+    assert torch.allclose(rows, toeplitz(bias.diagonals(7))[2:4, 1:6])
+
+
+@pytest.mark.parametrize(("low", "high"), [(-12, 0), (-12, 12), (-3, 11), (-30, -20), (15, 18)])
+def test_simple_bias_is_0_beyond_its_parameter(low, high):
     simple = SimpleBias(torch.randn(19), 9)
-    assert torch.equal(simple.past(7), simple.diagonals(7)[:7])
-    longer = simple.past(12)
-    assert torch.equal(longer[2:], simple.diagonals(10)[:10]) and not longer[:2].any()
+    offsets = torch.arange(low, high + 1)
+    expected = torch.tensor([float(simple.rel_pos_bias[9 + o]) if -9 <= o <= 9 else 0.0 for o in offsets.tolist()])
+    assert torch.equal(simple.table(low, high).values, expected)
+    assert torch.equal(simple.at(offsets), expected)
 
 
 def test_simple_bias_indexes_around_its_centre():

@@ -5,12 +5,14 @@ from .dropout import MegaDropout
 from .ema import MegaMultiDimensionDampedEma
 from .feed_forward import MegaNormalizedFeedForwardNetwork
 from .gated_attention import MegaMovingAverageGatedAttention
+from .gated_cross_attention import MegaGatedCrossAttention
 from .norms import MegaRMSNorm, MegaScaleNorm, MegaSequenceNorm
 from .position_bias import MegaRotaryRelativePositionalBias, MegaSimpleRelativePositionalBias
 
 __all__ = [
     "MegaBlock",
     "MegaDropout",
+    "MegaGatedCrossAttention",
     "MegaMovingAverageGatedAttention",
     "MegaMultiDimensionDampedEma",
     "MegaNormalizedFeedForwardNetwork",

@@ -1,19 +1,21 @@
-"""One Mega block: gated attention, then the feed-forward sub-layer."""
+"""One Mega block: gated attention, in a decoder gated cross-attention, then the feed-forward sub-layer."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..ops.continuation import Continuation
+from ..ops.crossing import Crossing
 from ..ops.visibility import Visibility
 from .feed_forward import MegaNormalizedFeedForwardNetwork
 from .gated_attention import MegaMovingAverageGatedAttention
+from .gated_cross_attention import MegaGatedCrossAttention
 
 if TYPE_CHECKING:
-    from transformers.cache_utils import Cache
+    from transformers.cache_utils import Cache, EncoderDecoderCache
 
     from ..models.mega.configuration_mega import MegaConfig
 
@@ -24,15 +26,31 @@ class MegaBlock(GradientCheckpointingLayer):
     def __init__(self, config: MegaConfig, layer_idx: int = 0) -> None:
         super().__init__()
         self.mega_layer = MegaMovingAverageGatedAttention(config, layer_idx)
+        self.cross_attn = MegaGatedCrossAttention(config, layer_idx) if config.add_cross_attention else None
         self.nffn = MegaNormalizedFeedForwardNetwork(config) if config.use_normalized_ffn else None
 
     def forward(
         self,
         hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
         visibility: Visibility | Continuation | None = None,
+        crossing: Crossing | None = None,
         output_attentions: bool = False,
         past_key_values: Cache | None = None,
     ) -> torch.Tensor:
-        """(B, L, d) -> (B, L, d); arguments as in `MegaMovingAverageGatedAttention.forward`."""
-        hidden_states, _ = self.mega_layer(hidden_states, visibility, output_attentions, past_key_values)
+        """(B, L, d) -> (B, L, d).
+
+        Args:
+            hidden_states, visibility, output_attentions: As in `MegaMovingAverageGatedAttention.forward`.
+            encoder_hidden_states: (B, S, d of the encoder), for a block with cross-attention; not where cached. By
+                position, since gradient checkpointing differentiates with respect to positional arguments only.
+            crossing: Padding and positions of cross-attention.
+            past_key_values: What was remembered of the tokens before; with cross-attention an `EncoderDecoderCache`.
+        """
+        pair = cast("EncoderDecoderCache", past_key_values) if self.cross_attn is not None else None
+        memory = past_key_values if pair is None else pair.self_attention_cache
+        hidden_states, _ = self.mega_layer(hidden_states, visibility, output_attentions, memory)
+        if self.cross_attn is not None:
+            assert crossing is not None
+            hidden_states, _ = self.cross_attn(hidden_states, encoder_hidden_states, crossing, output_attentions, pair)
         return hidden_states if self.nffn is None else self.nffn(hidden_states)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
 
-from ..ops.attention import attention, attention_cached
+from ..ops.attention import attention, attention_rectangular
 from ..ops.continuation import Continuation
 from ..ops.visibility import Visibility
 from .dropout import MegaDropout
@@ -129,7 +129,7 @@ class MegaMovingAverageGatedAttention(nn.Module):
         dropout = self.attention_dropout if self.training else 0.0
         need_weights = output_attentions or backend == "reference"
         if rule is None:
-            attended, weights = attention_cached(
+            attended, weights = attention_rectangular(
                 query,
                 keys,
                 values,

@@ -60,9 +60,9 @@ class MegaSequenceNorm(nn.Module):
     The batch norms take their statistics over all B * L positions, padding included, as the authors' do.
     """
 
-    def __init__(self, config: MegaConfig) -> None:
+    def __init__(self, config: MegaConfig, affine: bool | None = None) -> None:
         super().__init__()
-        size, affine = config.hidden_size, config.norm_affine
+        size, affine = config.hidden_size, config.norm_affine if affine is None else affine
         self.norm: nn.Module
         if config.normalization_type == "layernorm":
             self.norm = nn.LayerNorm(size, eps=EPSILON, elementwise_affine=affine)

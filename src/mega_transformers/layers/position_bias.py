@@ -17,13 +17,16 @@ class MegaSimpleRelativePositionalBias(nn.Module):
     """A learned number per offset, `rel_pos_bias` (2 * max_positions - 1,).
 
     As in transformers 4.40.2, the entry for offset 0 has index `chunk_size - 1` where `chunk_size` is positive (the
-    rest of the vector is then unused), else `max_positions - 1`.
+    rest of the vector is then unused), else `max_positions - 1`. In cross-attention with
+    `cross_attention_max_positions` there are 2 * that - 1 entries, as in the authors' code.
     """
 
-    def __init__(self, config: MegaConfig) -> None:
+    def __init__(self, config: MegaConfig, crossing: bool = False) -> None:
         super().__init__()
-        self.centre = (config.chunk_size if config.chunk_size > 0 else config.max_positions) - 1
-        self.rel_pos_bias = nn.Parameter(torch.empty(2 * config.max_positions - 1))
+        served = config.positions_of_simple_bias(crossing)
+        self.centre = served - 1
+        size = served if crossing and config.cross_attention_max_positions is not None else config.max_positions
+        self.rel_pos_bias = nn.Parameter(torch.empty(2 * size - 1))
 
     def forward(self) -> SimpleBias:
         """The bias, for any length up to `centre + 1`."""
@@ -44,9 +47,9 @@ class MegaRotaryRelativePositionalBias(nn.Module):
 
 
 def relative_positional_bias(
-    config: MegaConfig,
+    config: MegaConfig, crossing: bool = False
 ) -> MegaSimpleRelativePositionalBias | MegaRotaryRelativePositionalBias:
-    """The module named by `config.relative_positional_bias`."""
+    """The module named by `config.relative_positional_bias`, of self-attention or of cross-attention."""
     if config.relative_positional_bias == "simple":
-        return MegaSimpleRelativePositionalBias(config)
+        return MegaSimpleRelativePositionalBias(config, crossing)
     return MegaRotaryRelativePositionalBias(config)

@@ -35,10 +35,11 @@ class Past(NamedTuple):
 
 
 class QueryBlock(NamedTuple):
-    """New tokens `start ... stop - 1` against the window's columns `low ... high - 1`.
+    """Queries `start ... stop - 1` against the columns `low ... high - 1`.
 
-    `visible` is (B or 1, stop - start, high - low) bool, None if all is visible; `offsets`, of that shape less the
-    first dimension, how far each key stands behind (positive) its query, None if the window's columns are in order.
+    `visible` is (B or 1, stop - start or 1, high - low) bool, None if all is visible. `offset` is the position of the
+    first key less that of the first query; where the columns are not in order, `offsets`, (B or 1, stop - start,
+    high - low), holds that for each pair.
     """
 
     start: int
@@ -46,6 +47,7 @@ class QueryBlock(NamedTuple):
     low: int
     high: int
     visible: torch.Tensor | None
+    offset: int
     offsets: torch.Tensor | None = None
 
 
@@ -78,6 +80,11 @@ class Continuation:
     # packed documents are not continued
     starts = None
     num_documents = None
+
+    @property
+    def leading(self) -> torch.Tensor | None:
+        """(B,) columns before each row's first real token; None if 0 everywhere."""
+        return self.after.leading
 
     @classmethod
     def build(
@@ -163,7 +170,7 @@ class Continuation:
         if chunk_size is not None:
             chunks = torch.div(columns - leading.unsqueeze(1), chunk_size, rounding_mode="floor")
             visible = visible & (chunks[:, slots:].unsqueeze(2) == chunks.unsqueeze(1))
-        block = QueryBlock(0, length, 0, slots + length, visible, offsets)
+        block = QueryBlock(0, length, 0, slots + length, visible, 0, offsets.unsqueeze(0))
         after = Past(seen + length, slots, mask, leading)
         return cls(length, slots, chunk_size, mask, None, None, after, None, [block])
 
@@ -190,7 +197,8 @@ class Continuation:
                 low = max(0, self.kept + start - self.chunk_size + 1)
                 stop = min(self.length, start + self.chunk_size)
             high = self.kept + stop
-            yield QueryBlock(start, stop, low, high, self._visible(start, stop, low, high, device))
+            visible = self._visible(start, stop, low, high, device)
+            yield QueryBlock(start, stop, low, high, visible, low - self.kept - start)
             start = stop
 
     def _visible(self, start: int, stop: int, low: int, high: int, device: torch.device) -> torch.Tensor | None:

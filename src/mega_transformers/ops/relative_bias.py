@@ -48,10 +48,10 @@ def rotary_diagonals(alpha: torch.Tensor, beta: torch.Tensor, offsets: torch.Ten
 
     Args:
         alpha, beta: The parameters, z numbers each (any shape), z even.
-        offsets: (n,) integers.
+        offsets: (...) integers.
 
     Returns:
-        (n,) in the dtype of the parameters.
+        (...) in the dtype of the parameters.
     """
     width = alpha.numel()
     cos, sin = (table.to(alpha.dtype) for table in _rotation_angles(offsets, width))
@@ -60,13 +60,13 @@ def rotary_diagonals(alpha: torch.Tensor, beta: torch.Tensor, offsets: torch.Ten
     return cos @ (a1 * b1 + a2 * b2) + sin @ (a2 * b1 - a1 * b2)
 
 
-def rotary_features(vector: torch.Tensor, length: int) -> torch.Tensor:
-    """`vector` (z numbers) rotated to the positions 0 ... length - 1: shape (length, z).
+def rotary_features(vector: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """`vector` (z numbers) rotated to the integer positions (...): shape (..., z).
 
     The rotary bias is an inner product of such features, so appending those of `alpha` to the queries and those of
     `beta` to the keys adds the bias inside any attention kernel.
     """
-    cos, sin = _rotation_angles(torch.arange(length, device=vector.device), vector.numel())
+    cos, sin = _rotation_angles(positions, vector.numel())
     cos, sin = cos.to(vector.dtype), sin.to(vector.dtype)
     first, second = vector.reshape(2, -1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
@@ -99,6 +99,24 @@ def sum_diagonals(matrix: torch.Tensor) -> torch.Tensor:
     return skewed.unflatten(-1, (rows, width)).sum(-2)
 
 
+class BiasTable(NamedTuple):
+    """The values of a bias at consecutive offsets: `values` (n,), of which entry `zero` belongs to offset 0."""
+
+    values: torch.Tensor
+    zero: int
+
+    def at(self, offsets: torch.Tensor) -> torch.Tensor:
+        """The bias at offsets (...), anything where the table has no entry."""
+        return self.values[(self.zero + offsets).clamp(0, self.values.shape[0] - 1)]
+
+    def rows(self, offset: int, rows: int, columns: int) -> torch.Tensor:
+        """The bias (rows, columns) at offsets `offset + column - row`; 0 above the last entry."""
+        first = self.zero + offset - (rows - 1)
+        window = self.values[first : first + rows + columns - 1]
+        window = F.pad(window, (0, rows + columns - 1 - window.shape[0]))
+        return window.unfold(0, columns, 1).flip(0) if rows > 1 else window.unsqueeze(0)
+
+
 class SimpleBias(NamedTuple):
     """A learned bias: the parameter vector and the index of its main diagonal."""
 
@@ -109,10 +127,19 @@ class SimpleBias(NamedTuple):
         """See `simple_diagonals`."""
         return simple_diagonals(self.rel_pos_bias, length, self.centre)
 
-    def past(self, length: int) -> torch.Tensor:
-        """The bias at offsets 1 - length ... 0: (length,), 0 where the parameter has no entry."""
-        known = min(length, self.centre + 1)
-        return F.pad(self.rel_pos_bias[self.centre + 1 - known : self.centre + 1], (length - known, 0))
+    def at(self, offsets: torch.Tensor) -> torch.Tensor:
+        """The bias at offsets (...), 0 where the parameter has no entry."""
+        index = offsets + self.centre
+        last = self.rel_pos_bias.numel() - 1
+        return self.rel_pos_bias[index.clamp(0, last)].masked_fill((index < 0) | (index > last), 0.0)
+
+    def table(self, low: int, high: int) -> BiasTable:
+        """The bias at offsets low ... high, 0 where the parameter has no entry."""
+        start, stop, size = self.centre + low, self.centre + high + 1, self.rel_pos_bias.numel()
+        first, last = min(max(start, 0), size), min(max(stop, 0), size)
+        if first == last:
+            return BiasTable(self.rel_pos_bias.new_zeros(stop - start), -low)
+        return BiasTable(F.pad(self.rel_pos_bias[first:last], (first - start, stop - last)), -low)
 
 
 class RotaryBias(NamedTuple):
@@ -123,15 +150,23 @@ class RotaryBias(NamedTuple):
 
     def diagonals(self, length: int) -> torch.Tensor:
         """The bias at offsets 1 - length ... length - 1; see `rotary_diagonals`."""
-        return rotary_diagonals(self.alpha, self.beta, torch.arange(1 - length, length, device=self.alpha.device))
+        return self.table(1 - length, length - 1).values
 
-    def past(self, length: int) -> torch.Tensor:
-        """The bias at offsets 1 - length ... 0: (length,)."""
-        return rotary_diagonals(self.alpha, self.beta, torch.arange(1 - length, 1, device=self.alpha.device))
+    def at(self, offsets: torch.Tensor) -> torch.Tensor:
+        """The bias at offsets (...); see `rotary_diagonals`."""
+        return rotary_diagonals(self.alpha, self.beta, offsets)
 
-    def features(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """What to append to queries and to keys, (length, z) each; see `rotary_features`."""
-        return rotary_features(self.alpha, length), rotary_features(self.beta, length)
+    def table(self, low: int, high: int) -> BiasTable:
+        """The bias at offsets low ... high."""
+        return BiasTable(self.at(torch.arange(low, high + 1, device=self.alpha.device)), -low)
+
+    def query_features(self, positions: torch.Tensor) -> torch.Tensor:
+        """What to append to queries at positions (...): (..., z); see `rotary_features`."""
+        return rotary_features(self.alpha, positions)
+
+    def key_features(self, positions: torch.Tensor) -> torch.Tensor:
+        """What to append to keys at positions (...): (..., z)."""
+        return rotary_features(self.beta, positions)
 
 
 RelativeBias = SimpleBias | RotaryBias

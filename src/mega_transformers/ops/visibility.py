@@ -156,6 +156,16 @@ class Visibility:
         group_mask = take_slots(real.unsqueeze(-1), token_of_slot).bool().view(-1, chunk_size)
         return cls(length, causal, chunk_size, mask, starts, num_documents, token_of_slot, slot_of_token, group_mask)
 
+    @property
+    def leading(self) -> torch.Tensor | None:
+        """(B,) columns before each row's first real token; None if 0 everywhere."""
+        if self.mask is None:
+            return None
+        can_look = not torch.compiler.is_compiling() and self.mask.device.type == "cpu"
+        if can_look and bool(self.mask[:, 0].all()):
+            return None
+        return self.mask.int().argmax(dim=1)
+
     def pieces(self, tokens: int) -> list[tuple[slice, Visibility]]:
         """The rule cut along the length into pieces of about that many tokens that see nothing of each other.
 

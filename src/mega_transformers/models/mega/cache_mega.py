@@ -6,18 +6,17 @@ Importing this registers the layers with transformers' caches: `DynamicCache(con
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, StaticLayer
+from transformers.cache_utils import CacheLayerMixin, StaticLayer
 
 from ...ops.autocast import no_autocast
 from ...ops.continuation import Continuation, Past
+from ...ops.crossing import Crossing
 from ...ops.ema import EMACoefficients, ema_chunked
-from ...ops.relative_bias import RelativeBias
-from .configuration_mega import MegaConfig
+from ...ops.relative_bias import BiasTable, RelativeBias
 
 SLACK = 64
 """Least number of columns by which a buffer grows."""
@@ -109,7 +108,7 @@ class MegaCacheLayer(CacheLayerMixin):
         self.state: torch.Tensor | None = None
         self.history: torch.Tensor | None = None
         self.past = Past()
-        self._bias: torch.Tensor | None = None
+        self._bias: BiasTable | None = None
         self._coefficients: EMACoefficients | None = None
         self._record: _Record | None = None
 
@@ -171,12 +170,12 @@ class MegaCacheLayer(CacheLayerMixin):
             self._coefficients = make()
         return self._coefficients
 
-    def past_bias(self, bias: RelativeBias, length: int) -> torch.Tensor:
+    def past_bias(self, bias: RelativeBias, length: int) -> BiasTable:
         """The relative position bias at offsets ... -1, 0, at least `length` of them; computed rarely."""
         if torch.is_grad_enabled():
-            return bias.past(length)
-        if self._bias is None or self._bias.shape[0] < length:
-            self._bias = bias.past(length + max(SLACK, length // 2))
+            return bias.table(1 - length, 0)
+        if self._bias is None or self._bias.zero + 1 < length:
+            self._bias = bias.table(1 - length - max(SLACK, length // 2), 0)
         return self._bias
 
     def advance(
@@ -334,7 +333,7 @@ class MegaStaticCacheLayer(StaticLayer):
         self.history: torch.Tensor | None = None
         self.mask: torch.Tensor | None = None
         self.leading: torch.Tensor | None = None
-        self._bias: torch.Tensor | None = None
+        self._bias: BiasTable | None = None
 
     @property
     def past(self) -> Past:
@@ -419,11 +418,12 @@ class MegaStaticCacheLayer(StaticLayer):
         """The EMA's coefficients, made every time: a compiler folds them."""
         return make()
 
-    def past_bias(self, bias: RelativeBias, length: int) -> torch.Tensor:
+    def past_bias(self, bias: RelativeBias, length: int) -> BiasTable:
         """The relative position bias at as many offsets ... -1, 0 as there are slots."""
         if self._bias is None:
-            self._bias = bias.past(cast(torch.Tensor, self.keys).shape[2]).detach().clone()
-            self._fix_addresses(self._bias)
+            values, zero = bias.table(1 - cast(torch.Tensor, self.keys).shape[2], 0)
+            self._bias = BiasTable(values.detach().clone(), zero)
+            self._fix_addresses(self._bias.values)
         return self._bias
 
     def advance(
@@ -470,103 +470,81 @@ def _last_inputs(history: torch.Tensor | None, x: torch.Tensor, truncation: int)
     return torch.cat([history, x], dim=1)[:, -truncation:]
 
 
-def prepare_cache(past_key_values: Any, config: MegaConfig, batch: int, device: torch.device) -> Cache:
-    """The cache to use in a forward pass: a new one for None, else what was given, checked.
+class MegaCrossCacheLayer(CacheLayerMixin):
+    """One block's keys (B, 1, S, z) and values (B, 1, S, d) of an encoder's states, stored once.
 
-    Args:
-        past_key_values: A `Cache`; None; or the tuple that transformers 4.40.2 returned: for every layer keys
-            (B, T, z), values (B, T, h) and the EMA's state (B, d, N).
-        config: The model's configuration.
-        batch, device: Of the new tokens.
-
-    Raises:
-        ValueError: for a cache of another kind, model, batch size or device.
+    `mask` (B, S) bool is True at source tokens that are no padding; None if all are.
     """
-    if past_key_values is None:
-        return DynamicCache(config=config)
-    if isinstance(past_key_values, (tuple, list)):
-        warnings.warn(
-            "past_key_values as tuples of transformers 4 are deprecated; pass a DynamicCache(config=model.config), or "
-            "what a forward pass here returned",
-            FutureWarning,
-            stacklevel=3,
-        )
-        past_key_values = cache_of_tuples(past_key_values, config)
-    if not isinstance(past_key_values, Cache):
-        raise ValueError(
-            f"past_key_values is a {type(past_key_values).__name__}, but must be a Cache; "
-            "make one with DynamicCache(config=model.config)"
-        )
-    if not past_key_values.layers and past_key_values.layer_class_to_replicate is not None:
-        # made without a configuration: nothing is stored yet, so it can still become one of ours
-        past_key_values.layers = [MegaCacheLayer() for _ in range(config.num_hidden_layers)]
-    check_cache(past_key_values, config, batch, device)
-    return past_key_values
 
+    is_compileable = False
+    is_croppable = True
+    is_sliding = False
+    supports_early_init = False
 
-def check_cache(cache: Cache, config: MegaConfig, batch: int, device: torch.device) -> None:
-    """Raises ValueError unless the cache fits the model and the new tokens."""
-    ours = (MegaCacheLayer, MegaStaticCacheLayer)
-    kinds = {type(layer).__name__ for layer in cache.layers if not isinstance(layer, ours)}
-    remedy = "; make one with DynamicCache(config=model.config)"
-    if kinds:
-        raise ValueError(
-            f"past_key_values is a cache of another model: it has layers of {', '.join(sorted(kinds))}{remedy}"
-        )
-    layers = cast(list[MegaCacheLayer], cache.layers)
-    if len(layers) != config.num_hidden_layers:
-        raise ValueError(
-            f"past_key_values is a cache of another model: it has {len(layers)} layers, this model has "
-            f"num_hidden_layers={config.num_hidden_layers}{remedy}"
-        )
-    first = layers[0]
-    if not first.is_initialized:
-        return
-    keys, values, state = (cast(torch.Tensor, x) for x in (first.keys, first.values, first.state))
-    found = (keys.shape[-1], values.shape[-1], *state.shape[1:])
-    wanted = (
-        config.shared_representation_size,
-        config.intermediate_size,
-        config.hidden_size,
-        config.ema_projection_size,
-    )
-    if found != wanted:
-        raise ValueError(
-            f"past_key_values is a cache of another model: its widths (shared_representation_size, intermediate_size, "
-            f"hidden_size, ema_projection_size) are {found}, this model's {wanted}{remedy}"
-        )
-    chunk_size = config.chunk_size if config.use_chunking else None
-    if first.chunk_size != chunk_size:
-        raise ValueError(
-            f"past_key_values is a cache of another model: its chunk_size is {first.chunk_size}, this model's "
-            f"{chunk_size}{remedy}"
-        )
-    if first.batch_size != batch:
-        raise ValueError(f"past_key_values holds {first.batch_size} rows, but the input has {batch}")
-    if state.device != device:
-        raise ValueError(
-            f"past_key_values is on {state.device}, but the model's input is on {device}; move one of them"
-        )
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask: torch.Tensor | None = None
+        self._table: BiasTable | None = None
 
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing to do: the first `update` stores."""
 
-def cache_of_tuples(layers: Any, config: MegaConfig) -> DynamicCache:
-    """A cache from transformers 4.40.2's tuples; see `prepare_cache`."""
-    cache = DynamicCache(config=config)
-    chunk_size = config.chunk_size if config.use_chunking else None
-    if len(layers) != config.num_hidden_layers or any(len(layer) < 3 for layer in layers):
-        raise ValueError(
-            f"past_key_values has {len(layers)} entries, but must have num_hidden_layers={config.num_hidden_layers} "
-            "tuples of keys, values and the EMA's state"
-        )
-    if config.truncation is not None:
-        raise ValueError(
-            f"past_key_values as tuples lack the last inputs that truncation={config.truncation} needs; start with an "
-            "empty cache"
-        )
-    for target, (keys, values, state, *_) in zip(cast(list[MegaCacheLayer], cache.layers), layers):
-        target.chunk_size = chunk_size
-        target._keys.append(keys.unsqueeze(1), None)
-        target._values.append(values.unsqueeze(1), None)
-        target.state = state.to(torch.promote_types(state.dtype, torch.float32))
-        target.past = Past(keys.shape[1], keys.shape[1])
-    return cache
+    def update(  # type: ignore[override]
+        self, key_states: torch.Tensor, value_states: torch.Tensor, crossing: Crossing, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stores keys (B, 1, S, z) and values (B, 1, S, d) of a source, and its padding."""
+        self.keys, self.values, self.mask = key_states, value_states, crossing.mask
+        self.is_initialized = True
+        return key_states, value_states
+
+    @property
+    def batch_size(self) -> int:
+        """Rows, -1 while nothing is stored."""
+        return -1 if self.keys is None else self.keys.shape[0]
+
+    def bias(self, bias: RelativeBias, crossing: Crossing) -> RelativeBias | BiasTable:
+        """The relative position bias at all offsets of the rule; a table of it is computed rarely."""
+        if torch.is_grad_enabled() or not isinstance(crossing.start, int):
+            return bias
+        low, high = crossing.range
+        table = self._table
+        if table is None or low < -table.zero or high >= table.values.shape[0] - table.zero:
+            more = max(SLACK, crossing.start // 2)
+            self._table = table = bias.table(low - more, high + (0 if crossing.shift is None else more))
+        return table
+
+    def get_seq_length(self) -> int:
+        """Source columns stored."""
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def get_max_length(self) -> int:
+        """-1: there is no maximum."""
+        return -1
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Source columns, and the first of them."""
+        return self.get_seq_length(), 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Nothing to do: the source stays when target tokens go."""
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self.__init__()  # type: ignore[misc]
+
+    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        if self.keys is not None and self.values is not None:
+            self.keys, self.values = function(self.keys), function(self.values)
+            self.mask = None if self.mask is None else function(self.mask)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Row i becomes the former row `beam_idx[i]`."""
+        self._map(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeats every row."""
+        self._map(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps some rows."""
+        self._map(lambda x: x[indices.to(x.device)])

@@ -17,7 +17,7 @@ class InvalidMegaConfigError(StrictDataclassError, ValueError):
     """A field of a wrong type or value, or fields that contradict each other."""
 
 
-def _raising_value_errors(cls):
+def raising_value_errors(cls):
     """Makes the class raise `InvalidMegaConfigError`, with the message of what failed."""
     init = cls.__init__
 
@@ -34,7 +34,7 @@ def _raising_value_errors(cls):
     return cls
 
 
-@_raising_value_errors
+@raising_value_errors
 @strict
 class MegaConfig(PreTrainedConfig):
     r"""Configuration of a Mega model (arXiv 2209.10655). Defaults are those of transformers 4.40.2.
@@ -85,6 +85,22 @@ class MegaConfig(PreTrainedConfig):
             the labelled positions only, shape `(labelled tokens, vocab_size)`. Same loss, less time and memory.
         legacy_unnormalized_rmsnorm: Addition to 4.40.2, whose rmsnorm scaled its input without normalising it. True
             reproduces that, for models trained with it; None means False, and warns about a checkpoint of 4.x.
+
+        scale_embeddings: Addition to 4.40.2, as the next six from the authors' code. Whether embeddings are multiplied by
+            sqrt(hidden_size).
+        embedding_size: Width of the word embeddings; where it is given and another than `hidden_size`, a projection
+            without bias follows.
+        normalize_embeddings: Whether a norm stands behind the embeddings.
+        embedding_dropout_prob: Dropout of the embeddings.
+        final_norm: Whether a norm stands behind the last block, as pre-norm models of the authors have.
+        final_norm_affine: Whether that norm has learned scales.
+        cross_attention_max_positions: Number of source and target positions served by the `"simple"` bias of
+            cross-attention. None is 4.40.2's rule: that of self-attention, thus `chunk_size` if it is positive.
+        cross_attention_hidden_size: Addition to 4.40.2. Width of the encoder's hidden states; None for `hidden_size`.
+        cross_attention_counts_padding: Addition to 4.40.2. Whether positions in cross-attention are columns of the batch,
+            as in 4.40.2 and the authors' code, where padding on the left of a source shifts its positions. Otherwise they
+            are counted from the first real token, so that padding changes nothing. None means True for a decoder that
+            transformers 4.x saved, else False.
 
     Raises:
         InvalidMegaConfigError: a ValueError, on construction, for fields of a wrong type or value or that contradict
@@ -139,6 +155,28 @@ class MegaConfig(PreTrainedConfig):
     classifier_pooling: str = "cls"
     sparse_prediction: bool = False
     legacy_unnormalized_rmsnorm: bool | None = None
+    scale_embeddings: bool = False
+    embedding_size: int | None = None
+    normalize_embeddings: bool = False
+    embedding_dropout_prob: float | int = 0.0
+    final_norm: bool = False
+    final_norm_affine: bool = True
+    cross_attention_hidden_size: int | None = None
+    cross_attention_max_positions: int | None = None
+    cross_attention_counts_padding: bool | None = None
+
+    def __post_init__(self, **kwargs):
+        # 4.x wrote no version into a configuration inside another, but all fields of its base class, these among them
+        from_4 = (self.transformers_version or "").startswith("4.") or "tf_legacy_loss" in kwargs
+        if from_4 and self.add_cross_attention and self.cross_attention_counts_padding is None:
+            self.cross_attention_counts_padding = True
+        super().__post_init__(**kwargs)
+
+    def positions_of_simple_bias(self, crossing: bool = False) -> int:
+        """The number of positions that a `"simple"` bias serves, in self-attention or in cross-attention."""
+        if crossing and self.cross_attention_max_positions is not None:
+            return self.cross_attention_max_positions
+        return self.chunk_size if self.chunk_size > 0 else self.max_positions
 
     @property
     def layer_types(self) -> list[str]:
@@ -177,7 +215,12 @@ class MegaConfig(PreTrainedConfig):
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("embedding_size", "cross_attention_hidden_size", "cross_attention_max_positions"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"{name}={size} must be at least 1, or None")
         for name in (
+            "embedding_dropout_prob",
             "dropout_prob",
             "hidden_dropout_prob",
             "attention_probs_dropout_prob",

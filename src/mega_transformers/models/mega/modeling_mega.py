@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import initialization as init
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.generation import GenerationMixin
-from transformers.loss.loss_utils import LOSS_MAPPING
 from transformers.modeling_outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
@@ -26,27 +25,32 @@ from transformers.utils.output_capturing import capture_outputs
 
 from ...layers import (
     MegaBlock,
+    MegaGatedCrossAttention,
     MegaMovingAverageGatedAttention,
     MegaMultiDimensionDampedEma,
     MegaRMSNorm,
     MegaRotaryRelativePositionalBias,
     MegaScaleNorm,
+    MegaSequenceNorm,
     MegaSimpleRelativePositionalBias,
 )
-from ...layers.linear import is_plain, project
 from ...ops.continuation import Continuation
-from ...ops.cross_entropy import linear_cross_entropy
+from ...ops.crossing import Crossing
 from ...ops.visibility import Visibility
-from .cache_mega import MegaCacheLayer, prepare_cache
+from .cache_mega import MegaCacheLayer, MegaCrossCacheLayer
+from .cache_preparation_mega import prepare_cache
 from .configuration_mega import MegaConfig
+from .inputs_mega import MegaEmbeddings, document_starts_of
+from .prediction_mega import MegaPredictionMixin
 from .validation_mega import (
+    check_crossing_positions,
     check_decoder_inputs,
     check_files,
+    check_generated_length,
     check_inputs,
     check_labels,
+    check_source,
     leading_shape,
-    positions_limit,
-    values_can_be_checked,
 )
 
 logger = logging.get_logger(__name__)
@@ -62,31 +66,6 @@ def warn_of_unnormalized_rmsnorm(config: MegaConfig) -> None:
             "true rmsnorm, as in the authors' code. If the model was trained with transformers 4.x, load it with "
             "legacy_unnormalized_rmsnorm=True; if not, legacy_unnormalized_rmsnorm=False ends this warning."
         )
-
-
-class MegaEmbeddings(nn.Module):
-    """Word embeddings, plus token type embeddings where the configuration has them."""
-
-    def __init__(self, config: MegaConfig) -> None:
-        super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
-        self.token_type_embeddings = (
-            nn.Embedding(config.type_vocab_size, config.hidden_size) if config.add_token_type_embeddings else None
-        )
-
-    def forward(
-        self,
-        input_ids: torch.Tensor | None,
-        token_type_ids: torch.Tensor | None,
-        inputs_embeds: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Ids (B, L) or embeddings (B, L, d), and token types (B, L), 0 by default -> (B, L, d)."""
-        embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if self.token_type_embeddings is None:
-            return embeddings
-        if token_type_ids is None:
-            return embeddings + self.token_type_embeddings.weight[0]
-        return embeddings + self.token_type_embeddings(token_type_ids)
 
 
 class MegaPooler(nn.Module):
@@ -159,46 +138,6 @@ class MegaPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
 
 
-def document_starts_of(
-    shape: tuple[int, int],
-    position_ids: torch.Tensor | None,
-    cu_seq_lens: torch.Tensor | None,
-    seq_idx: torch.Tensor | None,
-) -> tuple[torch.Tensor | None, int | None]:
-    """Where packed documents start, from what `DataCollatorWithFlattening` gives.
-
-    Args:
-        shape: (batch, length).
-        position_ids: (B or 1, L), restarting in every document.
-        cu_seq_lens: (documents + 1,) boundaries, for a batch of one row.
-        seq_idx: (B, L) numbers of documents.
-
-    Returns:
-        (B, L) bool, True at the first token of every document, or None for one document a row; and an upper bound
-        of the documents in a row, if known.
-    """
-    bound = None
-    if seq_idx is not None:
-        starts = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0), value=True)
-    elif cu_seq_lens is not None:
-        if shape[0] != 1:
-            raise ValueError(f"cu_seq_lens_q describes one packed row, but the batch has {shape[0]}; flatten it")
-        bound = cu_seq_lens.numel() - 1
-        starts = torch.zeros(shape[1] + 1, dtype=torch.bool, device=cu_seq_lens.device)
-        starts = starts.index_fill(0, cu_seq_lens.long(), True)[:-1].unsqueeze(0)
-    elif position_ids is not None:
-        starts = F.pad(position_ids[:, 1:] != position_ids[:, :-1] + 1, (1, 0), value=True)
-    else:
-        return None, None
-    if starts.shape[1] != shape[1] or starts.shape[0] not in (1, shape[0]):
-        raise ValueError(
-            f"position_ids or seq_idx have shape {tuple(starts.shape)}, but must be (batch, length) = {shape}"
-        )
-    if values_can_be_checked(starts) and not bool(starts[:, 1:].any()):
-        return None, None
-    return starts.expand(shape), bound
-
-
 class MegaModel(MegaPreTrainedModel):
     """The bare Mega model: an encoder, or a causal model with `is_decoder=True, bidirectional=False`.
 
@@ -208,12 +147,14 @@ class MegaModel(MegaPreTrainedModel):
     """
 
     def __init__(self, config: MegaConfig, add_pooling_layer: bool = True) -> None:
-        super().__init__(config)
         if config.add_cross_attention:
-            raise ValueError("add_cross_attention=True: this release of mega_transformers has no cross-attention")
+            # read when a model is made; others have no such output
+            self._can_record_outputs = {**self._can_record_outputs, "cross_attentions": MegaGatedCrossAttention}
+        super().__init__(config)
         warn_of_unnormalized_rmsnorm(config)
         self.embedding_layer = MegaEmbeddings(config)
         self.layers = nn.ModuleList([MegaBlock(config, index) for index in range(config.num_hidden_layers)])
+        self.final_norm = MegaSequenceNorm(config, config.final_norm_affine) if config.final_norm else None
         self.pooler = MegaPooler(config) if add_pooling_layer else None
         self.gradient_checkpointing = False
         self.post_init()
@@ -245,10 +186,14 @@ class MegaModel(MegaPreTrainedModel):
             attention_mask: (B, L), 1 (or True) at real tokens and 0 at padding, on either side; all real by default.
                 With cached tokens (B, cached + L).
             token_type_ids: (B, L) token types, for a model that embeds them; 0 by default.
-            inputs_embeds: (B, L, d) embeddings in place of ids.
-            encoder_hidden_states, encoder_attention_mask: Of an encoder, for a decoder with cross-attention.
+            inputs_embeds: (B, L, d) word embeddings in place of ids.
+            encoder_hidden_states: (B, S, d of the encoder), for a decoder with cross-attention; not needed once their
+                keys and values are cached.
+            encoder_attention_mask: (B, S), 1 at real source tokens and 0 at padding; all real by default. What was cached
+                keeps the mask it was made with.
             past_key_values: A decoder's memory of the tokens before, which is brought up to date; any number of new
-                tokens may follow. `DynamicCache(config=config)` makes one, or what an earlier forward pass returned.
+                tokens may follow. `DynamicCache(config=config)` makes one, or what an earlier forward pass returned;
+                with cross-attention that is an `EncoderDecoderCache`.
             use_cache: Whether a decoder returns that memory; `config.use_cache` by default.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`; and where rows are packed with several
                 documents, which then see nothing of each other, one of `position_ids` (B, L), restarting in every
@@ -258,7 +203,8 @@ class MegaModel(MegaPreTrainedModel):
         Returns:
             `last_hidden_state` (B, L, d); `pooler_output` (B, d); `past_key_values`; `hidden_states`, (B, L, d) of the
             embeddings and of every block; `attentions`, per layer (B, K, n, n) for K chunks of n tokens, or
-            (B, 1, L, T) over the T columns that may be seen where tokens continue cached ones.
+            (B, 1, L, T) over the T columns that may be seen where tokens continue cached ones; `cross_attentions`, per
+            layer (B, 1, L, S).
 
         Raises:
             ValueError: for inputs that cannot be right; see `validation_mega.check_inputs`.
@@ -269,7 +215,8 @@ class MegaModel(MegaPreTrainedModel):
         if config.is_decoder and (use_cache or past_key_values is not None):
             batch = leading_shape(input_ids, inputs_embeds)[0]
             cache = prepare_cache(past_key_values, config, batch, self.device)
-        memory = None if cache is None else cast(MegaCacheLayer, cache.layers[0])
+        own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+        memory = None if own is None else cast(MegaCacheLayer, own.layers[0])
         seen = 0 if memory is None else memory.past.seen
         shape = check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_ids, seen)
         starts, num_documents = document_starts_of(
@@ -294,50 +241,64 @@ class MegaModel(MegaPreTrainedModel):
                 document_starts=starts,
                 num_documents=num_documents,
             )
+        crossing = None
+        if config.add_cross_attention:
+            if starts is not None:
+                raise ValueError("packed documents cannot attend to an encoder: give one target a row")
+            crossing = self._crossing(encoder_hidden_states, encoder_attention_mask, visibility, seen, shape, cache)
         output_attentions = bool(kwargs.get("output_attentions", config.output_attentions))
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
+                encoder_hidden_states,
                 visibility=visibility,
+                crossing=crossing,
                 output_attentions=output_attentions,
                 past_key_values=cache,
             )
+        if self.final_norm is not None:
+            hidden_states = self.final_norm(hidden_states)
         pooled = None if self.pooler is None else self.pooler(hidden_states)
         return BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=hidden_states, pooler_output=pooled, past_key_values=cache
         )
 
+    def _crossing(
+        self,
+        encoder_hidden_states: torch.Tensor | None,
+        encoder_attention_mask: torch.Tensor | None,
+        visibility: Visibility | Continuation,
+        seen: int | torch.Tensor,
+        shape: tuple[int, int],
+        cache: Cache | None,
+    ) -> Crossing:
+        """The rule of cross-attention for (batch, length) new tokens behind `seen` others."""
+        stored = None
+        if isinstance(cache, EncoderDecoderCache):
+            stored = cast(MegaCrossCacheLayer, cache.cross_attention_cache.layers[0])
+        if stored is not None and stored.is_initialized:
+            mask, columns = stored.mask, stored.get_seq_length()
+        else:
+            check_source(self.config, encoder_hidden_states, encoder_attention_mask, shape[0])
+            mask, columns = encoder_attention_mask, cast(torch.Tensor, encoder_hidden_states).shape[1]
+        check_crossing_positions(self.config, "the decoder's input", seen + shape[1])
+        return Crossing.build(
+            None if mask is None else mask.to(self.device),
+            columns,
+            shape[1],
+            start=seen,
+            leading=visibility.leading,
+            count_padding=bool(self.config.cross_attention_counts_padding),
+        )
 
-class MegaLanguageModel(MegaPreTrainedModel):
-    """What the masked and the causal language model share: an optional tanh layer, a head, and its loss."""
+
+class MegaLanguageModel(MegaPredictionMixin, MegaPreTrainedModel):
+    """What the masked and the causal language model share: a trunk, and an optional tanh layer."""
 
     def __init__(self, config: MegaConfig) -> None:
         super().__init__(config)
         self.mega = MegaModel(config, add_pooling_layer=False)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size) if config.add_lm_hidden_dense_layer else None
-
-    def _predict(
-        self, hidden_states: torch.Tensor, labels: torch.Tensor | None, count: int | torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Logits of hidden states (..., d), and their loss at `labels` (...,), which belong to the same positions.
-
-        The summed loss is divided by `count`, by default the number of labels. It is None without labels, or where
-        `self.loss_function` is to compute it.
-        """
-        if self.dense is not None:
-            hidden_states = torch.tanh(project(self.dense, hidden_states))
-        head = cast(nn.Linear, self.get_output_embeddings())
-        if labels is None or not self._has_plain_loss(head):
-            return project(head, hidden_states), None
-        total, logits = linear_cross_entropy(hidden_states.flatten(0, -2), head.weight, head.bias, labels.flatten())
-        if count is None:
-            count = (labels != -100).sum()
-        return logits.unflatten(0, labels.shape), total / (count.to(total.device) if torch.is_tensor(count) else count)
-
-    def _has_plain_loss(self, head: nn.Module) -> bool:
-        """Whether head and loss are those this class made, so that both may be computed in one."""
-        plain_losses = (LOSS_MAPPING["ForMaskedLM"], LOSS_MAPPING["ForCausalLM"])
-        return not torch.compiler.is_compiling() and is_plain(head) and self.loss_function in plain_losses
 
 
 class MegaForMaskedLM(MegaLanguageModel):
@@ -399,6 +360,11 @@ class MegaForMaskedLM(MegaLanguageModel):
         )
 
 
+def masks_for_generate(config, inputs_embeds, attention_mask, *args, **kwargs):
+    """What `generate` gives a static cache: the new tokens' part of the mask, since the cache remembers the rest."""
+    return None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :]
+
+
 class MegaForCausalLM(MegaLanguageModel, GenerationMixin):
     """Mega with a language model head that predicts the next word.
 
@@ -439,20 +405,12 @@ class MegaForCausalLM(MegaLanguageModel, GenerationMixin):
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ):
         """As in `GenerationMixin`; first refuses lengths that a `"simple"` bias does not serve."""
-        limit = positions_limit(self.config)
-        if limit is not None and max_cache_length > limit:
-            raise ValueError(
-                f"max_length={generation_config.max_length} (prompt and new tokens) is more than the {limit} "
-                "positions that relative_positional_bias='simple' serves without chunking; generate fewer tokens"
-            )
+        check_generated_length(self.config, generation_config, max_cache_length)
         return super()._prepare_cache_for_generation(  # type: ignore[misc]
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
 
-    @staticmethod
-    def create_masks_for_generate(config, inputs_embeds, attention_mask, *args, **kwargs):
-        """What a static cache is given: the new tokens' part of the mask, since it remembers the rest."""
-        return None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :]
+    create_masks_for_generate = staticmethod(masks_for_generate)
 
     @can_return_tuple
     def forward(

@@ -79,7 +79,20 @@ def positions_limit(config) -> int | None:
     """The most tokens a row may have, None for any number: a `"simple"` bias without chunks ends somewhere."""
     if config.relative_positional_bias != "simple" or config.use_chunking:
         return None
-    return config.chunk_size if config.chunk_size > 0 else config.max_positions
+    return config.positions_of_simple_bias()
+
+
+def check_generated_length(config, generation_config, length: int) -> None:
+    """Raises ValueError where `generate` is to make more tokens of a decoder than its `"simple"` biases serve."""
+    limits = [positions_limit(config)]
+    if config.add_cross_attention and config.relative_positional_bias == "simple":
+        limits.append(config.positions_of_simple_bias(crossing=True))
+    limit = min((limit for limit in limits if limit is not None), default=None)
+    if limit is not None and length > limit:
+        raise ValueError(
+            f"max_length={generation_config.max_length} (prompt and new tokens) is more than the {limit} positions "
+            "that relative_positional_bias='simple' serves here; generate fewer tokens"
+        )
 
 
 def check_decoder_inputs(config, past_key_values, encoder_hidden_states) -> None:
@@ -90,6 +103,45 @@ def check_decoder_inputs(config, past_key_values, encoder_hidden_states) -> None
         raise ValueError(
             "encoder_hidden_states are given, but this model has no cross-attention (add_cross_attention=False); "
             "leave them out"
+        )
+
+
+def check_source(config, encoder_hidden_states, encoder_attention_mask, batch: int) -> None:
+    """Checks what cross-attention of a decoder with `batch` rows is to read.
+
+    Raises:
+        ValueError: naming the argument, its value and what would be right.
+    """
+    if encoder_hidden_states is None:
+        raise ValueError(
+            "encoder_hidden_states are missing: this decoder has cross-attention (add_cross_attention=True); give the "
+            "last_hidden_state of an encoder, shape (batch, source length, width)"
+        )
+    width = config.cross_attention_hidden_size or config.hidden_size
+    shape = tuple(encoder_hidden_states.shape)
+    if len(shape) != 3 or shape[2] != width:
+        name = "hidden_size" if config.cross_attention_hidden_size is None else "cross_attention_hidden_size"
+        raise ValueError(
+            f"encoder_hidden_states has shape {shape}, but must be (batch, source length, {name}={width})"
+        )
+    if shape[0] != batch:
+        raise ValueError(f"encoder_hidden_states has {shape[0]} rows, but the decoder's input has {batch}")
+    if shape[1] == 0:
+        raise ValueError(f"encoder_hidden_states has shape {shape}: there must be at least one source token")
+    if encoder_attention_mask is not None:
+        check_mask("encoder_attention_mask", encoder_attention_mask, shape[:2])
+    check_crossing_positions(config, "encoder_hidden_states", shape[1])
+
+
+def check_crossing_positions(config, name: str, tokens: int | torch.Tensor) -> None:
+    """Raises ValueError where `name` has more tokens than the `"simple"` bias of cross-attention serves."""
+    if config.relative_positional_bias != "simple" or not isinstance(tokens, int):
+        return
+    limit = config.positions_of_simple_bias(crossing=True)
+    if tokens > limit:
+        raise ValueError(
+            f"{name} has {tokens} tokens, but cross-attention with relative_positional_bias='simple' serves {limit} "
+            "positions; shorten it, or use a model with a greater cross_attention_max_positions or with rotary bias"
         )
 
 
@@ -107,10 +159,11 @@ def check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_id
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, but must be (batch, length)")
         batch, length = input_ids.shape
     else:
-        if inputs_embeds.dim() != 3 or inputs_embeds.shape[-1] != config.hidden_size:
+        name = "hidden_size" if config.embedding_size is None else "embedding_size"
+        if inputs_embeds.dim() != 3 or inputs_embeds.shape[-1] != getattr(config, name):
             raise ValueError(
                 f"inputs_embeds has shape {tuple(inputs_embeds.shape)}, but must be "
-                f"(batch, length, hidden_size={config.hidden_size})"
+                f"(batch, length, {name}={getattr(config, name)})"
             )
         batch, length = inputs_embeds.shape[:2]
     if batch == 0 or length == 0:

@@ -9,15 +9,17 @@ from ..autocast import no_autocast
 from ..relative_bias import RelativeBias
 from ..visibility import Visibility
 from .blockwise import attention_blockwise
-from .cached import attention_cached
+from .cross import attention_cross
 from .fused import attention_flex, attention_sdpa
+from .rectangular import attention_rectangular
 from .reference import attention_reference
 
 __all__ = [
     "attention",
     "attention_blockwise",
-    "attention_cached",
+    "attention_cross",
     "attention_flex",
+    "attention_rectangular",
     "attention_reference",
     "attention_sdpa",
 ]

@@ -18,7 +18,9 @@ from ..visibility import Visibility
 
 def _fold(q: torch.Tensor, k: torch.Tensor, bias: RotaryBias) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries times z^-0.5 and keys (G, n, z), with the features of the bias appended: (G, n, 2z)."""
-    of_query, of_key = (f.to(q.dtype).expand(q.shape[0], -1, -1) for f in bias.features(q.shape[1]))
+    positions = torch.arange(q.shape[1], device=q.device)
+    features = bias.query_features(positions), bias.key_features(positions)
+    of_query, of_key = (f.to(q.dtype).expand(q.shape[0], -1, -1) for f in features)
     return torch.cat([q * q.shape[-1] ** -0.5, of_query], dim=-1), torch.cat([k, of_key], dim=-1)
 
 

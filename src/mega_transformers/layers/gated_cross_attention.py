@@ -1,0 +1,104 @@
+"""Gated attention of a decoder to an encoder (authors' `GatedCrossAttention`)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.activations import ACT2FN
+
+from ..ops.attention import attention_cross
+from ..ops.crossing import Crossing
+from .dropout import MegaDropout
+from .linear import project
+from .norms import MegaSequenceNorm
+from .position_bias import relative_positional_bias
+
+if TYPE_CHECKING:
+    from transformers.cache_utils import EncoderDecoderCache
+
+    from ..models.mega.configuration_mega import MegaConfig
+
+
+class MegaGatedCrossAttention(nn.Module):
+    """Single-head attention over an encoder's hidden states, with a gate of its result and a gated residual."""
+
+    def __init__(self, config: MegaConfig, layer_idx: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.prenorm = config.normalize_before_mega
+        d, z = config.hidden_size, config.shared_representation_size
+        source_size = config.cross_attention_hidden_size or d
+        self.split_sizes = [d, d, z]
+        self.activation = ACT2FN[config.activation]
+        self.dropout = MegaDropout(config.dropout_prob, config.use_feature_dropout)
+        self.hidden_dropout = MegaDropout(config.hidden_dropout_prob, config.use_feature_dropout)
+        self.norm = MegaSequenceNorm(config)
+        self.k_proj = nn.Linear(source_size, z)
+        self.v_proj = nn.Linear(source_size, d)
+        self.q_proj = nn.Linear(d, 2 * d + z)
+        self.h_proj = nn.Linear(d, d)
+        self.rel_pos_bias = relative_positional_bias(config, crossing=True)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None,
+        crossing: Crossing,
+        output_attentions: bool = False,
+        past_key_values: EncoderDecoderCache | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Applies the layer.
+
+        Args:
+            hidden_states: (B, L, d) of the decoder.
+            encoder_hidden_states: (B, S, d of the encoder); not needed where keys and values are cached.
+            crossing: Padding and positions.
+            output_attentions: Whether to return the weights, whatever the implementation.
+            past_key_values: Keys and values of the encoder's states, stored by the first forward pass.
+
+        Returns:
+            (B, L, d), and the attention weights (B, 1, L, S) or None.
+        """
+        residual = hidden_states
+        x = self.norm(residual) if self.prenorm else residual
+        update, gate, query = project(self.q_proj, x).split(self.split_sizes, dim=-1)
+        key, value, bias = self._columns(encoder_hidden_states, crossing, past_key_values)
+        eager = self.config._attn_implementation == "eager"
+        attended, weights = attention_cross(
+            query,
+            key,
+            self.hidden_dropout(value),
+            bias,
+            crossing,
+            activation=self.config.attention_activation,
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            need_weights=output_attentions or eager,
+            backend="reference" if eager else None,
+        )
+        candidate = self.dropout(self.activation(project(self.h_proj, attended * F.silu(gate))))
+        output = torch.addcmul(residual, torch.sigmoid(update), candidate - residual)
+        return output if self.prenorm else self.norm(output), weights
+
+    def _columns(
+        self,
+        encoder_hidden_states: torch.Tensor | None,
+        crossing: Crossing,
+        past_key_values: EncoderDecoderCache | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        """Keys (B, S, z), values (B, S, d) and bias: cached ones, or made of the encoder's hidden states."""
+        cache = None
+        if past_key_values is not None:
+            cache = cast(Any, past_key_values.cross_attention_cache.layers[self.layer_idx])
+        if cache is None or not cache.is_initialized:
+            assert encoder_hidden_states is not None
+            key = project(self.k_proj, encoder_hidden_states)
+            value = self.activation(project(self.v_proj, encoder_hidden_states))
+            if cache is not None and past_key_values is not None:
+                cache.update(key.unsqueeze(1), value.unsqueeze(1), crossing)
+                past_key_values.is_updated[self.layer_idx] = True
+            return key, value, self.rel_pos_bias()
+        return cache.keys.squeeze(1), cache.values.squeeze(1), cache.bias(self.rel_pos_bias(), crossing)

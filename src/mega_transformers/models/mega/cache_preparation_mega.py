@@ -1,0 +1,159 @@
+"""Which cache a forward pass uses: a new one, or what it is given, checked."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, cast
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+
+from ...ops.continuation import Past
+from ...ops.crossing import Crossing
+from .cache_mega import MegaCacheLayer, MegaCrossCacheLayer, MegaStaticCacheLayer
+from .configuration_mega import MegaConfig
+
+
+REMEDY = "; make one with DynamicCache(config=model.config)"
+PAIR_REMEDY = "; make one with EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache())"
+
+
+def prepare_cache(past_key_values: Any, config: MegaConfig, batch: int, device: torch.device) -> Cache:
+    """The cache to use in a forward pass: a new one for None, else what was given, checked.
+
+    Args:
+        past_key_values: A `Cache`, with cross-attention an `EncoderDecoderCache` or the self-attention part of one;
+            None; or the tuple that transformers 4.40.2 returned: for every layer keys (B, T, z), values (B, T, h) and
+            the EMA's state (B, d, N), with cross-attention also keys (B, S, z) and values (B, S, d) of the encoder.
+        config: The model's configuration.
+        batch, device: Of the new tokens.
+
+    Raises:
+        ValueError: for a cache of another kind, model, batch size or device.
+    """
+    if past_key_values is None:
+        past_key_values = DynamicCache(config=config)
+    if isinstance(past_key_values, (tuple, list)):
+        warnings.warn(
+            "past_key_values as tuples of transformers 4 are deprecated; pass a DynamicCache(config=model.config), or "
+            "what a forward pass here returned",
+            FutureWarning,
+            stacklevel=3,
+        )
+        past_key_values = cache_of_tuples(past_key_values, config)
+    if not isinstance(past_key_values, Cache):
+        raise ValueError(
+            f"past_key_values is a {type(past_key_values).__name__}, but must be a Cache"
+            f"{PAIR_REMEDY if config.add_cross_attention else REMEDY}"
+        )
+    if not config.add_cross_attention:
+        _prepare_own(past_key_values, config, batch, device)
+        return past_key_values
+    if not isinstance(past_key_values, EncoderDecoderCache):
+        past_key_values = EncoderDecoderCache(past_key_values, DynamicCache())
+    _prepare_own(past_key_values.self_attention_cache, config, batch, device)
+    _prepare_cross(past_key_values.cross_attention_cache, config, batch)
+    return past_key_values
+
+
+def _prepare_own(cache: Cache, config: MegaConfig, batch: int, device: torch.device) -> None:
+    """Makes an empty cache one of self-attention, and checks any other."""
+    if isinstance(cache, EncoderDecoderCache):
+        raise ValueError(
+            "past_key_values is an EncoderDecoderCache, but this model has no cross-attention "
+            f"(add_cross_attention=False){REMEDY}"
+        )
+    if not cache.layers and cache.layer_class_to_replicate is not None:
+        # made without a configuration: nothing is stored yet, so it can still become one of ours
+        cache.layers = [MegaCacheLayer() for _ in range(config.num_hidden_layers)]
+    check_cache(cache, config, batch, device)
+
+
+def _prepare_cross(cache: Cache, config: MegaConfig, batch: int) -> None:
+    """Makes an empty cache one of cross-attention, whatever its layers, and checks any other."""
+    if not any(layer.is_initialized for layer in cache.layers):
+        if not all(isinstance(layer, MegaCrossCacheLayer) for layer in cache.layers) or not cache.layers:
+            cache.layers = [MegaCrossCacheLayer() for _ in range(config.num_hidden_layers)]
+        return
+    layers = cast(list[MegaCrossCacheLayer], cache.layers)
+    widths = (config.shared_representation_size, config.hidden_size)
+    ours = len(layers) == config.num_hidden_layers and all(isinstance(layer, MegaCrossCacheLayer) for layer in layers)
+    if not ours or (cast(Any, layers[0].keys).shape[-1], cast(Any, layers[0].values).shape[-1]) != widths:
+        raise ValueError(f"the cross-attention part of past_key_values is a cache of another model{PAIR_REMEDY}")
+    if layers[0].batch_size != batch:
+        raise ValueError(f"past_key_values holds the source of {layers[0].batch_size} rows, but the input has {batch}")
+
+
+def check_cache(cache: Cache, config: MegaConfig, batch: int, device: torch.device) -> None:
+    """Raises ValueError unless the cache fits the model and the new tokens."""
+    ours = (MegaCacheLayer, MegaStaticCacheLayer)
+    kinds = {type(layer).__name__ for layer in cache.layers if not isinstance(layer, ours)}
+    if kinds:
+        raise ValueError(
+            f"past_key_values is a cache of another model: it has layers of {', '.join(sorted(kinds))}{REMEDY}"
+        )
+    layers = cast(list[MegaCacheLayer], cache.layers)
+    if len(layers) != config.num_hidden_layers:
+        raise ValueError(
+            f"past_key_values is a cache of another model: it has {len(layers)} layers, this model has "
+            f"num_hidden_layers={config.num_hidden_layers}{REMEDY}"
+        )
+    first = layers[0]
+    if not first.is_initialized:
+        return
+    keys, values, state = (cast(torch.Tensor, x) for x in (first.keys, first.values, first.state))
+    found = (keys.shape[-1], values.shape[-1], *state.shape[1:])
+    wanted = (
+        config.shared_representation_size,
+        config.intermediate_size,
+        config.hidden_size,
+        config.ema_projection_size,
+    )
+    if found != wanted:
+        raise ValueError(
+            f"past_key_values is a cache of another model: its widths (shared_representation_size, intermediate_size, "
+            f"hidden_size, ema_projection_size) are {found}, this model's {wanted}{REMEDY}"
+        )
+    chunk_size = config.chunk_size if config.use_chunking else None
+    if first.chunk_size != chunk_size:
+        raise ValueError(
+            f"past_key_values is a cache of another model: its chunk_size is {first.chunk_size}, this model's "
+            f"{chunk_size}{REMEDY}"
+        )
+    if first.batch_size != batch:
+        raise ValueError(f"past_key_values holds {first.batch_size} rows, but the input has {batch}")
+    if state.device != device:
+        raise ValueError(
+            f"past_key_values is on {state.device}, but the model's input is on {device}; move one of them"
+        )
+
+
+def cache_of_tuples(layers: Any, config: MegaConfig) -> Cache:
+    """A cache from transformers 4.40.2's tuples; see `prepare_cache`."""
+    cache = DynamicCache(config=config)
+    chunk_size = config.chunk_size if config.use_chunking else None
+    if len(layers) != config.num_hidden_layers or any(len(layer) < 3 for layer in layers):
+        raise ValueError(
+            f"past_key_values has {len(layers)} entries, but must have num_hidden_layers={config.num_hidden_layers} "
+            "tuples of keys, values and the EMA's state"
+        )
+    if config.truncation is not None:
+        raise ValueError(
+            f"past_key_values as tuples lack the last inputs that truncation={config.truncation} needs; start with an "
+            "empty cache"
+        )
+    for target, (keys, values, state, *_) in zip(cast(list[MegaCacheLayer], cache.layers), layers):
+        target.chunk_size = chunk_size
+        target._keys.append(keys.unsqueeze(1), None)
+        target._values.append(values.unsqueeze(1), None)
+        target.state = state.to(torch.promote_types(state.dtype, torch.float32))
+        target.past = Past(keys.shape[1], keys.shape[1])
+    if not config.add_cross_attention:
+        return cache
+    cross = DynamicCache()
+    _prepare_cross(cross, config, -1)
+    for cross_layer, layer in zip(cross.layers, layers):
+        if len(layer) >= 5 and layer[3] is not None:
+            source = Crossing(0, layer[3].shape[1])
+            cast(MegaCrossCacheLayer, cross_layer).update(layer[3].unsqueeze(1), layer[4].unsqueeze(1), source)
+    return EncoderDecoderCache(cache, cross)

@@ -1,0 +1,87 @@
+"""What stands before the first block: embeddings, and where packed documents start."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ...layers import MegaDropout, MegaSequenceNorm
+from .configuration_mega import MegaConfig
+from .validation_mega import values_can_be_checked
+
+
+class MegaEmbeddings(nn.Module):
+    """Word embeddings, and what the configuration puts behind them: scale, projection, token types, norm, dropout."""
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        d = config.hidden_size
+        width = config.embedding_size or d
+        self.scale = math.sqrt(d) if config.scale_embeddings else None
+        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
+        self.projection = nn.Linear(width, d, bias=False) if width != d else None
+        self.token_type_embeddings = (
+            nn.Embedding(config.type_vocab_size, d) if config.add_token_type_embeddings else None
+        )
+        self.norm = MegaSequenceNorm(config) if config.normalize_embeddings else None
+        self.dropout = MegaDropout(config.embedding_dropout_prob, config.use_feature_dropout)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Ids (B, L) or their word embeddings, and token types (B, L), 0 by default -> (B, L, d)."""
+        embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        if self.scale is not None:
+            embeddings = embeddings * self.scale
+        if self.projection is not None:
+            embeddings = self.projection(embeddings)
+        if self.token_type_embeddings is not None:
+            types = self.token_type_embeddings
+            embeddings = embeddings + (types.weight[0] if token_type_ids is None else types(token_type_ids))
+        if self.norm is not None:
+            embeddings = self.norm(embeddings)
+        return self.dropout(embeddings)
+
+
+def document_starts_of(
+    shape: tuple[int, int],
+    position_ids: torch.Tensor | None,
+    cu_seq_lens: torch.Tensor | None,
+    seq_idx: torch.Tensor | None,
+) -> tuple[torch.Tensor | None, int | None]:
+    """Where packed documents start, from what `DataCollatorWithFlattening` gives.
+
+    Args:
+        shape: (batch, length).
+        position_ids: (B or 1, L), restarting in every document.
+        cu_seq_lens: (documents + 1,) boundaries, for a batch of one row.
+        seq_idx: (B, L) numbers of documents.
+
+    Returns:
+        (B, L) bool, True at the first token of every document, or None for one document a row; and an upper bound
+        of the documents in a row, if known.
+    """
+    bound = None
+    if seq_idx is not None:
+        starts = F.pad(seq_idx[:, 1:] != seq_idx[:, :-1], (1, 0), value=True)
+    elif cu_seq_lens is not None:
+        if shape[0] != 1:
+            raise ValueError(f"cu_seq_lens_q describes one packed row, but the batch has {shape[0]}; flatten it")
+        bound = cu_seq_lens.numel() - 1
+        starts = torch.zeros(shape[1] + 1, dtype=torch.bool, device=cu_seq_lens.device)
+        starts = starts.index_fill(0, cu_seq_lens.long(), True)[:-1].unsqueeze(0)
+    elif position_ids is not None:
+        starts = F.pad(position_ids[:, 1:] != position_ids[:, :-1] + 1, (1, 0), value=True)
+    else:
+        return None, None
+    if starts.shape[1] != shape[1] or starts.shape[0] not in (1, shape[0]):
+        raise ValueError(
+            f"position_ids or seq_idx have shape {tuple(starts.shape)}, but must be (batch, length) = {shape}"
+        )
+    if values_can_be_checked(starts) and not bool(starts[:, 1:].any()):
+        return None, None
+    return starts.expand(shape), bound

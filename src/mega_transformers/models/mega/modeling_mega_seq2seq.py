@@ -1,0 +1,273 @@
+"""An encoder and a decoder of Mega blocks, and the text-to-text model over them (authors' model `mega`)."""
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from .configuration_mega import MegaConfig
+from .configuration_mega_seq2seq import MegaSeq2SeqConfig
+from .modeling_mega import MegaModel, MegaPreTrainedModel, masks_for_generate
+from .prediction_mega import MegaPredictionMixin
+from .validation_mega import check_generated_length, check_labels
+
+ENCODER_EMBEDDINGS = "encoder.embedding_layer.word_embeddings.weight"
+DECODER_EMBEDDINGS = "decoder.embedding_layer.word_embeddings.weight"
+
+
+class MegaSeq2SeqPreTrainedModel(MegaPreTrainedModel):
+    """What the encoder-decoder models share."""
+
+    config: MegaSeq2SeqConfig  # type: ignore[assignment]
+    config_class = MegaSeq2SeqConfig
+    base_model_prefix = "model"
+    # encoder and decoder record their own
+    _can_record_outputs: dict[str, Any] = {}  # noqa: RUF012
+
+
+class MegaSeq2SeqModel(MegaSeq2SeqPreTrainedModel):
+    """A bidirectional encoder and a causal decoder with cross-attention, without a head."""
+
+    _tied_weights_keys = {ENCODER_EMBEDDINGS: DECODER_EMBEDDINGS}  # noqa: RUF012
+
+    def __init__(self, config: MegaSeq2SeqConfig) -> None:
+        super().__init__(config)
+        self.encoder = MegaModel(cast(MegaConfig, config.encoder), add_pooling_layer=False)
+        self.decoder = MegaModel(cast(MegaConfig, config.decoder), add_pooling_layer=False)
+        self.post_init()
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict:
+        """As in `PreTrainedModel`; what decides here is `config.share_embeddings`."""
+        if all_submodels or not self.config.share_embeddings:
+            return super().get_expanded_tied_weights_keys(all_submodels) if all_submodels else {}
+        return dict(self._tied_weights_keys)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.encoder.set_input_embeddings(value)
+        if self.config.share_embeddings:
+            self.decoder.set_input_embeddings(value)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        encoder_outputs: tuple[torch.Tensor, ...] | BaseModelOutput | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | Seq2SeqModelOutput:
+        """Encodes the source, unless `encoder_outputs` are given, and decodes the target.
+
+        Args:
+            input_ids, attention_mask, token_type_ids, inputs_embeds: Of the source, (B, S); as in `MegaModel.forward`.
+            decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds: Of the target, (B, L). With
+                `past_key_values` the new tokens only, and a mask of (B, cached + L).
+            encoder_outputs: What the encoder returned, `last_hidden_state` (B, S, d) first.
+            past_key_values: An `EncoderDecoderCache`: the decoder's memory, and keys and values of the encoder's states.
+            use_cache: Whether to return that; `config.decoder.use_cache` by default.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Returns:
+            `last_hidden_state` (B, L, d) of the decoder; `past_key_values`; `decoder_hidden_states`,
+            `decoder_attentions`, `cross_attentions` (per layer (B, 1, L, S)), `encoder_last_hidden_state`,
+            `encoder_hidden_states`, `encoder_attentions`, as in `MegaModel.forward`.
+
+        Raises:
+            ValueError: for inputs that cannot be right; see `validation_mega`.
+        """
+        if decoder_input_ids is None and decoder_inputs_embeds is None:
+            raise ValueError(
+                "the decoder's input is missing: give decoder_input_ids or decoder_inputs_embeds, or labels to a model "
+                "with a head"
+            )
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder(
+                input_ids,
+                attention_mask=attention_mask,
+                token_type_ids=token_type_ids,
+                inputs_embeds=inputs_embeds,
+                **kwargs,
+            )
+        elif not isinstance(encoder_outputs, BaseModelOutput) and isinstance(encoder_outputs, (tuple, list)):
+            encoder_outputs = BaseModelOutput(*encoder_outputs[:3])
+        source = cast(BaseModelOutput, encoder_outputs)
+        outputs = self.decoder(
+            decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            inputs_embeds=decoder_inputs_embeds,
+            encoder_hidden_states=source.last_hidden_state,
+            encoder_attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        return Seq2SeqModelOutput(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            decoder_hidden_states=outputs.hidden_states,
+            decoder_attentions=outputs.attentions,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=source.last_hidden_state,
+            encoder_hidden_states=source.hidden_states,
+            encoder_attentions=source.attentions,
+        )
+
+
+class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedModel, GenerationMixin):
+    """An encoder-decoder Mega that writes text for text: translation, transliteration, summaries."""
+
+    _tied_weights_keys = {"lm_head.weight": f"model.{DECODER_EMBEDDINGS}"}  # noqa: RUF012
+    dense = None
+
+    def __init__(self, config: MegaSeq2SeqConfig) -> None:
+        super().__init__(config)
+        decoder = cast(MegaConfig, config.decoder)
+        self.model = MegaSeq2SeqModel(config)
+        self.lm_head = nn.Linear(decoder.embedding_size or decoder.hidden_size, decoder.vocab_size, bias=False)
+        # labels are the words at their own positions: the decoder's input is what is shifted
+        self.loss_type = "ForMaskedLM"
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        self.lm_head = new_embeddings
+
+    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
+        """As in `PreTrainedModel`, for encoder, decoder and output at once.
+
+        Raises:
+            ValueError: for separate vocabularies, of which this cannot know which is meant.
+        """
+        if not self.config.share_embeddings:
+            raise ValueError(
+                "share_embeddings=False: encoder and decoder have vocabularies of their own; resize those of "
+                "model.model.encoder and model.model.decoder"
+            )
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        for side in (self.config.encoder, self.config.decoder):
+            cast(MegaConfig, side).vocab_size = embeddings.num_embeddings
+        return embeddings
+
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels (B, L) -> what the decoder is to read: its start, then all labels but the last, padding for -100.
+
+        Raises:
+            ValueError: if the configuration lacks `decoder_start_token_id` or `pad_token_id`.
+        """
+        start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
+        if start is None or pad is None:
+            raise ValueError(
+                f"decoder_start_token_id={start} and pad_token_id={pad}: labels can only be shifted with both set; set "
+                "them in the configuration, or give decoder_input_ids"
+            )
+        shifted = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
+        return shifted.masked_fill(shifted == -100, pad)
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+    ):
+        """As in `GenerationMixin`; first refuses lengths that a `"simple"` bias does not serve."""
+        check_generated_length(self.config.decoder, generation_config, max_cache_length)
+        return super()._prepare_cache_for_generation(  # type: ignore[misc]
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+
+    create_masks_for_generate = staticmethod(masks_for_generate)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        encoder_outputs: tuple[torch.Tensor, ...] | BaseModelOutput | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        decoder_inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | Seq2SeqLMOutput:
+        """Logits (B, L, V) of the target's next words, and the loss with `labels`.
+
+        Args:
+            labels: (B, L) the target's words, -100 where nothing is to be predicted. Without decoder inputs, these are
+                the labels shifted; see `prepare_decoder_input_ids_from_labels`.
+            logits_to_keep: Compute the logits of that many last positions only, or of the positions in a tensor of
+                indices; 0 for all. Not together with `labels`.
+            input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, token_type_ids, encoder_outputs,
+            past_key_values, inputs_embeds, decoder_inputs_embeds, use_cache, kwargs: As in `MegaSeq2SeqModel.forward`,
+                but with `labels` use_cache is False by default; also `num_items_in_batch`, by which the summed loss is
+                divided in place of the number of labels.
+        """
+        if labels is not None:
+            if torch.is_tensor(logits_to_keep) or logits_to_keep:
+                raise ValueError(f"logits_to_keep={logits_to_keep} drops logits that labels need; give one of the two")
+            given = decoder_inputs_embeds if decoder_input_ids is None else decoder_input_ids
+            shape = tuple(labels.shape) if given is None else tuple(given.shape[:2])
+            check_labels("labels", labels, shape, self.config.vocab_size)
+            if given is None:
+                decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+            use_cache = bool(use_cache)
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            token_type_ids=token_type_ids,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        hidden_states = outputs[0]
+        if torch.is_tensor(logits_to_keep):
+            hidden_states = hidden_states[:, logits_to_keep]
+        elif logits_to_keep:
+            hidden_states = hidden_states[:, -logits_to_keep:]
+        if labels is not None:
+            labels = labels.to(hidden_states.device)
+        logits, loss = self._predict(hidden_states, labels, kwargs.get("num_items_in_batch"))
+        if labels is not None and loss is None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return Seq2SeqLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            decoder_hidden_states=outputs.decoder_hidden_states,
+            decoder_attentions=outputs.decoder_attentions,
+            cross_attentions=outputs.cross_attentions,
+            encoder_last_hidden_state=outputs.encoder_last_hidden_state,
+            encoder_hidden_states=outputs.encoder_hidden_states,
+            encoder_attentions=outputs.encoder_attentions,
+        )
+
+
+__all__ = ["MegaForConditionalGeneration", "MegaSeq2SeqModel"]
