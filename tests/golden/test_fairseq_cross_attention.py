@@ -1,4 +1,4 @@
-"""Gated cross-attention and the decoder's block against the authors' code: outputs, weights, gradients, single steps."""
+"""Gated cross-attention and the decoder's block against the authors' code: outputs, weights, gradients, steps."""
 
 from __future__ import annotations
 

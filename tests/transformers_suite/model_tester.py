@@ -8,7 +8,7 @@ import torch
 from transformers.testing_utils import torch_device
 from transformers_tests.test_modeling_common import ids_tensor, random_attention_mask
 
-from mega_transformers import MegaConfig
+from mega_transformers import MegaConfig, MegaSeq2SeqConfig
 
 
 class MegaModelTester:
@@ -49,3 +49,28 @@ class MegaModelTester:
             "attention_mask": random_attention_mask(shape).to(torch_device),
         }
         return config, inputs
+
+
+class MegaSeq2SeqModelTester(MegaModelTester):
+    """The same for encoder-decoders, whose sides both have the fields of `MegaModelTester`."""
+
+    def __init__(self, **config_fields: Any) -> None:
+        super().__init__(**config_fields)
+        self.is_encoder_decoder = True
+        self.encoder_seq_length = self.key_length = self.decoder_seq_length = self.seq_length
+
+    def get_config(self) -> MegaSeq2SeqConfig:
+        side = super().get_config().to_dict()
+        return MegaSeq2SeqConfig(
+            encoder={**side, "add_token_type_embeddings": False}, decoder={**side, "add_token_type_embeddings": False}
+        )
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[MegaSeq2SeqConfig, dict[str, torch.Tensor]]:
+        source, target = [self.batch_size, self.seq_length], [self.batch_size, self.decoder_seq_length]
+        inputs = {
+            "input_ids": ids_tensor(source, self.vocab_size),
+            "attention_mask": random_attention_mask(source).to(torch_device),
+            "decoder_input_ids": ids_tensor(target, self.vocab_size),
+            "decoder_attention_mask": random_attention_mask(target).to(torch_device),
+        }
+        return self.get_config(), inputs

@@ -59,6 +59,8 @@ class Crossing:
         can_look = not torch.compiler.is_compiling() and (mask is None or mask.device.type == "cpu")
         if mask is not None and can_look and bool(mask.all()):
             mask = None
+        if torch.is_tensor(start):
+            start = start.clone()  # a cache counts on in place
         shift = None
         if not count_padding:
             if mask is not None and not (can_look and bool(mask[:, 0].all())):

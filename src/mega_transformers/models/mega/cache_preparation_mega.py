@@ -13,7 +13,6 @@ from ...ops.crossing import Crossing
 from .cache_mega import MegaCacheLayer, MegaCrossCacheLayer, MegaStaticCacheLayer
 from .configuration_mega import MegaConfig
 
-
 REMEDY = "; make one with DynamicCache(config=model.config)"
 PAIR_REMEDY = "; make one with EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache())"
 
@@ -71,7 +70,7 @@ def _prepare_own(cache: Cache, config: MegaConfig, batch: int, device: torch.dev
 
 def _prepare_cross(cache: Cache, config: MegaConfig, batch: int) -> None:
     """Makes an empty cache one of cross-attention, whatever its layers, and checks any other."""
-    if not any(layer.is_initialized for layer in cache.layers):
+    if not any(cast(Any, layer).is_initialized for layer in cache.layers):
         if not all(isinstance(layer, MegaCrossCacheLayer) for layer in cache.layers) or not cache.layers:
             cache.layers = [MegaCrossCacheLayer() for _ in range(config.num_hidden_layers)]
         return

@@ -1,6 +1,7 @@
 """Configuration of Mega models: the fields and defaults of transformers 4.40.2, validated, plus a few additions."""
 
 import functools
+from itertools import pairwise
 
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError
@@ -11,6 +12,8 @@ NORMALIZATION_TYPES = ("layernorm", "scalenorm", "rmsnorm", "batchnorm", "syncba
 ATTENTION_ACTIVATIONS = ("softmax", "laplace", "relu2")
 RELATIVE_POSITIONAL_BIASES = ("rotary", "simple")
 CLASSIFIER_POOLINGS = ("cls", "mean")
+CLASSIFIER_HEADS = ("tanh", "blocks")
+INPUT_TYPES = ("tokens", "values")
 
 
 class InvalidMegaConfigError(StrictDataclassError, ValueError):
@@ -86,8 +89,8 @@ class MegaConfig(PreTrainedConfig):
         legacy_unnormalized_rmsnorm: Addition to 4.40.2, whose rmsnorm scaled its input without normalising it. True
             reproduces that, for models trained with it; None means False, and warns about a checkpoint of 4.x.
 
-        scale_embeddings: Addition to 4.40.2, as the next six from the authors' code. Whether embeddings are multiplied by
-            sqrt(hidden_size).
+        scale_embeddings: Addition to 4.40.2, as the next six from the authors' code. Whether embeddings are multiplied
+            by sqrt(hidden_size).
         embedding_size: Width of the word embeddings; where it is given and another than `hidden_size`, a projection
             without bias follows.
         normalize_embeddings: Whether a norm stands behind the embeddings.
@@ -97,10 +100,27 @@ class MegaConfig(PreTrainedConfig):
         cross_attention_max_positions: Number of source and target positions served by the `"simple"` bias of
             cross-attention. None is 4.40.2's rule: that of self-attention, thus `chunk_size` if it is positive.
         cross_attention_hidden_size: Addition to 4.40.2. Width of the encoder's hidden states; None for `hidden_size`.
-        cross_attention_counts_padding: Addition to 4.40.2. Whether positions in cross-attention are columns of the batch,
-            as in 4.40.2 and the authors' code, where padding on the left of a source shifts its positions. Otherwise they
-            are counted from the first real token, so that padding changes nothing. None means True for a decoder that
-            transformers 4.x saved, else False.
+        cross_attention_counts_padding: Addition to 4.40.2. Whether positions in cross-attention are columns of the
+            batch, as in 4.40.2 and the authors' code, where padding on the left of a source shifts its positions.
+            Otherwise they are counted from the first real token, so that padding changes nothing. None means True for
+            a decoder that transformers 4.x saved, else False.
+
+        adaptive_cutoffs: Addition to 4.40.2, as all that follow from the authors' code. Ids at which the bands of an
+            adaptive input or softmax begin, ascending; the first band begins at 0. None without either.
+        adaptive_input: Whether rarer words have narrower embeddings, which projections widen to `hidden_size`. Bands
+            are `embedding_size` (or `hidden_size`) // `adaptive_input_factor`**band wide.
+        adaptive_input_factor: How much narrower each band is than the one before.
+        adaptive_softmax: Whether a causal language model predicts words in bands; its logits are log-probabilities.
+            Bands are `hidden_size` // `adaptive_softmax_factor`**band wide.
+        adaptive_softmax_factor: How much narrower each band is than the one before.
+        adaptive_softmax_dropout_prob: Dropout of what an adaptive softmax reads, and between the factors of its bands.
+        tie_adaptive_weights: Whether the words of both are the same weights.
+        tie_adaptive_projections: Whether the projections of all bands but the first are, too.
+        input_type: What a model reads: `"tokens"` (ids), or `"values"` (real numbers such as pixels or samples).
+        classifier_head: `"tanh"`, the two layers of 4.40.2, or `"blocks"`: a linear layer, dropout and
+            `classifier_activation` for each of `classifier_hidden_sizes`, then a projection without bias.
+        classifier_hidden_sizes: Widths of the blocks; None for one block of `hidden_size`.
+        classifier_activation: Activation of the blocks; any name of `transformers.activations.ACT2FN`.
 
     Raises:
         InvalidMegaConfigError: a ValueError, on construction, for fields of a wrong type or value or that contradict
@@ -164,6 +184,18 @@ class MegaConfig(PreTrainedConfig):
     cross_attention_hidden_size: int | None = None
     cross_attention_max_positions: int | None = None
     cross_attention_counts_padding: bool | None = None
+    adaptive_cutoffs: list[int] | None = None
+    adaptive_input: bool = False
+    adaptive_input_factor: float | int = 4
+    adaptive_softmax: bool = False
+    adaptive_softmax_factor: float | int = 4
+    adaptive_softmax_dropout_prob: float | int = 0.0
+    tie_adaptive_weights: bool = False
+    tie_adaptive_projections: bool = False
+    input_type: str = "tokens"
+    classifier_head: str = "tanh"
+    classifier_hidden_sizes: list[int] | None = None
+    classifier_activation: str = "gelu"
 
     def __post_init__(self, **kwargs):
         # 4.x wrote no version into a configuration inside another, but all fields of its base class, these among them
@@ -177,6 +209,21 @@ class MegaConfig(PreTrainedConfig):
         if crossing and self.cross_attention_max_positions is not None:
             return self.cross_attention_max_positions
         return self.chunk_size if self.chunk_size > 0 else self.max_positions
+
+    def check_tied_width(self) -> None:
+        """Raises ValueError where word embeddings are too narrow or wide to be an output projection too."""
+        if self.embedding_size not in (None, self.hidden_size):
+            raise ValueError(
+                f"tie_word_embeddings=True needs embedding_size={self.embedding_size} to be "
+                f"hidden_size={self.hidden_size}, or None; set tie_word_embeddings=False"
+            )
+
+    def adaptive_bands(self, width: int, factor: float) -> list[tuple[int, int]]:
+        """Words and width of every band of the vocabulary, each `factor` times narrower than the one before."""
+        borders = [0, *(self.adaptive_cutoffs or [])]
+        if borders[-1] < self.vocab_size:
+            borders.append(self.vocab_size)
+        return [(end - start, int(width // factor**band)) for band, (start, end) in enumerate(pairwise(borders))]
 
     @property
     def layer_types(self) -> list[str]:
@@ -198,7 +245,10 @@ class MegaConfig(PreTrainedConfig):
             ("attention_activation", ATTENTION_ACTIVATIONS),
             ("relative_positional_bias", RELATIVE_POSITIONAL_BIASES),
             ("classifier_pooling", CLASSIFIER_POOLINGS),
+            ("classifier_head", CLASSIFIER_HEADS),
+            ("input_type", INPUT_TYPES),
             ("activation", ACT2FN.keys()),
+            ("classifier_activation", ACT2FN.keys()),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; known are {', '.join(sorted(known))}")
@@ -226,6 +276,7 @@ class MegaConfig(PreTrainedConfig):
             "attention_probs_dropout_prob",
             "nffn_activation_dropout_prob",
             "classifier_dropout",
+            "adaptive_softmax_dropout_prob",
         ):
             probability = getattr(self, name)
             if probability is not None and not 0 <= probability < 1:
@@ -251,3 +302,70 @@ class MegaConfig(PreTrainedConfig):
                 f"chunk_size={self.chunk_size} must be at most max_positions={self.max_positions} with "
                 "relative_positional_bias='simple', which holds a number per position"
             )
+        if self.classifier_hidden_sizes is not None and min(self.classifier_hidden_sizes, default=0) < 1:
+            raise ValueError(
+                f"classifier_hidden_sizes={self.classifier_hidden_sizes} must be widths of at least 1, or None"
+            )
+        if self.input_type == "values":
+            self._validate_values()
+        self._validate_adaptive()
+
+    def _validate_values(self) -> None:
+        """Refuses what only words have, in a model that reads real numbers."""
+        for name in ("embedding_size", "adaptive_cutoffs"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"{name}={getattr(self, name)} needs input_type='tokens': values are no words")
+        if self.add_token_type_embeddings:
+            raise ValueError("add_token_type_embeddings=True needs input_type='tokens': values have no types")
+
+    def _validate_adaptive(self) -> None:
+        """Refuses bands that are none, and fields of adaptive input and softmax that contradict each other."""
+        cutoffs = self.adaptive_cutoffs
+        if not self.adaptive_input and not self.adaptive_softmax:
+            for name in ("adaptive_cutoffs", "tie_adaptive_weights", "tie_adaptive_projections"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name}={getattr(self, name)} needs adaptive_input=True or adaptive_softmax=True; "
+                        "set them, or leave it out"
+                    )
+            return
+        if not cutoffs:
+            raise ValueError(
+                f"adaptive_cutoffs={cutoffs} must name the ids at which bands of the vocabulary begin, with "
+                "adaptive_input=True or adaptive_softmax=True"
+            )
+        ascending = all(low < high for low, high in pairwise([0, *cutoffs]))
+        if not ascending or cutoffs[0] >= self.vocab_size or cutoffs[-1] > self.vocab_size:
+            raise ValueError(
+                f"adaptive_cutoffs={cutoffs} must be ascending, above 0 and below vocab_size={self.vocab_size}"
+            )
+        if self.tie_word_embeddings:
+            raise ValueError(
+                "tie_word_embeddings=True needs matrices of one shape, which adaptive input and softmax are not; set "
+                "tie_word_embeddings=False, and tie_adaptive_weights=True to tie their bands"
+            )
+        for name, used, width in (
+            ("adaptive_input_factor", self.adaptive_input, self.embedding_size or self.hidden_size),
+            ("adaptive_softmax_factor", self.adaptive_softmax, self.hidden_size),
+        ):
+            factor = getattr(self, name)
+            if not used:
+                continue
+            if factor < 1:
+                raise ValueError(f"{name}={factor} must be at least 1")
+            bands = self.adaptive_bands(width, factor)
+            if bands[-1][1] < 1:
+                raise ValueError(
+                    f"{name}={factor} leaves no width to the last of {len(bands)} bands: {width} // {factor}**"
+                    f"{len(bands) - 1} is 0; lower it, or give fewer adaptive_cutoffs"
+                )
+        if self.tie_adaptive_projections and not self.tie_adaptive_weights:
+            raise ValueError("tie_adaptive_projections=True needs tie_adaptive_weights=True")
+        if self.tie_adaptive_weights:
+            if not (self.adaptive_input and self.adaptive_softmax):
+                raise ValueError("tie_adaptive_weights=True needs adaptive_input=True and adaptive_softmax=True")
+            if self.adaptive_input_factor != self.adaptive_softmax_factor:
+                raise ValueError(
+                    f"tie_adaptive_weights=True needs equal factors, but adaptive_input_factor="
+                    f"{self.adaptive_input_factor} and adaptive_softmax_factor={self.adaptive_softmax_factor}"
+                )

@@ -16,9 +16,10 @@ class MegaSeq2SeqConfig(PreTrainedConfig):
     Args:
         encoder: Configuration of the encoder, a `MegaConfig` or its fields. It is made bidirectional.
         decoder: Configuration of the decoder, of any other sizes. It is made causal, with cross-attention to the
-            encoder's width. With a `"simple"` bias its `cross_attention_max_positions`, where None, becomes the greater
-            of both `max_positions`.
-        share_embeddings: Whether encoder and decoder have the same word embeddings. Needs equal vocabularies and widths.
+            encoder's width. Its `cross_attention_max_positions`, where None, becomes the greater of both
+            `max_positions`.
+        share_embeddings: Whether encoder and decoder have the same word embeddings. Needs equal vocabularies and
+            widths.
         tie_word_embeddings: Whether the output projection is the decoder's word embeddings.
         pad_token_id, bos_token_id, eos_token_id: Ids of the special tokens, of encoder and decoder too.
         decoder_start_token_id: What the decoder starts with; the authors' code starts with the end of a sentence.
@@ -66,19 +67,26 @@ class MegaSeq2SeqConfig(PreTrainedConfig):
 
     @property
     def vocab_size(self) -> int:
-        """Size of the decoder's vocabulary, which is that of the logits."""
+        """Size of the decoder's vocabulary, which is that of the logits. Setting it sets that of shared embeddings."""
         return cast(MegaConfig, self.decoder).vocab_size
 
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:
+        for side in (self.encoder, self.decoder) if self.share_embeddings else (self.decoder,):
+            cast(MegaConfig, side).vocab_size = value
+
     def validate_architecture(self):
-        """Refuses shared embeddings of different shapes.
+        """Refuses shared and tied embeddings of different shapes.
 
         Raises:
             ValueError: naming the fields, their values and what would be right.
         """
         super().validate_architecture()
+        encoder, decoder = cast(MegaConfig, self.encoder), cast(MegaConfig, self.decoder)
+        if self.tie_word_embeddings:
+            decoder.check_tied_width()
         if not self.share_embeddings:
             return
-        encoder, decoder = cast(MegaConfig, self.encoder), cast(MegaConfig, self.decoder)
         shapes = [(side.vocab_size, side.embedding_size or side.hidden_size) for side in (encoder, decoder)]
         if shapes[0] != shapes[1]:
             raise ValueError(

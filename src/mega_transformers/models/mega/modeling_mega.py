@@ -24,6 +24,8 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ...layers import (
+    MegaAdaptiveEmbedding,
+    MegaAdaptiveSoftmax,
     MegaBlock,
     MegaGatedCrossAttention,
     MegaMovingAverageGatedAttention,
@@ -40,13 +42,14 @@ from ...ops.visibility import Visibility
 from .cache_mega import MegaCacheLayer, MegaCrossCacheLayer
 from .cache_preparation_mega import prepare_cache
 from .configuration_mega import MegaConfig
-from .inputs_mega import MegaEmbeddings, document_starts_of
+from .inputs_mega import MegaEmbeddings, MegaValueEmbeddings, document_starts_of
 from .prediction_mega import MegaPredictionMixin
 from .validation_mega import (
     check_crossing_positions,
     check_decoder_inputs,
     check_files,
     check_generated_length,
+    check_input_type,
     check_inputs,
     check_labels,
     check_source,
@@ -100,6 +103,14 @@ class MegaPreTrainedModel(PreTrainedModel):
         "hidden_states": MegaBlock,
         "attentions": MegaMovingAverageGatedAttention,
     }
+    # what `config.input_type` may be
+    _input_types: tuple[str, ...] = ("tokens",)
+
+    def __init__(self, config: MegaConfig, *args, **kwargs) -> None:
+        check_input_type(config, type(self).__name__, self._input_types)
+        super().__init__(config, *args, **kwargs)
+        if getattr(config, "input_type", "tokens") == "values":
+            self.main_input_name = "input_values"
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
@@ -109,6 +120,24 @@ class MegaPreTrainedModel(PreTrainedModel):
         except Exception:
             check_files(pretrained_model_name_or_path)
             raise
+
+    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
+        """As in `PreTrainedModel`.
+
+        Raises:
+            ValueError: where the vocabulary has bands, or the model reads values.
+        """
+        if not isinstance(self.get_input_embeddings(), nn.Embedding):
+            raise ValueError(
+                "this model has no table of word embeddings that could be resized: it has an adaptive input "
+                "(adaptive_input=True), or reads values (input_type='values')"
+            )
+        if isinstance(self.get_output_embeddings(), MegaAdaptiveSoftmax):
+            raise ValueError(
+                "adaptive_softmax=True: a vocabulary in bands cannot be resized, since ids decide about bands; make a "
+                "new model with other adaptive_cutoffs"
+            )
+        return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -136,6 +165,8 @@ class MegaPreTrainedModel(PreTrainedModel):
             init.ones_(module.scalar)
         elif isinstance(module, MegaRMSNorm) and module.weight is not None:
             init.ones_(module.weight)
+        elif isinstance(module, (MegaAdaptiveEmbedding, MegaAdaptiveSoftmax, MegaValueEmbeddings)):
+            module.initialize()
 
 
 class MegaModel(MegaPreTrainedModel):
@@ -145,6 +176,8 @@ class MegaModel(MegaPreTrainedModel):
         config: The configuration.
         add_pooling_layer: Whether to add a tanh layer over the first token.
     """
+
+    _input_types = ("tokens", "values")
 
     def __init__(self, config: MegaConfig, add_pooling_layer: bool = True) -> None:
         if config.add_cross_attention:
@@ -160,10 +193,14 @@ class MegaModel(MegaPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        return self.embedding_layer.word_embeddings
+        return getattr(self.embedding_layer, self._input_embeddings_name)
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        self.embedding_layer.word_embeddings = cast(nn.Embedding, value)
+        setattr(self.embedding_layer, self._input_embeddings_name, value)
+
+    @property
+    def _input_embeddings_name(self) -> str:
+        return "value_embeddings" if self.config.input_type == "values" else "word_embeddings"
 
     @merge_with_config_defaults
     @capture_outputs
@@ -177,24 +214,26 @@ class MegaModel(MegaPreTrainedModel):
         encoder_attention_mask: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
+        input_values: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | BaseModelOutputWithPoolingAndCrossAttentions:
         """Embeds, runs the blocks, pools.
 
         Args:
-            input_ids: (B, L) ids, or give `inputs_embeds`.
+            input_ids: (B, L) ids, or give `inputs_embeds`; not for a model that reads values.
             attention_mask: (B, L), 1 (or True) at real tokens and 0 at padding, on either side; all real by default.
                 With cached tokens (B, cached + L).
             token_type_ids: (B, L) token types, for a model that embeds them; 0 by default.
-            inputs_embeds: (B, L, d) word embeddings in place of ids.
+            inputs_embeds: (B, L, d) embeddings in place of ids or values.
             encoder_hidden_states: (B, S, d of the encoder), for a decoder with cross-attention; not needed once their
                 keys and values are cached.
-            encoder_attention_mask: (B, S), 1 at real source tokens and 0 at padding; all real by default. What was cached
-                keeps the mask it was made with.
+            encoder_attention_mask: (B, S), 1 at real source tokens and 0 at padding; all real by default. What was
+                cached keeps the mask it was made with.
             past_key_values: A decoder's memory of the tokens before, which is brought up to date; any number of new
                 tokens may follow. `DynamicCache(config=config)` makes one, or what an earlier forward pass returned;
                 with cross-attention that is an `EncoderDecoderCache`.
             use_cache: Whether a decoder returns that memory; `config.use_cache` by default.
+            input_values: (B, L) real numbers, for a model with `input_type="values"`.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`; and where rows are packed with several
                 documents, which then see nothing of each other, one of `position_ids` (B, L), restarting in every
                 document, `cu_seq_lens_q` (documents + 1,) and `seq_idx` (B, L). Mega has no absolute positions, so
@@ -213,16 +252,16 @@ class MegaModel(MegaPreTrainedModel):
         check_decoder_inputs(config, past_key_values, encoder_hidden_states)
         cache = None
         if config.is_decoder and (use_cache or past_key_values is not None):
-            batch = leading_shape(input_ids, inputs_embeds)[0]
+            batch = leading_shape(input_ids, inputs_embeds, input_values)[0]
             cache = prepare_cache(past_key_values, config, batch, self.device)
         own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
         memory = None if own is None else cast(MegaCacheLayer, own.layers[0])
         seen = 0 if memory is None else memory.past.seen
-        shape = check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_ids, seen)
+        shape = check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_ids, seen, input_values)
         starts, num_documents = document_starts_of(
             shape, kwargs.get("position_ids"), kwargs.get("cu_seq_lens_q"), kwargs.get("seq_idx")
         )
-        hidden_states = self.embedding_layer(input_ids, token_type_ids, inputs_embeds)
+        hidden_states = self.embedding_layer(input_ids, token_type_ids, inputs_embeds, input_values)
         if attention_mask is not None:
             attention_mask = attention_mask[:, -shape[1] :].to(hidden_states.device)
         chunk_size = config.chunk_size if config.use_chunking else None
@@ -297,6 +336,8 @@ class MegaLanguageModel(MegaPredictionMixin, MegaPreTrainedModel):
 
     def __init__(self, config: MegaConfig) -> None:
         super().__init__(config)
+        if config.tie_word_embeddings:
+            config.check_tied_width()
         self.mega = MegaModel(config, add_pooling_layer=False)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size) if config.add_lm_hidden_dense_layer else None
 
@@ -309,6 +350,8 @@ class MegaForMaskedLM(MegaLanguageModel):
     def __init__(self, config: MegaConfig) -> None:
         if config.is_decoder:
             raise ValueError("is_decoder=True: a masked language model must see both sides; set is_decoder=False")
+        if config.adaptive_softmax:
+            raise ValueError("adaptive_softmax=True: only MegaForCausalLM predicts words in bands; set it to False")
         super().__init__(config)
         self.mlm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
@@ -392,8 +435,19 @@ class MegaForCausalLM(MegaLanguageModel, GenerationMixin):
             config = copy.deepcopy(config)
             config.is_decoder = True
         super().__init__(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
+        self.lm_head: nn.Module
+        if config.adaptive_softmax:
+            self.lm_head = MegaAdaptiveSoftmax(config)
+        else:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict:
+        """As in `PreTrainedModel`; those of an adaptive softmax are what `config.tie_adaptive_weights` decides."""
+        if all_submodels or not isinstance(self.lm_head, MegaAdaptiveSoftmax):
+            return super().get_expanded_tied_weights_keys(all_submodels)
+        words = "mega.embedding_layer.word_embeddings"
+        return {f"lm_head.{ours}": f"{words}.{theirs}" for ours, theirs in self.lm_head.tied_weights().items()}
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
@@ -427,11 +481,12 @@ class MegaForCausalLM(MegaLanguageModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | CausalLMOutputWithCrossAttentions:
-        """Logits (B, L, V), and the loss with `labels`.
+        """Logits (B, L, V), and the loss with `labels`; with an adaptive softmax log-probabilities, float32 at least.
 
         Args:
             labels: (B, L) ids, -100 where nothing is predicted; the label at position t is compared with the logits
-                at t - 1.
+                at t - 1. With an adaptive softmax in training mode, there are then no logits: its loss needs only
+                bands that labels are in.
             logits_to_keep: Compute the logits of that many last positions only, or of the positions in a tensor of
                 indices; 0 for all. Not together with `labels`.
             input_ids, attention_mask, token_type_ids, inputs_embeds, encoder_hidden_states, encoder_attention_mask,

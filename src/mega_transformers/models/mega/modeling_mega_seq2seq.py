@@ -24,10 +24,25 @@ class MegaSeq2SeqPreTrainedModel(MegaPreTrainedModel):
     """What the encoder-decoder models share."""
 
     config: MegaSeq2SeqConfig  # type: ignore[assignment]
-    config_class = MegaSeq2SeqConfig
+    config_class = MegaSeq2SeqConfig  # type: ignore[assignment]
     base_model_prefix = "model"
     # encoder and decoder record their own
     _can_record_outputs: dict[str, Any] = {}  # noqa: RUF012
+
+    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
+        """As in `PreTrainedModel`, for encoder, decoder and output at once.
+
+        Raises:
+            ValueError: for separate vocabularies, of which this cannot know which is meant.
+        """
+        if not self.config.share_embeddings:
+            raise ValueError(
+                "share_embeddings=False: encoder and decoder have vocabularies of their own; resize those of "
+                "its encoder and decoder"
+            )
+        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        self.config.vocab_size = embeddings.num_embeddings
+        return embeddings
 
 
 class MegaSeq2SeqModel(MegaSeq2SeqPreTrainedModel):
@@ -77,7 +92,7 @@ class MegaSeq2SeqModel(MegaSeq2SeqPreTrainedModel):
             decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds: Of the target, (B, L). With
                 `past_key_values` the new tokens only, and a mask of (B, cached + L).
             encoder_outputs: What the encoder returned, `last_hidden_state` (B, S, d) first.
-            past_key_values: An `EncoderDecoderCache`: the decoder's memory, and keys and values of the encoder's states.
+            past_key_values: An `EncoderDecoderCache`: the decoder's memory, and keys and values of the source.
             use_cache: Whether to return that; `config.decoder.use_cache` by default.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
@@ -91,8 +106,8 @@ class MegaSeq2SeqModel(MegaSeq2SeqPreTrainedModel):
         """
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError(
-                "the decoder's input is missing: give decoder_input_ids or decoder_inputs_embeds, or labels to a model "
-                "with a head"
+                "the decoder's input is missing: give decoder_input_ids or decoder_inputs_embeds; labels, where there "
+                "is a head, are enough"
             )
         if encoder_outputs is None:
             encoder_outputs = self.encoder(
@@ -102,8 +117,8 @@ class MegaSeq2SeqModel(MegaSeq2SeqPreTrainedModel):
                 inputs_embeds=inputs_embeds,
                 **kwargs,
             )
-        elif not isinstance(encoder_outputs, BaseModelOutput) and isinstance(encoder_outputs, (tuple, list)):
-            encoder_outputs = BaseModelOutput(*encoder_outputs[:3])
+        elif isinstance(encoder_outputs, (tuple, list)):
+            encoder_outputs = BaseModelOutput(*cast(tuple[Any, ...], encoder_outputs[:3]))
         source = cast(BaseModelOutput, encoder_outputs)
         outputs = self.decoder(
             decoder_input_ids,
@@ -137,7 +152,7 @@ class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedMod
         super().__init__(config)
         decoder = cast(MegaConfig, config.decoder)
         self.model = MegaSeq2SeqModel(config)
-        self.lm_head = nn.Linear(decoder.embedding_size or decoder.hidden_size, decoder.vocab_size, bias=False)
+        self.lm_head = nn.Linear(decoder.hidden_size, decoder.vocab_size, bias=False)
         # labels are the words at their own positions: the decoder's input is what is shifted
         self.loss_type = "ForMaskedLM"
         self.post_init()
@@ -154,24 +169,8 @@ class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedMod
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.lm_head = new_embeddings
 
-    def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
-        """As in `PreTrainedModel`, for encoder, decoder and output at once.
-
-        Raises:
-            ValueError: for separate vocabularies, of which this cannot know which is meant.
-        """
-        if not self.config.share_embeddings:
-            raise ValueError(
-                "share_embeddings=False: encoder and decoder have vocabularies of their own; resize those of "
-                "model.model.encoder and model.model.decoder"
-            )
-        embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        for side in (self.config.encoder, self.config.decoder):
-            cast(MegaConfig, side).vocab_size = embeddings.num_embeddings
-        return embeddings
-
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Labels (B, L) -> what the decoder is to read: its start, then all labels but the last, padding for -100.
+        """Labels (B, L) -> what the decoder reads: its start, then all labels but the last, padding for -100.
 
         Raises:
             ValueError: if the configuration lacks `decoder_start_token_id` or `pad_token_id`.
@@ -179,8 +178,8 @@ class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedMod
         start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
         if start is None or pad is None:
             raise ValueError(
-                f"decoder_start_token_id={start} and pad_token_id={pad}: labels can only be shifted with both set; set "
-                "them in the configuration, or give decoder_input_ids"
+                f"decoder_start_token_id={start} and pad_token_id={pad}: to shift labels both are needed; set them in "
+                "the configuration, or give decoder_input_ids"
             )
         shifted = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
         return shifted.masked_fill(shifted == -100, pad)
