@@ -7,6 +7,7 @@ Importing this package registers its classes with transformers' Auto classes, so
 from transformers import (
     AutoConfig,
     AutoModel,
+    AutoModelForAudioClassification,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForMultipleChoice,
@@ -21,22 +22,26 @@ from .models.mega.configuration_mega import MegaConfig
 from .models.mega.configuration_mega_seq2seq import MegaSeq2SeqConfig
 from .models.mega.modeling_mega import MegaForCausalLM, MegaForMaskedLM, MegaModel, MegaPreTrainedModel
 from .models.mega.modeling_mega_classification import (
+    MegaForAudioClassification,
     MegaForMultipleChoice,
     MegaForQuestionAnswering,
     MegaForSequenceClassification,
     MegaForTokenClassification,
 )
+from .models.mega.modeling_mega_pairs import MegaForSequencePairClassification
 from .models.mega.modeling_mega_seq2seq import MegaForConditionalGeneration, MegaSeq2SeqModel
 from .models.mega.tokenization_mega import register_tokenizer
 
 __all__ = [
     "MegaConfig",
+    "MegaForAudioClassification",
     "MegaForCausalLM",
     "MegaForConditionalGeneration",
     "MegaForMaskedLM",
     "MegaForMultipleChoice",
     "MegaForQuestionAnswering",
     "MegaForSequenceClassification",
+    "MegaForSequencePairClassification",
     "MegaForTokenClassification",
     "MegaModel",
     "MegaPreTrainedModel",
@@ -48,6 +53,7 @@ __all__ = [
 AutoConfig.register("mega", MegaConfig, exist_ok=True)
 for _auto, _model in (
     (AutoModel, MegaModel),
+    (AutoModelForAudioClassification, MegaForAudioClassification),
     (AutoModelForCausalLM, MegaForCausalLM),
     (AutoModelForMaskedLM, MegaForMaskedLM),
     (AutoModelForMultipleChoice, MegaForMultipleChoice),

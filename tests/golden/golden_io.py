@@ -99,8 +99,8 @@ def read_fairseq(name: str, device: str = "cpu") -> Case:
     case = read_case(FAIRSEQ / f"{name}.safetensors", device)
     for group in (case.input, case.output, case.grad):
         for key, tensor in group.items():
-            batch_first = "attn" in key or "logits" in key or key.endswith("_btd") or key.startswith("param.")
-            if tensor.dim() == 3 and not batch_first:
+            batch_first = any(part in key for part in ("attn", "logits", "log_prob")) or key.endswith("_btd")
+            if tensor.dim() == 3 and not batch_first and not key.startswith("param."):
                 group[key] = tensor.transpose(0, 1)
     return case
 

@@ -1,6 +1,6 @@
 """The authors' translation model `mega` as `MegaForConditionalGeneration`: at once, step by step, gradients.
 
-Its sources are padded on the left. Where the encoder has chunks, the authors count them from the padding (a defect, see
+Its sources are padded on the left. Where the encoder has chunks, the authors count them from the padding (see N2 in
 docs/parity.md), so there the rows with padding are compared behind the encoder only.
 """
 

@@ -380,7 +380,7 @@ def test_sources_that_cannot_be_read():
         decoder(ids, encoder_hidden_states=torch.zeros(2, 0, 8))
     with pytest.raises(ValueError, match="encoder_attention_mask has shape"):
         decoder(ids, encoder_hidden_states=states, encoder_attention_mask=torch.ones(2, 4))
-    with pytest.raises(ValueError, match="encoder_hidden_states has 7 tokens.*serves 6 positions"):
+    with pytest.raises(ValueError, match=r"encoder_hidden_states has 7 tokens.*serves 6 positions"):
         decoder(ids, encoder_hidden_states=torch.zeros(2, 7, 8))
     with pytest.raises(ValueError, match="packed documents cannot attend"):
         decoder(ids, encoder_hidden_states=states, seq_idx=torch.tensor([[0, 0, 1, 1]] * 2))
@@ -388,7 +388,7 @@ def test_sources_that_cannot_be_read():
         MegaModel(tiny_config())(ids, encoder_hidden_states=states)
     with pytest.raises(ValueError, match="at least one row and one token"):
         make_model()(torch.zeros(1, 0, dtype=torch.long), labels=torch.tensor([[5]]))
-    with pytest.raises(ValueError, match="max_length=8 .* 6 positions"):
+    with pytest.raises(ValueError, match=r"max_length=8 .* 6 positions"):
         make_model(decoder=simple, encoder={"max_positions": 6}).generate(torch.tensor([[5, 6]]), max_length=8)
     with pytest.raises(ValueError, match="labels holds 31"):
         make_model()(torch.tensor([[5]]), labels=torch.tensor([[31]]))

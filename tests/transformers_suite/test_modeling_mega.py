@@ -1,7 +1,8 @@
 """transformers' own tests of models, configurations and training, on every model of this package.
 
-We skip one, which reads chunked attention weights of encoder-decoders as if they were not. What the tests skip by themselves (no GPU, no FlashAttention or DeepSpeed installed, no
-composite model, no RoPE, no experts) pytest lists with its reason at the end.
+We skip one, which reads chunked attention weights of encoder-decoders as if they were not. What the tests skip by
+themselves (no GPU, no FlashAttention or DeepSpeed installed, no composite model, no RoPE, no experts) pytest lists with
+its reason at the end.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """The modules of a Mega block, batch first, with the parameter names of transformers 4.40.2."""
 
+from .adaptive import MegaAdaptiveEmbedding, MegaAdaptiveSoftmax, MegaMatrix
 from .block import MegaBlock
 from .dropout import MegaDropout
 from .ema import MegaMultiDimensionDampedEma
@@ -10,9 +11,12 @@ from .norms import MegaRMSNorm, MegaScaleNorm, MegaSequenceNorm
 from .position_bias import MegaRotaryRelativePositionalBias, MegaSimpleRelativePositionalBias
 
 __all__ = [
+    "MegaAdaptiveEmbedding",
+    "MegaAdaptiveSoftmax",
     "MegaBlock",
     "MegaDropout",
     "MegaGatedCrossAttention",
+    "MegaMatrix",
     "MegaMovingAverageGatedAttention",
     "MegaMultiDimensionDampedEma",
     "MegaNormalizedFeedForwardNetwork",

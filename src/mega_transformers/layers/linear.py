@@ -8,9 +8,9 @@ from torch import nn
 from ..ops.few_rows import are_few_rows, linear_few_rows
 
 
-def is_plain(module: nn.Module) -> bool:
-    """Whether a module is a linear layer and nothing else, so that its parts may be used directly."""
-    return type(module) is nn.Linear and not (
+def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether a module is a linear layer (or of `kinds`) and nothing else, so that its parts may be used directly."""
+    return type(module) in (nn.Linear, *kinds) and not (
         module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
     )
 

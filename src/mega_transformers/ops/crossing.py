@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -25,6 +25,7 @@ class Crossing:
         mask: (B, S) bool, True at source tokens that are no padding; None if all are.
         shift: (B, 1, 1) to be added to the offsets of columns, because positions are counted from the first real token
             of source and target; None if 0 everywhere.
+        shared: The blocks of `blocks`, where there is one, made once for all layers.
     """
 
     length: int
@@ -32,6 +33,7 @@ class Crossing:
     start: int | torch.Tensor = 0
     mask: torch.Tensor | None = None
     shift: torch.Tensor | None = None
+    shared: list[QueryBlock] = field(default_factory=list)
 
     @classmethod
     def build(
@@ -93,9 +95,16 @@ class Crossing:
     def blocks(self, device: torch.device) -> Iterator[QueryBlock]:
         """The queries in blocks whose scores fit into `BUDGET`."""
         height = max(1, BUDGET // self.columns)
-        shared = isinstance(self.start, int) and self.shift is None
-        for begin in range(0, self.length, height):
-            end = min(self.length, begin + height)
-            offsets = None if shared else self.offsets(device, begin, end)
-            offset = -(begin + self.start) if isinstance(self.start, int) else 0
-            yield QueryBlock(begin, end, 0, self.columns, self.visible(device), offset, offsets)
+        if self.length > height:
+            for start in range(0, self.length, height):
+                yield self._block(start, min(self.length, start + height), device)
+            return
+        if not self.shared:
+            self.shared.append(self._block(0, self.length, device))
+        yield from self.shared
+
+    def _block(self, start: int, stop: int, device: torch.device) -> QueryBlock:
+        in_order = isinstance(self.start, int) and self.shift is None
+        offsets = None if in_order else self.offsets(device, start, stop)
+        offset = -(start + self.start) if isinstance(self.start, int) else 0
+        return QueryBlock(start, stop, 0, self.columns, self.visible(device), offset, offsets)

@@ -113,7 +113,8 @@ class BiasTable(NamedTuple):
         """The bias (rows, columns) at offsets `offset + column - row`; 0 above the last entry."""
         first = self.zero + offset - (rows - 1)
         window = self.values[first : first + rows + columns - 1]
-        window = F.pad(window, (0, rows + columns - 1 - window.shape[0]))
+        if window.shape[0] < rows + columns - 1:
+            window = F.pad(window, (0, rows + columns - 1 - window.shape[0]))
         return window.unfold(0, columns, 1).flip(0) if rows > 1 else window.unsqueeze(0)
 
 

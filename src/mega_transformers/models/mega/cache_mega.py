@@ -7,7 +7,7 @@ Importing this registers the layers with transformers' caches: `DynamicCache(con
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from transformers.cache_utils import CacheLayerMixin, StaticLayer
@@ -17,6 +17,9 @@ from ...ops.continuation import Continuation, Past
 from ...ops.crossing import Crossing
 from ...ops.ema import EMACoefficients, ema_chunked
 from ...ops.relative_bias import BiasTable, RelativeBias
+
+if TYPE_CHECKING:
+    from .configuration_mega import MegaConfig
 
 SLACK = 64
 """Least number of columns by which a buffer grows."""
@@ -35,10 +38,11 @@ class _Columns:
 
     def append(self, new: torch.Tensor, limit: int | None) -> torch.Tensor:
         """The columns with `new` behind; `limit` is the most that will ever be kept, if there is one."""
-        if self.buffer is not None and torch.is_grad_enabled() and (new.requires_grad or self.buffer.requires_grad):
-            self._set(torch.cat([cast(torch.Tensor, self.view), new], dim=2))
-        elif self.buffer is None:
+        if self.buffer is None:
             self._set(new)
+            return new
+        if torch.is_grad_enabled() and (new.requires_grad or self.buffer.requires_grad):
+            self._set(torch.cat([cast(torch.Tensor, self.view), new], dim=2))
         else:
             self._append_in_place(new, limit)
         return cast(torch.Tensor, self.view)
@@ -89,7 +93,7 @@ class MegaCacheLayer(CacheLayerMixin):
     of the current chunk only, so that memory does not grow. Beside them: `state` (B, d, N), the EMA's, float32 at
     least; with truncation K `history` (B, K, d), the EMA's last inputs; and what is known of padding (`past`).
 
-    Rolling back (`crop`) needs the inputs since, which are kept between `activate_past_recording()` and `crop(...)`.
+    `owner` is the configuration it was last found to fit. Rolling back (`crop`) needs the inputs since, which are kept between `activate_past_recording()` and `crop(...)`.
     """
 
     is_compileable = False
@@ -101,6 +105,7 @@ class MegaCacheLayer(CacheLayerMixin):
     def __init__(self, **kwargs: Any) -> None:
         self.record_past = False
         self.chunk_size: int | None = None
+        self.owner: MegaConfig | None = None
         self._clear()
 
     def _clear(self) -> None:
@@ -329,6 +334,7 @@ class MegaStaticCacheLayer(StaticLayer):
     def __init__(self, max_cache_len: int, **kwargs: Any) -> None:
         super().__init__(max_cache_len)
         self.chunk_size: int | None = None
+        self.owner: MegaConfig | None = None
         self.state: torch.Tensor | None = None
         self.history: torch.Tensor | None = None
         self.mask: torch.Tensor | None = None

@@ -62,6 +62,9 @@ def _prepare_own(cache: Cache, config: MegaConfig, batch: int, device: torch.dev
             "past_key_values is an EncoderDecoderCache, but this model has no cross-attention "
             f"(add_cross_attention=False){REMEDY}"
         )
+    if cache.layers and getattr(cache.layers[0], "owner", None) is config:
+        check_rows(cast(MegaCacheLayer, cache.layers[0]), batch)
+        return
     if not cache.layers and cache.layer_class_to_replicate is not None:
         # made without a configuration: nothing is stored yet, so it can still become one of ours
         cache.layers = [MegaCacheLayer() for _ in range(config.num_hidden_layers)]
@@ -119,12 +122,18 @@ def check_cache(cache: Cache, config: MegaConfig, batch: int, device: torch.devi
             f"past_key_values is a cache of another model: its chunk_size is {first.chunk_size}, this model's "
             f"{chunk_size}{REMEDY}"
         )
-    if first.batch_size != batch:
-        raise ValueError(f"past_key_values holds {first.batch_size} rows, but the input has {batch}")
+    check_rows(first, batch)
     if state.device != device:
         raise ValueError(
             f"past_key_values is on {state.device}, but the model's input is on {device}; move one of them"
         )
+    first.owner = config
+
+
+def check_rows(first: MegaCacheLayer, batch: int) -> None:
+    """Raises ValueError unless a cache with that first layer holds `batch` rows, or nothing."""
+    if first.batch_size not in (batch, -1):
+        raise ValueError(f"past_key_values holds {first.batch_size} rows, but the input has {batch}")
 
 
 def cache_of_tuples(layers: Any, config: MegaConfig) -> Cache:

@@ -76,13 +76,19 @@ class MegaSeq2SeqConfig(PreTrainedConfig):
             cast(MegaConfig, side).vocab_size = value
 
     def validate_architecture(self):
-        """Refuses shared and tied embeddings of different shapes.
+        """Refuses shared and tied embeddings of different shapes, and values or bands for a vocabulary.
 
         Raises:
             ValueError: naming the fields, their values and what would be right.
         """
         super().validate_architecture()
         encoder, decoder = cast(MegaConfig, self.encoder), cast(MegaConfig, self.decoder)
+        for name, side in (("encoder", encoder), ("decoder", decoder)):
+            if side.input_type != "tokens" or side.adaptive_cutoffs is not None:
+                raise ValueError(
+                    f"{name}: input_type={side.input_type!r} and adaptive_cutoffs={side.adaptive_cutoffs}, but an "
+                    "encoder-decoder needs 'tokens' and None"
+                )
         if self.tie_word_embeddings:
             decoder.check_tied_width()
         if not self.share_embeddings:

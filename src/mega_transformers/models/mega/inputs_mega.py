@@ -5,21 +5,45 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import initialization as init
 
-from ...layers import MegaDropout, MegaSequenceNorm
+from ...layers import MegaAdaptiveEmbedding, MegaDropout, MegaSequenceNorm
 from .configuration_mega import MegaConfig
 from .validation_mega import values_can_be_checked
 
 
+class MegaValueEmbeddings(nn.Module):
+    """x * weight + bias: a vector for a real number (authors' `RealNumberEmbedding`)."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.bias = nn.Parameter(torch.empty(size))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        """(B, L) of any dtype -> (B, L, d)."""
+        return torch.addcmul(self.bias, values.unsqueeze(-1), self.weight).to(self.weight.dtype)
+
+    def initialize(self) -> None:
+        """The authors' initial weights: N(0, 1), and biases N(0, 0.1^2)."""
+        init.normal_(self.weight)
+        init.normal_(self.bias, std=0.1)
+
+
 class MegaEmbeddings(nn.Module):
-    """Word embeddings, and what the configuration puts behind them: scale, projection, token types, norm, dropout."""
+    """Embeddings of words or values, and what the configuration adds: scale, projection, types, norm, dropout."""
 
     def __init__(self, config: MegaConfig) -> None:
         super().__init__()
         d = config.hidden_size
         width = config.embedding_size or d
         self.scale = math.sqrt(d) if config.scale_embeddings else None
-        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
+        self.word_embeddings: nn.Module | None = None
+        self.value_embeddings = MegaValueEmbeddings(d) if config.input_type == "values" else None
+        if config.adaptive_input:
+            self.word_embeddings, width = MegaAdaptiveEmbedding(config), d
+        elif self.value_embeddings is None:
+            self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
         self.projection = nn.Linear(width, d, bias=False) if width != d else None
         self.token_type_embeddings = (
             nn.Embedding(config.type_vocab_size, d) if config.add_token_type_embeddings else None
@@ -32,9 +56,15 @@ class MegaEmbeddings(nn.Module):
         input_ids: torch.Tensor | None,
         token_type_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
+        input_values: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Ids (B, L) or their word embeddings, and token types (B, L), 0 by default -> (B, L, d)."""
-        embeddings = self.word_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+        """Ids or values (B, L) or their embeddings, and token types (B, L), 0 by default -> (B, L, d)."""
+        if inputs_embeds is not None:
+            embeddings = inputs_embeds
+        elif self.value_embeddings is not None:
+            embeddings = self.value_embeddings(input_values)
+        else:
+            embeddings = self.word_embeddings(input_ids)  # type: ignore[misc]
         if self.scale is not None:
             embeddings = embeddings * self.scale
         if self.projection is not None:

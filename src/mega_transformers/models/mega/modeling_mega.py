@@ -9,6 +9,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.generation import GenerationMixin
@@ -24,10 +25,10 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ...layers import (
-    MegaAdaptiveEmbedding,
     MegaAdaptiveSoftmax,
     MegaBlock,
     MegaGatedCrossAttention,
+    MegaMatrix,
     MegaMovingAverageGatedAttention,
     MegaMultiDimensionDampedEma,
     MegaRMSNorm,
@@ -106,7 +107,7 @@ class MegaPreTrainedModel(PreTrainedModel):
     # what `config.input_type` may be
     _input_types: tuple[str, ...] = ("tokens",)
 
-    def __init__(self, config: MegaConfig, *args, **kwargs) -> None:
+    def __init__(self, config: PreTrainedConfig, *args, **kwargs) -> None:
         check_input_type(config, type(self).__name__, self._input_types)
         super().__init__(config, *args, **kwargs)
         if getattr(config, "input_type", "tokens") == "values":
@@ -165,7 +166,7 @@ class MegaPreTrainedModel(PreTrainedModel):
             init.ones_(module.scalar)
         elif isinstance(module, MegaRMSNorm) and module.weight is not None:
             init.ones_(module.weight)
-        elif isinstance(module, (MegaAdaptiveEmbedding, MegaAdaptiveSoftmax, MegaValueEmbeddings)):
+        elif isinstance(module, (MegaMatrix, MegaValueEmbeddings)):
             module.initialize()
 
 
@@ -253,7 +254,8 @@ class MegaModel(MegaPreTrainedModel):
         cache = None
         if config.is_decoder and (use_cache or past_key_values is not None):
             batch = leading_shape(input_ids, inputs_embeds, input_values)[0]
-            cache = prepare_cache(past_key_values, config, batch, self.device)
+            # not self.device, which walks through all modules to find a parameter
+            cache = prepare_cache(past_key_values, config, batch, self.get_input_embeddings().weight.device)
         own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
         memory = None if own is None else cast(MegaCacheLayer, own.layers[0])
         seen = 0 if memory is None else memory.past.seen
@@ -284,7 +286,9 @@ class MegaModel(MegaPreTrainedModel):
         if config.add_cross_attention:
             if starts is not None:
                 raise ValueError("packed documents cannot attend to an encoder: give one target a row")
-            crossing = self._crossing(encoder_hidden_states, encoder_attention_mask, visibility, seen, shape, cache)
+            crossing = self._crossing(
+                encoder_hidden_states, encoder_attention_mask, visibility, seen, hidden_states, cache
+            )
         output_attentions = bool(kwargs.get("output_attentions", config.output_attentions))
         for layer in self.layers:
             hidden_states = layer(
@@ -308,23 +312,25 @@ class MegaModel(MegaPreTrainedModel):
         encoder_attention_mask: torch.Tensor | None,
         visibility: Visibility | Continuation,
         seen: int | torch.Tensor,
-        shape: tuple[int, int],
+        hidden_states: torch.Tensor,
         cache: Cache | None,
     ) -> Crossing:
-        """The rule of cross-attention for (batch, length) new tokens behind `seen` others."""
+        """The rule of cross-attention for new tokens, hidden_states (B, L, d), behind `seen` others."""
+        batch, length, _ = hidden_states.shape
+        device = hidden_states.device
         stored = None
         if isinstance(cache, EncoderDecoderCache):
             stored = cast(MegaCrossCacheLayer, cache.cross_attention_cache.layers[0])
         if stored is not None and stored.is_initialized:
             mask, columns = stored.mask, stored.get_seq_length()
         else:
-            check_source(self.config, encoder_hidden_states, encoder_attention_mask, shape[0])
+            check_source(self.config, encoder_hidden_states, encoder_attention_mask, batch)
             mask, columns = encoder_attention_mask, cast(torch.Tensor, encoder_hidden_states).shape[1]
-        check_crossing_positions(self.config, "the decoder's input", seen + shape[1])
+        check_crossing_positions(self.config, "the decoder's input", seen + length)
         return Crossing.build(
-            None if mask is None else mask.to(self.device),
+            None if mask is None else mask.to(device),
             columns,
-            shape[1],
+            length,
             start=seen,
             leading=visibility.leading,
             count_padding=bool(self.config.cross_attention_counts_padding),
@@ -438,6 +444,10 @@ class MegaForCausalLM(MegaLanguageModel, GenerationMixin):
         self.lm_head: nn.Module
         if config.adaptive_softmax:
             self.lm_head = MegaAdaptiveSoftmax(config)
+            self._tied_weights_keys = {
+                f"lm_head.{own}": f"mega.embedding_layer.word_embeddings.{of_input}"
+                for own, of_input in self.lm_head.tied_weights().items()
+            }
         else:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
@@ -446,8 +456,7 @@ class MegaForCausalLM(MegaLanguageModel, GenerationMixin):
         """As in `PreTrainedModel`; those of an adaptive softmax are what `config.tie_adaptive_weights` decides."""
         if all_submodels or not isinstance(self.lm_head, MegaAdaptiveSoftmax):
             return super().get_expanded_tied_weights_keys(all_submodels)
-        words = "mega.embedding_layer.word_embeddings"
-        return {f"lm_head.{ours}": f"{words}.{theirs}" for ours, theirs in self.lm_head.tied_weights().items()}
+        return dict(self._tied_weights_keys)
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head

@@ -1,10 +1,12 @@
-"""Mega models with heads for classes of sequences and tokens, choices and spans."""
+"""Mega models with heads for classes of sequences (of words, or of values) and tokens, choices and spans."""
 
+from itertools import pairwise
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
     MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,
@@ -27,27 +29,51 @@ def first_real_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor |
     return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), first]
 
 
+def mean_of_real_tokens(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """The mean (B, d) of each row's hidden states that are no padding, summed in float32 at least."""
+    wide = torch.promote_types(hidden_states.dtype, torch.float32)
+    if attention_mask is None:
+        return hidden_states.mean(dim=1, dtype=wide).to(hidden_states.dtype)
+    weights = attention_mask.to(hidden_states.device, hidden_states.dtype).unsqueeze(-1)
+    total = (hidden_states * weights).sum(dim=1, dtype=wide)
+    return (total / weights.sum(dim=1, dtype=wide).clamp(min=1)).to(hidden_states.dtype)
+
+
+POOLINGS = {"cls": first_real_token, "mean": mean_of_real_tokens}
+
+
 class MegaClassificationHead(nn.Module):
-    """Two layers over one vector per sequence: the first real token's, or the mean over real tokens."""
+    """What gives classes (or numbers) for a vector of each sequence.
 
-    def __init__(self, config: MegaConfig) -> None:
+    With `classifier_head="tanh"`, dropout, `dense`, tanh, dropout and `out_proj`, as in 4.40.2; with `"blocks"`, for
+    each of `blocks` a linear layer, dropout and the activation, then `out_proj` without bias, as in the authors' code.
+
+    Args:
+        config: The configuration.
+        width: Of the vectors.
+    """
+
+    def __init__(self, config: MegaConfig, width: int) -> None:
         super().__init__()
-        self.pooling = config.classifier_pooling
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(classifier_dropout(config))
-        self.out_proj = nn.Linear(config.hidden_size, cast(int, config.num_labels))
+        num_labels, dropout = cast(int, config.num_labels), classifier_dropout(config)
+        self.blocks: nn.ModuleList | None = None
+        if config.classifier_head == "tanh":
+            self.dense = nn.Linear(width, config.hidden_size)
+            self.dropout = nn.Dropout(dropout)
+            self.out_proj = nn.Linear(config.hidden_size, num_labels)
+            return
+        widths = [width, *(config.classifier_hidden_sizes or [config.hidden_size])]
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(i, o), nn.Dropout(dropout)) for i, o in pairwise(widths)])
+        self.activation = ACT2FN[config.classifier_activation]
+        self.out_proj = nn.Linear(widths[-1], num_labels, bias=False)
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, L, d) -> (B, num_labels)."""
-        if self.pooling == "cls":
-            pooled = first_real_token(hidden_states, attention_mask)
-        elif attention_mask is None:
-            pooled = hidden_states.mean(dim=1)
-        else:
-            weights = attention_mask.to(hidden_states.device, hidden_states.dtype).unsqueeze(-1)
-            pooled = (hidden_states * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-        hidden = torch.tanh(self.dense(self.dropout(pooled)))
-        return self.out_proj(self.dropout(hidden))
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """(B, width) -> (B, num_labels)."""
+        if self.blocks is None:
+            return self.out_proj(self.dropout(torch.tanh(self.dense(self.dropout(vectors)))))
+        for block in self.blocks:
+            vectors = self.activation(block(vectors))
+        return self.out_proj(vectors)
 
 
 def classifier_dropout(config: MegaConfig) -> float:
@@ -55,14 +81,24 @@ def classifier_dropout(config: MegaConfig) -> float:
     return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
 
 
+def check_class_labels(labels: torch.Tensor | None, batch: int, config: MegaConfig) -> None:
+    """Raises ValueError for classes (B,) of whole sequences that are out of range, where labels are classes."""
+    if labels is None or labels.is_floating_point() or cast(int, config.num_labels) < 2:
+        return
+    if config.problem_type in (None, "single_label_classification"):
+        check_labels("labels", labels.view(-1), (batch,), cast(int, config.num_labels))
+
+
 class MegaForSequenceClassification(MegaPreTrainedModel):
-    """Mega with a head for classes of (or numbers for) whole sequences."""
+    """Mega with a head for classes of (or numbers for) whole sequences, of words or of values."""
+
+    _input_types: tuple[str, ...] = ("tokens", "values")
 
     def __init__(self, config: MegaConfig) -> None:
         super().__init__(config)
         self.num_labels = cast(int, config.num_labels)
         self.mega = MegaModel(config, add_pooling_layer=False)
-        self.classifier = MegaClassificationHead(config)
+        self.classifier = MegaClassificationHead(config, config.hidden_size)
         self.post_init()
 
     @can_return_tuple
@@ -73,6 +109,7 @@ class MegaForSequenceClassification(MegaPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
+        input_values: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | SequenceClassifierOutput:
         """Logits (B, num_labels), and the loss with `labels`.
@@ -80,33 +117,57 @@ class MegaForSequenceClassification(MegaPreTrainedModel):
         Args:
             labels: (B,) classes in [0, num_labels); floats (B,) for regression with one label, or (B, num_labels) for
                 several labels or targets. `config.problem_type` decides, or the number of labels and the dtype.
-            input_ids, attention_mask, token_type_ids, inputs_embeds, kwargs: As in `MegaModel.forward`.
+            input_ids, attention_mask, token_type_ids, inputs_embeds, input_values, kwargs: As in `MegaModel.forward`.
         """
-        if (
-            labels is not None
-            and not labels.is_floating_point()
-            and self.config.problem_type
-            in (
-                None,
-                "single_label_classification",
-            )
-        ):
-            batch = leading_shape(input_ids, inputs_embeds)[0]
-            if self.num_labels > 1:
-                check_labels("labels", labels.view(-1), (batch,), self.num_labels)
+        if labels is not None:
+            check_class_labels(labels, leading_shape(input_ids, inputs_embeds, input_values)[0], self.config)
         outputs = self.mega(
             input_ids,
             attention_mask=attention_mask,
             token_type_ids=token_type_ids,
             inputs_embeds=inputs_embeds,
+            input_values=input_values,
             **kwargs,
         )
-        logits = self.classifier(outputs[0], attention_mask)
+        logits = self.classifier(POOLINGS[self.config.classifier_pooling](outputs[0], attention_mask))
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
         return SequenceClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class MegaForAudioClassification(MegaForSequenceClassification):
+    """Mega with a head for classes of raw sound: a `MegaForSequenceClassification` that reads values first.
+
+    The authors' models for raw speech and for pixels have `classifier_pooling="mean"` and `classifier_head="blocks"`.
+    """
+
+    _input_types = ("values",)
+    main_input_name = "input_values"
+
+    @can_return_tuple
+    def forward(  # type: ignore[override]
+        self,
+        input_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | SequenceClassifierOutput:
+        """Logits (B, num_labels), and the loss with `labels`.
+
+        Args:
+            input_values: (B, L) samples, scaled as in training.
+            attention_mask, labels, inputs_embeds, kwargs: As in `MegaForSequenceClassification.forward`.
+        """
+        return super().forward(
+            input_values=input_values,
+            attention_mask=attention_mask,
+            labels=labels,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
         )
 
 
@@ -257,6 +318,7 @@ class MegaForQuestionAnswering(MegaPreTrainedModel):
 
 
 __all__ = [
+    "MegaForAudioClassification",
     "MegaForMultipleChoice",
     "MegaForQuestionAnswering",
     "MegaForSequenceClassification",

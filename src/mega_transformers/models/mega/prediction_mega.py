@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from transformers.loss.loss_utils import LOSS_MAPPING
 
+from ...layers import MegaAdaptiveSoftmax
 from ...layers.linear import is_plain, project
 from ...ops.cross_entropy import linear_cross_entropy
 
@@ -17,23 +18,31 @@ class MegaPredictionMixin:
 
     def _predict(
         self, hidden_states: torch.Tensor, labels: torch.Tensor | None, count: int | torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Logits of hidden states (..., d), and their loss at `labels` (...,), which belong to the same positions.
 
         The summed loss is divided by `count`, by default the number of labels. It is None without labels, or where
-        `self.loss_function` is to compute it.
+        `self.loss_function` is to compute it. In training, an adaptive softmax gives no logits beside a loss.
         """
         if self.dense is not None:
             hidden_states = torch.tanh(project(self.dense, hidden_states))
-        head = cast(nn.Linear, cast(Any, self).get_output_embeddings())
+        head = cast(Any, self).get_output_embeddings()
         if labels is None or not self._has_plain_loss(head):
             return project(head, hidden_states), None
-        total, logits = linear_cross_entropy(hidden_states.flatten(0, -2), head.weight, head.bias, labels.flatten())
+        rows = hidden_states.flatten(0, -2)
+        logits: torch.Tensor | None
+        if isinstance(head, MegaAdaptiveSoftmax):
+            total = head.loss(rows, labels.flatten())
+            logits = None if head.training else head(hidden_states)
+        else:
+            total, logits = linear_cross_entropy(rows, head.weight, head.bias, labels.flatten())
+            logits = logits.unflatten(0, labels.shape)
         if count is None:
             count = (labels != -100).sum()
-        return logits.unflatten(0, labels.shape), total / (count.to(total.device) if torch.is_tensor(count) else count)
+        return logits, total / (count.to(total.device) if torch.is_tensor(count) else count)
 
     def _has_plain_loss(self, head: nn.Module) -> bool:
         """Whether head and loss are those this class made, so that both may be computed in one."""
-        plain_losses = (LOSS_MAPPING["ForMaskedLM"], LOSS_MAPPING["ForCausalLM"])
-        return not torch.compiler.is_compiling() and is_plain(head) and cast(Any, self).loss_function in plain_losses
+        if torch.compiler.is_compiling() or not is_plain(head, MegaAdaptiveSoftmax):
+            return False
+        return cast(Any, self).loss_function in (LOSS_MAPPING["ForMaskedLM"], LOSS_MAPPING["ForCausalLM"])

@@ -18,12 +18,22 @@ def values_can_be_checked(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and tensor.numel() > 0
 
 
-def leading_shape(input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None) -> tuple[int, ...]:
-    """(batch, length) of whichever of the two is given."""
-    given = inputs_embeds if input_ids is None else input_ids
-    if given is None:
-        raise ValueError("give either input_ids or inputs_embeds; got neither")
-    return tuple(given.shape[:2])
+def leading_shape(*inputs: torch.Tensor | None) -> tuple[int, ...]:
+    """(batch, length) of the first of `input_ids`, `inputs_embeds` and, where a model reads values, `input_values`."""
+    for given in inputs:
+        if given is not None:
+            return tuple(given.shape[:2])
+    raise ValueError("give either input_ids or inputs_embeds; got neither")
+
+
+def check_input_type(config, model: str, known: tuple[str, ...]) -> None:
+    """Raises ValueError for a configuration whose `input_type` the class named `model` does not read."""
+    given = getattr(config, "input_type", "tokens")
+    if given not in known:
+        raise ValueError(
+            f"input_type={given!r}: {model} reads {' or '.join(known)}; set input_type={known[0]!r}, or take another "
+            "class"
+        )
 
 
 def check_ids(name: str, ids: torch.Tensor, size: int, size_name: str) -> None:
@@ -145,21 +155,36 @@ def check_crossing_positions(config, name: str, tokens: int | torch.Tensor) -> N
         )
 
 
-def check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_ids, cached=0) -> tuple[int, int]:
+def check_values(values: torch.Tensor) -> None:
+    """Raises ValueError unless `input_values` are finite real numbers."""
+    if not values.is_floating_point():
+        raise ValueError(f"input_values must be real numbers (float), scaled as in training; got dtype {values.dtype}")
+    if values_can_be_checked(values) and not bool(values.isfinite().all()):
+        raise ValueError(f"input_values holds {values[~values.isfinite()][0].item()}, but must be finite")
+
+
+def check_inputs(
+    config, input_ids, inputs_embeds, attention_mask, token_type_ids, cached=0, input_values=None
+) -> tuple[int, int]:
     """Checks what `MegaModel.forward` is given behind `cached` tokens; returns (batch, length).
 
     Raises:
         ValueError: naming the argument, its value and what would be right.
     """
-    if (input_ids is None) == (inputs_embeds is None):
-        given = "neither" if input_ids is None else "both"
-        raise ValueError(f"give either input_ids or inputs_embeds; got {given}")
-    if input_ids is not None:
-        if input_ids.dim() != 2:
-            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, but must be (batch, length)")
-        batch, length = input_ids.shape
+    name, other = ("input_ids", "input_values") if config.input_type == "tokens" else ("input_values", "input_ids")
+    main, unread = (input_ids, input_values) if name == "input_ids" else (input_values, input_ids)
+    if unread is not None:
+        raise ValueError(f"{other} is given, but this model reads {config.input_type}; give {name}")
+    if (main is None) == (inputs_embeds is None):
+        given = "neither" if main is None else "both"
+        raise ValueError(f"give either {name} or inputs_embeds; got {given}")
+    if main is not None:
+        if main.dim() != 2:
+            raise ValueError(f"{name} has shape {tuple(main.shape)}, but must be (batch, length)")
+        batch, length = main.shape
     else:
-        name = "hidden_size" if config.embedding_size is None else "embedding_size"
+        own_width = config.embedding_size is not None and not config.adaptive_input
+        name = "embedding_size" if own_width else "hidden_size"
         if inputs_embeds.dim() != 3 or inputs_embeds.shape[-1] != getattr(config, name):
             raise ValueError(
                 f"inputs_embeds has shape {tuple(inputs_embeds.shape)}, but must be "
@@ -170,6 +195,8 @@ def check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_id
         raise ValueError(f"the input has shape ({batch}, {length}): there must be at least one row and one token")
     if input_ids is not None:
         check_ids("input_ids", input_ids, config.vocab_size, "vocab_size")
+    elif input_values is not None:
+        check_values(input_values)
     if attention_mask is not None:
         check_mask("attention_mask", attention_mask, (batch, length), cached)
     if token_type_ids is not None:

@@ -41,9 +41,13 @@ def attention_rectangular(
         Output (B, n, h), and the weights before dropout (B, 1, n, T) or None.
     """
     device = v.device.type
-    if torch.is_autocast_enabled(device):
+    autocast = torch.is_autocast_enabled(device)
+    if autocast:
         v = v.to(torch.get_autocast_dtype(device))
     q, k = q.to(v.dtype), k.to(v.dtype)
+    if rule.length == 1 and not autocast and not need_weights:  # a decoding step: every microsecond counts
+        (block,) = rule.blocks(q.device)
+        return _attend(q, k, v, bias, block, activation, dropout)[0], None
     with no_autocast(device):
         outputs, all_weights = [], []
         for block in rule.blocks(q.device):
@@ -71,7 +75,12 @@ def _attend(
     """Output (B, rows, h) and weights (B, rows, columns) of a block."""
     weights = _weights(q, k, bias, block, activation).to(v.dtype)
     used = F.dropout(weights, dropout) if dropout else weights
-    return torch.bmm(used, v[:, block.low : block.high]), weights
+    return torch.bmm(used, _cut(v, block.low, block.high)), weights
+
+
+def _cut(x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
+    """x[:, start:stop], at once where that is everything."""
+    return x if start == 0 and stop == x.shape[1] else x[:, start:stop]
 
 
 def _weights(
@@ -82,7 +91,7 @@ def _weights(
     activation: str,
 ) -> torch.Tensor:
     """Weights (B, rows, columns) of a block, in float32 at least."""
-    queries, keys = q[:, block.start : block.stop], k[:, block.low : block.high].transpose(1, 2)
+    queries, keys = _cut(q, block.start, block.stop), _cut(k, block.low, block.high).transpose(1, 2)
     rows, columns = queries.shape[1], keys.shape[2]
     visible = block.visible
     scale = q.shape[-1] ** -0.5

@@ -1,0 +1,155 @@
+"""Adaptive input and adaptive softmax, with the names and shapes of the authors' weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+from ..ops.adaptive import Factors, adaptive_cross_entropy, adaptive_embedding, adaptive_log_probs
+
+if TYPE_CHECKING:
+    from ..models.mega.configuration_mega import MegaConfig
+
+
+class MegaMatrix(nn.Module):
+    """A `weight` (rows, columns) that another module multiplies by.
+
+    Not an `nn.Linear`: what replaces linear layers (adapters, quantisation) would have no effect here.
+
+    Args:
+        rows, columns: Its shape.
+        std: Standard deviation of the initial numbers, as words have it; Xavier's bounds for None.
+        padding: A row that is 0 at first.
+    """
+
+    def __init__(self, rows: int, columns: int, std: float | None = None, padding: int | None = None) -> None:
+        super().__init__()
+        self.std, self.padding = std, padding
+        self.weight = nn.Parameter(torch.empty(rows, columns))
+
+    def initialize(self) -> None:
+        """Fills a weight that was not loaded."""
+        if self.std is None:
+            init.xavier_uniform_(self.weight)
+            return
+        init.normal_(self.weight, std=self.std)
+        # a row of a weight does not know that it was loaded
+        if self.padding is not None and not getattr(self.weight, "_is_hf_initialized", False):
+            init.zeros_(self.weight[self.padding])
+
+    def extra_repr(self) -> str:
+        return "{}, {}".format(*self.weight.shape)
+
+
+class MegaAdaptiveEmbedding(nn.Module):
+    """Word embeddings in bands of falling width, projected to `hidden_size` (authors' `AdaptiveInput`).
+
+    At first words are N(0, 1 / width), and padding is 0.
+    """
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        self.padding_idx = config.pad_token_id
+        self.embeddings = nn.ModuleList()
+        bands = config.adaptive_bands(config.embedding_size or config.hidden_size, config.adaptive_input_factor)
+        start = 0
+        for size, width in bands:
+            padding = None if self.padding_idx is None else self.padding_idx - start
+            words = MegaMatrix(size, width, width**-0.5, padding if padding in range(size) else None)
+            self.embeddings.append(nn.ModuleList([words, MegaMatrix(config.hidden_size, width)]))
+            start += size
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The words of the first band, which are asked for device and dtype as those of an `nn.Embedding` are."""
+        return self.get_parameter("embeddings.0.0.weight")
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Ids (...) -> (..., d)."""
+        bands = []
+        for band in self.embeddings:
+            words, projection = (cast(MegaMatrix, matrix).weight for matrix in cast(nn.ModuleList, band))
+            bands.append((words, projection))
+        return adaptive_embedding(ids, bands, self.padding_idx)
+
+
+class MegaTiedHead(nn.Module):
+    """Weights of the head where its words are the first band of the input: these, and those of the clusters."""
+
+    def __init__(self, words: int, width: int, size: int, clusters: int) -> None:
+        super().__init__()
+        matrix = MegaMatrix(words, width)
+        # the projection is one of its own, never the input's
+        self.word_proj = matrix if width == size else nn.ModuleList([MegaMatrix(width, size), matrix])
+        self.class_proj = MegaMatrix(clusters, size)
+
+    def factors(self) -> list[Factors]:
+        """Words and clusters as `ops.adaptive` takes them."""
+        if isinstance(self.word_proj, MegaMatrix):
+            words: Factors = (self.word_proj.weight, None)
+        else:
+            projection, matrix = (cast(MegaMatrix, module) for module in self.word_proj)
+            words = (matrix.weight, projection.weight)
+        return [words, (self.class_proj.weight, None)]
+
+
+class MegaAdaptiveSoftmax(nn.Module):
+    """Log-probabilities of words whose rarer ones are in tails of falling width (authors' `AdaptiveSoftmax`).
+
+    Which weights are those of a `MegaAdaptiveEmbedding`, `tied_weights` says; the model ties them.
+    """
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__()
+        d = config.hidden_size
+        self.tied, self.tied_projections = config.tie_adaptive_weights, config.tie_adaptive_projections
+        if self.tied:
+            bands = config.adaptive_bands(config.embedding_size or d, config.adaptive_input_factor)
+        else:
+            bands = config.adaptive_bands(d, config.adaptive_softmax_factor)
+        (words, width), *tails = bands
+        self.head = MegaTiedHead(words, width, d, len(tails)) if self.tied else MegaMatrix(words + len(tails), d)
+        self.dropout = nn.Dropout(config.adaptive_softmax_dropout_prob)
+        self.tail = nn.ModuleList()
+        for size, width in tails:
+            # the input's projections are stored the other way round; the authors have their dropout at "1"
+            projection = MegaMatrix(d, width) if self.tied_projections else MegaMatrix(width, d)
+            self.tail.append(nn.ModuleDict({"0": projection, "2": MegaMatrix(size, width)}))
+
+    def tied_weights(self) -> dict[str, str]:
+        """Names of weights here -> names of those of `MegaAdaptiveEmbedding` that they are."""
+        if not self.tied:
+            return {}
+        assert isinstance(self.head, MegaTiedHead)
+        inner = "" if isinstance(self.head.word_proj, MegaMatrix) else "1."
+        pairs = {f"head.word_proj.{inner}weight": "embeddings.0.0.weight"}
+        for tail in range(len(self.tail)):
+            pairs[f"tail.{tail}.2.weight"] = f"embeddings.{tail + 1}.0.weight"
+            if self.tied_projections:
+                pairs[f"tail.{tail}.0.weight"] = f"embeddings.{tail + 1}.1.weight"
+        return pairs
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(..., d) -> log-probabilities of all words (..., V), float32 at least."""
+        return adaptive_log_probs(self.dropout(hidden_states), *self._matrices(), self._tail_dropout())
+
+    def loss(self, hidden_states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Hidden states (T, d) and labels (T,), -100 where there is none -> summed cross entropy, a scalar."""
+        return adaptive_cross_entropy(self.dropout(hidden_states), labels, *self._matrices(), self._tail_dropout())
+
+    def _tail_dropout(self) -> float:
+        return self.dropout.p if self.training else 0.0
+
+    def _matrices(self) -> tuple[list[Factors], list[Factors]]:
+        """Head and tails as `ops.adaptive` takes them."""
+        head: list[Factors] = (
+            self.head.factors() if isinstance(self.head, MegaTiedHead) else [(self.head.weight, None)]
+        )
+        tails: list[Factors] = []
+        for tail in self.tail:
+            projection, words = (cast(MegaMatrix, matrix).weight for matrix in cast(nn.ModuleDict, tail).values())
+            tails.append((words, projection.t() if self.tied_projections else projection))
+        return head, tails

@@ -1,0 +1,107 @@
+"""Mega over two sequences, for classes of the pair: whether two documents belong together, say."""
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
+
+from .configuration_mega import MegaConfig
+from .modeling_mega import MegaModel, MegaPreTrainedModel
+from .modeling_mega_classification import POOLINGS, MegaClassificationHead, check_class_labels
+from .validation_mega import leading_shape
+
+
+@dataclass
+class MegaSequencePairClassifierOutput(SequenceClassifierOutput):
+    """A `SequenceClassifierOutput` whose `hidden_states` and `attentions` are the first sequence's.
+
+    Args:
+        pair_hidden_states, pair_attentions: Those of the second sequence.
+    """
+
+    pair_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    pair_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class MegaForSequencePairClassification(MegaPreTrainedModel):
+    """Mega with a head for classes of (or numbers for) pairs of sequences, which one model reads apart.
+
+    The head sees both vectors side by side, the second sequence's first, as in the authors' model for retrieval. No
+    Auto class is for such a model: `AutoModelForSequenceClassification` makes that of single sequences.
+    """
+
+    def __init__(self, config: MegaConfig) -> None:
+        super().__init__(config)
+        self.num_labels = cast(int, config.num_labels)
+        self.mega = MegaModel(config, add_pooling_layer=False)
+        self.classifier = MegaClassificationHead(config, 2 * config.hidden_size)
+        self.loss_type = "ForSequenceClassification"
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pair_input_ids: torch.Tensor | None = None,
+        pair_attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pair_inputs_embeds: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        pair_token_type_ids: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> tuple[torch.Tensor, ...] | MegaSequencePairClassifierOutput:
+        """Logits (B, num_labels), and the loss with `labels`.
+
+        Args:
+            input_ids, attention_mask, inputs_embeds, token_type_ids: Of the first sequences, (B, L); as in
+                `MegaModel.forward`.
+            pair_input_ids, pair_attention_mask, pair_inputs_embeds, pair_token_type_ids: Of the second ones, (B, M).
+            labels: As in `MegaForSequenceClassification.forward`.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
+
+        Raises:
+            ValueError: for inputs that cannot be right, or unequal numbers of first and second sequences.
+        """
+        if pair_input_ids is None and pair_inputs_embeds is None:
+            raise ValueError("the second sequences are missing: give either pair_input_ids or pair_inputs_embeds")
+        batch = leading_shape(input_ids, inputs_embeds)[0]
+        pairs = leading_shape(pair_input_ids, pair_inputs_embeds)[0]
+        if batch != pairs:
+            raise ValueError(f"there are {batch} first sequences, but pair_input_ids has {pairs} rows; give as many")
+        check_class_labels(labels, batch, self.config)
+        first = self.mega(
+            input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        second = self.mega(
+            pair_input_ids,
+            attention_mask=pair_attention_mask,
+            token_type_ids=pair_token_type_ids,
+            inputs_embeds=pair_inputs_embeds,
+            **kwargs,
+        )
+        pool = POOLINGS[self.config.classifier_pooling]
+        vectors = torch.cat([pool(second[0], pair_attention_mask), pool(first[0], attention_mask)], dim=-1)
+        logits = self.classifier(vectors)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
+        return MegaSequencePairClassifierOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=first.hidden_states,
+            attentions=first.attentions,
+            pair_hidden_states=second.hidden_states,
+            pair_attentions=second.attentions,
+        )
+
+
+__all__ = ["MegaForSequencePairClassification", "MegaSequencePairClassifierOutput"]

@@ -1,0 +1,144 @@
+"""Adaptive input (arXiv 1809.10853) and adaptive softmax (arXiv 1609.04309): a vocabulary in bands of falling width.
+
+Ids are sorted by frequency and cut into bands; rarer words are narrower vectors, which a projection widens. There is a
+softmax over the words of the first band and a cluster for each other band, a tail, and another one within each tail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+
+import torch
+import torch.nn.functional as F
+
+from .cross_entropy import linear_cross_entropy
+from .few_rows import linear_few_rows
+
+Factors = tuple[torch.Tensor, torch.Tensor | None]
+"""A matrix (rows, d): itself and None, or the factors (rows, e) and (e, d) of which it is the product."""
+
+
+def adaptive_embedding_reference(
+    ids: torch.Tensor, bands: Sequence[tuple[torch.Tensor, torch.Tensor]]
+) -> torch.Tensor:
+    """What defines `adaptive_embedding`: rows of a table of the whole vocabulary, all of one width."""
+    return torch.cat([words @ projection.t() for words, projection in bands])[ids]
+
+
+def adaptive_embedding(
+    ids: torch.Tensor, bands: Sequence[tuple[torch.Tensor, torch.Tensor]], padding_idx: int | None = None
+) -> torch.Tensor:
+    """Vectors of words of unequal width, projected to one.
+
+    Every band is read for every id, with zeros for those of other bands: the tails are narrow, so that this costs
+    little, and neither waits for a GPU nor breaks a graph, as to pick out a band's ids would.
+
+    Args:
+        ids: (...) int64 below the sum of the sizes.
+        bands: For each band its words (size, width) and its projection (d, width).
+        padding_idx: An id whose word gets no gradient.
+
+    Returns:
+        (..., d).
+    """
+    parts: list[torch.Tensor] = []
+    start = 0
+    for words, projection in bands:
+        size, own = words.shape[0], ids - start
+        padding = None if padding_idx is None else padding_idx - start
+        vectors = F.embedding(own.clamp(0, size - 1), words, padding if padding in range(size) else None)
+        outside = (own < 0) | (own >= size)
+        parts.append(linear_few_rows(vectors.masked_fill(outside.unsqueeze(-1), 0), projection, None))
+        start += size
+    return reduce(torch.add, parts)
+
+
+def adaptive_log_probs_reference(
+    hidden: torch.Tensor, head: Sequence[Factors], tails: Sequence[Factors]
+) -> torch.Tensor:
+    """What defines `adaptive_log_probs`: log p(cluster) + log p(word given the cluster), from two softmaxes."""
+    choices = torch.log_softmax(hidden @ torch.cat([_product(matrix) for matrix in head]).t(), dim=-1)
+    words = choices.shape[-1] - len(tails)
+    bands = [choices[..., :words]]
+    for tail, matrix in enumerate(tails):
+        cluster = choices[..., words + tail].unsqueeze(-1)
+        bands.append(cluster + torch.log_softmax(hidden @ _product(matrix).t(), dim=-1))
+    return torch.cat(bands, dim=-1)
+
+
+def adaptive_log_probs(
+    hidden: torch.Tensor, head: Sequence[Factors], tails: Sequence[Factors], dropout: float = 0.0
+) -> torch.Tensor:
+    """Log-probabilities of all words.
+
+    Args:
+        hidden: (..., d).
+        head: Matrices whose rows, one after the other, are the words of the first band and a cluster for each tail.
+        tails: For each tail the matrix of its words.
+        dropout: Of vectors between the factors of a tail.
+
+    Returns:
+        (..., V), float32 at least.
+    """
+    scores = torch.cat([_scores(hidden, matrix) for matrix in head], dim=-1)
+    choices = scores - torch.logsumexp(scores, dim=-1, keepdim=True)
+    words = choices.shape[-1] - len(tails)
+    bands = [choices[..., :words]]
+    for tail, matrix in enumerate(tails):
+        scores = _scores(hidden, matrix, dropout)
+        cluster = choices[..., words + tail].unsqueeze(-1)
+        bands.append(scores - (torch.logsumexp(scores, dim=-1, keepdim=True) - cluster))
+    return torch.cat(bands, dim=-1)
+
+
+def adaptive_cross_entropy(
+    hidden: torch.Tensor,
+    labels: torch.Tensor,
+    head: Sequence[Factors],
+    tails: Sequence[Factors],
+    dropout: float = 0.0,
+    ignore_index: int = -100,
+) -> torch.Tensor:
+    """Sum of -log p(label), where a tail is only computed for positions whose label is one of its words.
+
+    Every matrix gets a gradient, if of zeros: whoever trains on several devices waits for it.
+
+    Args:
+        hidden: (T, d).
+        labels: (T,) int64 below V; `ignore_index` does not count.
+        head, tails, dropout: As in `adaptive_log_probs`.
+        ignore_index: The label to ignore.
+
+    Returns:
+        A scalar, float32 at least.
+    """
+    first = start = sum(weight.shape[0] for weight, _ in head) - len(tails)
+    choices, losses = labels, []
+    for tail, (weight, projection) in enumerate(tails):
+        inside = (labels >= start) & (labels < start + weight.shape[0])
+        rows = inside.nonzero().squeeze(1)
+        vectors = _projected(hidden[rows], projection, dropout)
+        losses.append(linear_cross_entropy(vectors, weight, None, labels[rows] - start)[0])
+        choices = choices.masked_fill(inside, first + tail)
+        start += weight.shape[0]
+    head_weight = torch.cat([_product(matrix) for matrix in head]) if len(head) > 1 else _product(head[0])
+    losses.append(linear_cross_entropy(hidden, head_weight, None, choices, ignore_index)[0])
+    return reduce(torch.add, losses)
+
+
+def _product(matrix: Factors) -> torch.Tensor:
+    weight, projection = matrix
+    return weight if projection is None else weight @ projection
+
+
+def _projected(hidden: torch.Tensor, projection: torch.Tensor | None, dropout: float = 0.0) -> torch.Tensor:
+    vectors = hidden if projection is None else linear_few_rows(hidden, projection, None)
+    return F.dropout(vectors, dropout) if dropout else vectors
+
+
+def _scores(hidden: torch.Tensor, matrix: Factors, dropout: float = 0.0) -> torch.Tensor:
+    """(..., d) -> (..., rows), float32 at least."""
+    weight, projection = matrix
+    scores = linear_few_rows(_projected(hidden, projection, dropout), weight, None)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
