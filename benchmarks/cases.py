@@ -1,8 +1,8 @@
 """The registry of what is measured. Pure data: nothing here imports torch, so workers of any environment can read it.
 
-Every model is a language model of width 256 with 4 layers (h = ffn = 512, z 64, N 16, vocabulary 8192) in float32:
+Every model is in float32. Language models have width 256 and 4 layers (h = ffn = 512, z 64, N 16, vocabulary 8192):
 masked for training and inference, causal for generation. Mega has rotary bias and the default norm, all else is in
-each case's workloads.
+each case's workloads. Text-to-text models are those of recipes/g2p-cmudict.yaml.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ OLD = "transformers-4.40.2"
 MODERNBERT = "modernbert"
 ROBERTA = "roberta"
 GPT2 = "gpt2"
+MARIAN = "marian"
 ONE_BY_ONE = "one-by-one"
 
 QUICK_DIVISOR = 16
@@ -27,18 +28,20 @@ class Workload:
     Args:
         task: `"train"` (forward, loss, backward, AdamW step, gradients freed) or `"infer"` of a model; of a causal one
             `"prefill"` (a prompt read at once), `"decode"` (steps of one token behind a cached context) or
-            `"generate"` (greedy, prompts of unequal lengths); or forward and backward of one op: `"ema-layer"` (the
-            module), `"ema-op"` or `"attention-op"` (our back ends).
+            `"generate"` (prompts, or sources, of unequal lengths); or forward and backward of one op: `"ema-layer"`
+            (the module), `"ema-op"` or `"attention-op"` (our back ends).
         length: Tokens in a row of the batch; of `"decode"` those in the cache before, of `"generate"` the longest
             prompt's.
         chunk: Tokens per chunk of attention; None is full attention. Only Mega has chunks.
         attention: Attention activation of Mega.
-        head: `"masked-lm"` (dense logits unless `sparse`), `"causal-lm"` or `"encoder"` (hidden states).
+        head: `"masked-lm"` (dense logits unless `sparse`), `"causal-lm"`, `"text-to-text"` or `"encoder"` (hidden
+            states).
         dropout: Probability given to each of the model's own dropouts. Training is in train mode even with 0.
         labelled: Share of the positions that have a label; the rest is -100.
         sparse: Whether logits are computed at labelled positions only.
         backend: Which implementation of an op.
         batch: Rows; more than one for `"generate"` only.
+        beams: Beams of `"generate"`; one is greedy search.
         new_tokens: Tokens that `"decode"` and `"generate"` add to each row.
         all_logits: Whether ours, too, gives the logits of every token in `"prefill"`, not those of the last alone.
         old_way: How 4.40.2 reads the prompt of `"prefill"`: in a `"training"` forward pass (with a graph), in
@@ -56,6 +59,7 @@ class Workload:
     backend: str | None = None
     batch: int = 1
     new_tokens: int = 0
+    beams: int = 1
     all_logits: bool = False
     old_way: str = "training"
 
@@ -149,6 +153,7 @@ FULL_2048 = Workload("train", 2048)
 CHUNKED_8192 = Workload("train", 8192, chunk=512)
 LAPLACE_8192 = Workload("infer", 8192, attention="laplace")
 DECODE = Workload("decode", 0, head="causal-lm", new_tokens=16)
+TEXT_TO_TEXT = Workload("generate", 12, head="text-to-text", batch=16, new_tokens=8, beams=5)
 PREFILL = Workload("prefill", 8192, chunk=512, head="causal-lm")
 # The same place inside a chunk at every context, so that every point sees as many keys.
 CONTEXTS = tuple(thousands * 1024 + 255 for thousands in (1, 4, 16, 64, 256))
@@ -288,6 +293,18 @@ _ALL: tuple[Case, ...] = (
         "batch padded on the left, against prompt by prompt",
         Workload("generate", 300, head="causal-lm", batch=8, new_tokens=64),
         {ONE_BY_ONE: Target(3.0)},
+    ),
+    Comparison(
+        "text2text-batch16-greedy",
+        "a symbol of greedy search, 8 for each of 16 words of 4 to 12 letters; phoneme models of like size",
+        replace(TEXT_TO_TEXT, beams=1),
+        {MARIAN: Target(1.0)},
+    ),
+    Comparison(
+        "text2text-batch16-beam5",
+        "a symbol of a search with 5 beams, 8 for each of 16 words of 4 to 12 letters; phoneme models of like size",
+        TEXT_TO_TEXT,
+        {MARIAN: Target(1.0)},
     ),
     Series(
         "ema-crossover",

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from benchmarks.cases import OLD, ONE_BY_ONE, Workload
 from benchmarks.memory import CACHE_METHOD
+from benchmarks.models import SYMBOLS, VOCABULARY
 from benchmarks.subjects import Subject, random_tokens
 
 CHUNKS_A_PIECE = 2  # of a context that is read in pieces, so that a long one needs little memory
 SHORTEST_PROMPT = 1 / 15  # of the longest
+SHORTEST_SOURCE = 1 / 3
 
 
 class PrefillSubject(Subject):
@@ -97,17 +99,24 @@ class DecodingSubject(Subject):
 
 
 class GenerationSubject(Subject):
-    """Greedy generation for prompts of unequal lengths: padded on the left, or each on its own."""
+    """Generation for prompts of unequal lengths, padded on the left, or each on its own; sources on the right."""
 
     def __init__(self, peer: str, module: Any, workload: Workload, generator: torch.Generator):
         super().__init__(module.eval(), workload)
         self.generate = module.generate
         self.parts = workload.batch * workload.new_tokens
         self.one_by_one = peer == ONE_BY_ONE
-        self.input_ids = random_tokens((workload.batch, workload.length), generator)
-        shortest = max(1, round(SHORTEST_PROMPT * workload.length))
+        self.is_encoder_decoder = workload.head == "text-to-text"
+        vocabulary = SYMBOLS if self.is_encoder_decoder else VOCABULARY
+        self.input_ids = random_tokens((workload.batch, workload.length), generator, vocabulary)
+        share = SHORTEST_SOURCE if self.is_encoder_decoder else SHORTEST_PROMPT
+        shortest = max(1, round(share * workload.length))
         lengths = torch.linspace(shortest, workload.length, workload.batch).round().long()
-        self.attention_mask = (torch.arange(workload.length) >= workload.length - lengths.unsqueeze(1)).long()
+        columns = torch.arange(workload.length)
+        if self.is_encoder_decoder:
+            self.attention_mask = (columns < lengths.unsqueeze(1)).long()
+        else:
+            self.attention_mask = (columns >= workload.length - lengths.unsqueeze(1)).long()
         self.input_ids[self.attention_mask == 0] = module.config.pad_token_id
         module.generation_config.eos_token_id = None  # every row gets all its tokens
 
@@ -130,9 +139,10 @@ class GenerationSubject(Subject):
             input_ids=input_ids,
             attention_mask=attention_mask,
             max_new_tokens=self.workload.new_tokens,
+            num_beams=self.workload.beams,
             do_sample=False,
         )
-        return tokens[:, input_ids.shape[1] :]
+        return tokens[:, 1 if self.is_encoder_decoder else input_ids.shape[1] :]
 
 
 def tensor_bytes(holder: Any) -> int:

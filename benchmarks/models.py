@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.cases import GPT2, MODERNBERT, OLD, ONE_BY_ONE, OURS, ROBERTA, Workload
+from benchmarks.cases import GPT2, MARIAN, MODERNBERT, OLD, ONE_BY_ONE, OURS, ROBERTA, Workload
 
 VOCABULARY = 8192
+SYMBOLS = 72
 WIDTH = 256
 LAYERS = 4
 HIDDEN = 512
@@ -38,6 +39,8 @@ def mega_classes(peer: str) -> Any:
 def _mega(peer: str) -> Callable[[Workload], nn.Module]:
     def make(workload: Workload) -> nn.Module:
         classes = mega_classes(peer)
+        if workload.head == "text-to-text":
+            return _text_to_text(classes)
         causal = workload.head == "causal-lm"
         additions: dict[str, Any] = {} if peer == OLD else {"sparse_prediction": workload.sparse}
         config = classes.MegaConfig(
@@ -67,6 +70,26 @@ def _mega(peer: str) -> Callable[[Workload], nn.Module]:
         return _spread(classes.MegaForMaskedLM(config), SPREAD)
 
     return make
+
+
+def _text_to_text(classes: Any) -> nn.Module:
+    """The sizes of recipes/g2p-cmudict.yaml."""
+    side = {
+        "vocab_size": SYMBOLS,
+        "hidden_size": 128,
+        "intermediate_size": 192,
+        "nffn_hidden_size": 256,
+        "shared_representation_size": 64,
+        "ema_projection_size": 8,
+        "relative_positional_bias": "simple",
+        "max_positions": 64,
+        "normalization_type": "layernorm",
+        "final_norm": True,
+    }
+    config = classes.MegaSeq2SeqConfig(
+        encoder={**side, "num_hidden_layers": 3}, decoder={**side, "num_hidden_layers": 1}
+    )
+    return classes.MegaForConditionalGeneration(config)
 
 
 def _spread(module: nn.Module, spread: dict[str, float]) -> nn.Module:
@@ -139,6 +162,30 @@ def _gpt2(workload: Workload) -> nn.Module:
     return GPT2LMHeadModel._from_config(config, attn_implementation="sdpa")
 
 
+def _marian(workload: Workload) -> nn.Module:
+    """The Transformer of recipes/g2p-cmudict.yaml, of like size."""
+    from transformers import MarianConfig, MarianMTModel
+
+    config = MarianConfig(
+        vocab_size=SYMBOLS,
+        d_model=128,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=408,
+        decoder_ffn_dim=408,
+        activation_function="relu",
+        max_position_embeddings=64,
+        scale_embedding=True,
+        pad_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=2,
+        forced_eos_token_id=None,
+    )
+    return MarianMTModel._from_config(config, attn_implementation="sdpa")
+
+
 MODELS: dict[str, Callable[[Workload], nn.Module]] = {
     OURS: _mega(OURS),
     ONE_BY_ONE: _mega(ONE_BY_ONE),
@@ -146,4 +193,5 @@ MODELS: dict[str, Callable[[Workload], nn.Module]] = {
     MODERNBERT: _modernbert,
     ROBERTA: _roberta,
     GPT2: _gpt2,
+    MARIAN: _marian,
 }

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from .cases import GPT2, MODERNBERT, OLD, ONE_BY_ONE, OURS, ROBERTA
+from .cases import GPT2, MARIAN, MODERNBERT, OLD, ONE_BY_ONE, OURS, ROBERTA
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -49,6 +49,7 @@ PEERS: dict[str, Peer] = {
         Peer(MODERNBERT, "ModernBERT (sdpa)"),
         Peer(ROBERTA, "RoBERTa (sdpa)"),
         Peer(GPT2, "GPT-2 (sdpa)"),
+        Peer(MARIAN, "Marian (sdpa)"),
         Peer(ONE_BY_ONE, "Mega, this repository, a prompt at a time", same_weights=True),
     )
 }

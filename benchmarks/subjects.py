@@ -153,6 +153,6 @@ class OpSubject(Subject):
         return {"output": output.detach(), **gradients, **self._gradients()}
 
 
-def random_tokens(shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+def random_tokens(shape: tuple[int, int], generator: torch.Generator, vocabulary: int = VOCABULARY) -> Tensor:
     """Ids of words."""
-    return torch.randint(FIRST_TOKEN, VOCABULARY, shape, generator=generator)
+    return torch.randint(FIRST_TOKEN, vocabulary, shape, generator=generator)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.build import build
-from benchmarks.cases import CASES, GPT2, OLD, ONE_BY_ONE, OURS, Workload
+from benchmarks.cases import CASES, GPT2, MARIAN, OLD, ONE_BY_ONE, OURS, Workload
 from benchmarks.generation import tensor_bytes
 from benchmarks.memory import CACHE_METHOD
 from benchmarks.models import MODELS
@@ -116,3 +116,25 @@ def test_old_prefill_goes_the_way_asked_for(monkeypatch, old_way):
     subject = build(OLD, Workload("prefill", 24, chunk=8, head="causal-lm", old_way=old_way), 0)
     assert subject.options == {"use_cache": old_way == "cached"}
     assert subject.module.training == (old_way == "training")
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("peer", [OURS, MARIAN])
+def test_text_to_text_generates_for_every_source_as_for_it_alone(peer, beams):
+    workload = Workload("generate", 9, head="text-to-text", batch=3, new_tokens=4, beams=beams)
+    subject = build(peer, workload, 0)
+    lengths = subject.attention_mask.sum(1)
+    assert lengths.min() < lengths.max() == 9
+    tokens = subject.evaluate()["tokens"]
+    assert tokens.shape == (3, 4)
+    for row, length in enumerate(lengths.tolist()):
+        alone = subject._continue(subject.input_ids[row : row + 1, :length], None)
+        assert torch.equal(alone[0], tokens[row])
+
+
+def test_text_to_text_models_are_of_like_size():
+    sizes = [
+        sum(parameter.numel() for parameter in MODELS[peer](CASES["text2text-batch16-greedy"].workload).parameters())
+        for peer in (OURS, MARIAN)
+    ]
+    assert max(sizes) / min(sizes) < 1.02

@@ -52,7 +52,7 @@ def test_causal_models_generate_and_no_others():
     tasks = ("prefill", "decode", "generate")
     for case in CASES.values():
         for workload in (subject.workload for group in case.groups for subject in group):
-            assert (workload.head == "causal-lm") == (workload.task in tasks)
+            assert (workload.head in ("causal-lm", "text-to-text")) == (workload.task in tasks)
             assert (workload.new_tokens > 0) == (workload.task in ("decode", "generate"))
             assert workload.batch == 1 or workload.task == "generate"
     # what is generated in another way must be the same tokens
