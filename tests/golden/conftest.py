@@ -16,6 +16,7 @@ IMPLEMENTATIONS = {
     "sdpa": ("sdpa", None, None),
     "fused+fft": ("sdpa", "sdpa", "fft"),
     "blockwise+chunked": ("sdpa", "blockwise", "chunked"),
+    "blockwise+direct": ("sdpa", "blockwise", "direct"),
     "reference+reference": ("sdpa", "reference", "reference"),
 }
 
@@ -45,7 +46,7 @@ def attn_implementation(request, monkeypatch) -> str:
 
         def forced_ema(*args, **kwargs):
             # a transform has no state to go on from
-            stateful = kwargs.get("return_state") and ema_backend == "fft"
+            stateful = kwargs.get("return_state") and ema_backend in ("fft", "direct")
             return ema(*args, **kwargs, backend=None if stateful else ema_backend)
 
         monkeypatch.setattr(ema_layer, "ema", forced_ema)

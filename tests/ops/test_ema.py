@@ -31,7 +31,7 @@ def outputs_and_gradients(x, parameters, weight, **options):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("backend", ["chunked", "fft"])
+@pytest.mark.parametrize("backend", ["chunked", "direct", "fft"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("truncation", [None, 1, 5, 70])
 @pytest.mark.parametrize("length", LENGTHS)
@@ -170,6 +170,7 @@ def test_gradcheck():
         ({"truncation": 2, "state": torch.zeros(1, 2, 2), "return_state": True}, "history go together"),
         ({"history": torch.zeros(1, 3, 2), "state": torch.zeros(1, 2, 2)}, "truncation=None"),
         ({"backend": "fft", "return_state": True}, "chunked"),
+        ({"backend": "direct", "return_state": True}, "chunked"),
         ({"backend": "step"}, "one token"),
         ({"document_starts": torch.ones(1, 4, dtype=torch.bool), "return_state": True}, "document_starts"),
     ],

@@ -9,6 +9,7 @@ import torch
 from ..autocast import no_autocast
 from ..visibility import aligned_slots, count_blocks, positions_in_documents, take_slots
 from .chunked import block_size, ema_chunked
+from .direct import ema_direct
 from .fft import ema_fft, ema_kernel
 from .reference import EMACoefficients, ema_coefficients, ema_reference
 from .step import ema_step
@@ -19,6 +20,7 @@ __all__ = [
     "ema_chunked",
     "ema_coefficients",
     "ema_continued",
+    "ema_direct",
     "ema_fft",
     "ema_kernel",
     "ema_reference",
@@ -26,9 +28,11 @@ __all__ = [
 ]
 
 SHORT = 128
-"""Tokens up to which making the matrices of the chunked form costs more than using them saves."""
+"""Tokens of a batch up to which making any matrices costs more than using them saves."""
+DIRECT = 64
+"""Length up to which one matrix is cheaper than blocks with a state between them."""
 
-BACKENDS = ("reference", "fft", "chunked", "step")
+BACKENDS = ("reference", "fft", "direct", "chunked", "step")
 
 
 def ema(
@@ -66,7 +70,8 @@ def ema(
         history: (B, truncation, d) the inputs before the first token, 0 where there are none; with truncation, a
             state needs them.
         return_state: Whether to return the states after the last token too.
-        backend: `"reference"` (a loop), `"fft"`, `"chunked"` (matrix products; the default), `"step"` (one token).
+        backend: `"reference"` (a loop), `"fft"`, `"direct"` (one matrix), `"chunked"` (matrices of blocks), `"step"`
+            (one token); None chooses.
 
     Returns:
         y (B, L, d) in the dtype of x; with `return_state` also the state (B, d, N), float32 at least.
@@ -94,8 +99,8 @@ def ema(
         raise ValueError("x has no tokens: its shape must be (batch, length >= 1, channels)")
     if backend is None:
         backend = _choose(x, stateful, document_starts is not None)
-    if backend == "fft" and (stateful or document_starts is not None):
-        raise ValueError("backend='fft' takes neither state nor document_starts; use backend='chunked'")
+    if backend in ("fft", "direct") and (stateful or document_starts is not None):
+        raise ValueError(f"backend={backend!r} takes neither state nor document_starts; use backend='chunked'")
     if backend == "step" and (length != 1 or bidirectional or document_starts is not None):
         raise ValueError(f"backend='step' takes one token in one direction; got {length} tokens")
 
@@ -111,8 +116,9 @@ def ema(
             y, _ = ema_reference(
                 inputs, coefficients, bidirectional=bidirectional, truncation=truncation, starts=document_starts
             )
-        elif backend == "fft":
-            y = ema_fft(inputs, coefficients, bidirectional=bidirectional, truncation=truncation)
+        elif backend in ("fft", "direct"):
+            form = ema_fft if backend == "fft" else ema_direct
+            y = form(inputs, coefficients, bidirectional=bidirectional, truncation=truncation)
         elif backend == "step":
             y, _ = ema_step(inputs, coefficients)
         elif document_starts is None:
@@ -169,4 +175,8 @@ def _choose(x: torch.Tensor, stateful: bool, documents: bool) -> str:
         return "step" if x.shape[1] == 1 and not documents else "chunked"
     if torch.compiler.is_exporting():
         return "fft"  # the only form whose graph does not depend on the length
-    return "fft" if x.device.type == "cpu" and x.shape[0] * x.shape[1] <= SHORT else "chunked"
+    if x.device.type == "cpu" and x.shape[0] * x.shape[1] <= SHORT:
+        return "fft"
+    if x.device.type == "cpu" and not torch.compiler.is_compiling() and x.shape[1] <= DIRECT:
+        return "direct"
+    return "chunked"
