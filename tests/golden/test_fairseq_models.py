@@ -129,7 +129,6 @@ def adaptive_config(case: Case) -> MegaConfig:
         adaptive_softmax=True,
         adaptive_softmax_factor=case.meta["factor"],
         tie_adaptive_weights=tied,
-        tie_word_embeddings=False,
     )
 
 

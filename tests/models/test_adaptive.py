@@ -24,7 +24,6 @@ BOTH = {
     "adaptive_softmax": True,
     "adaptive_input_factor": 2,
     "adaptive_softmax_factor": 2,
-    "tie_word_embeddings": False,
 }
 TIED = {**BOTH, "tie_adaptive_weights": True}
 PROJECTIONS = {**TIED, "tie_adaptive_projections": True}
@@ -153,15 +152,27 @@ def test_gradient_checkpointing_changes_nothing(form):
     torch.testing.assert_close(results[0], results[1])
 
 
-@pytest.mark.parametrize("form", ["apart", "projections"])
-def test_compiles_in_one_graph_with_its_loss(form):
+def test_compiles_in_one_graph_with_its_loss():
     torch.compiler.reset()
-    model, ids = make(form), some_ids(2, 11)
+    model, ids = make("projections", num_hidden_layers=1), some_ids(2, 11)
     expected = model(ids, labels=ids, use_cache=False)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=False)
     actual = compiled(ids, labels=ids, use_cache=False)
     torch.testing.assert_close(actual.loss, expected.loss)
     torch.testing.assert_close(actual.logits, expected.logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("form", ["apart", "narrow"])
+def test_offloaded_weights_are_brought(form):
+    accelerate = pytest.importorskip("accelerate")
+    model, ids = make(form), some_ids(2, 11)
+    expected = model(ids, labels=ids)
+    for part in (model.lm_head, model.mega.embedding_layer):
+        accelerate.cpu_offload(part, execution_device=torch.device("cpu"))
+    assert model.lm_head.get_parameter("tail.0.2.weight").is_meta
+    offloaded = model(ids, labels=ids, use_cache=False)
+    torch.testing.assert_close(offloaded.logits, expected.logits)
+    torch.testing.assert_close(offloaded.loss, expected.loss)
 
 
 # -- padding, caches, generation
@@ -309,7 +320,6 @@ def test_a_vocabulary_in_bands_is_not_resized(form):
         ({"adaptive_cutoffs": [31]}, "below vocab_size=31"),
         ({"adaptive_cutoffs": [9.5]}, "adaptive_cutoffs"),
         ({"adaptive_input": False, "adaptive_softmax": False}, "needs adaptive_input=True or adaptive_softmax=True"),
-        ({"tie_word_embeddings": True}, "set tie_word_embeddings=False, and tie_adaptive_weights=True"),
         ({"adaptive_input_factor": 4}, r"adaptive_input_factor=4 leaves no width.* 8 // 4\*\*2 is 0"),
         ({"adaptive_softmax_factor": 0.5}, "adaptive_softmax_factor=0.5 must be at least 1"),
         ({"embedding_size": 3}, r"leaves no width to the last of 3 bands: 3 // 2\*\*2 is 0"),
@@ -327,6 +337,11 @@ def test_configurations_that_cannot_work(fields, message):
 def test_a_cutoff_at_the_end_of_the_vocabulary_begins_no_band():
     config = tiny_config(**{**BOTH, "adaptive_cutoffs": [9, 31]})
     assert config.adaptive_bands(8, 2) == [(9, 8), (22, 4)]
+
+
+def test_words_are_tied_by_bands_or_not_at_all():
+    assert not tiny_config(**BOTH, tie_word_embeddings=True).tie_word_embeddings
+    assert not tiny_config(**FORMS["input"]).tie_word_embeddings
 
 
 def test_other_models_have_no_adaptive_softmax():

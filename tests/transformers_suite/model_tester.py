@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from transformers.testing_utils import torch_device
-from transformers_tests.test_modeling_common import ids_tensor, random_attention_mask
+from transformers_tests.test_modeling_common import floats_tensor, ids_tensor, random_attention_mask
 
 from mega_transformers import MegaConfig, MegaSeq2SeqConfig
 
@@ -49,6 +49,31 @@ class MegaModelTester:
             "attention_mask": random_attention_mask(shape).to(torch_device),
         }
         return config, inputs
+
+
+class MegaValuesModelTester(MegaModelTester):
+    """The same for models that read values."""
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[MegaConfig, dict[str, torch.Tensor]]:
+        shape = [self.batch_size, self.seq_length]
+        inputs = {
+            "input_values": floats_tensor(shape),
+            "attention_mask": random_attention_mask(shape).to(torch_device),
+        }
+        return self.get_config(), inputs
+
+
+class MegaPairModelTester(MegaModelTester):
+    """The same for models that read pairs of sequences."""
+
+    def __init__(self, **config_fields: Any) -> None:
+        super().__init__(**config_fields)
+        self.num_hidden_states_types = 2  # of the first and of the second sequence
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[MegaConfig, dict[str, torch.Tensor]]:
+        config, inputs = super().prepare_config_and_inputs_for_common()
+        # views, so that what a test changes in the first sequences it changes in these
+        return config, inputs | {f"pair_{name}": tensor.view_as(tensor) for name, tensor in inputs.items()}
 
 
 class MegaSeq2SeqModelTester(MegaModelTester):

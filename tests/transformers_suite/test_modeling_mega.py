@@ -1,8 +1,8 @@
 """transformers' own tests of models, configurations and training, on every model of this package.
 
-We skip one, which reads chunked attention weights of encoder-decoders as if they were not. What the tests skip by
-themselves (no GPU, no FlashAttention or DeepSpeed installed, no composite model, no RoPE, no experts) pytest lists with
-its reason at the end.
+We skip one, which reads chunked attention weights of encoder-decoders as if they were not, and those about a table of
+words where there is none. What the tests skip by themselves (no GPU, no FlashAttention or DeepSpeed installed, no
+composite model, no RoPE, no experts) pytest lists with its reason at the end.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 import unittest
 import unittest.mock
 
-from model_tester import MegaModelTester, MegaSeq2SeqModelTester
+from model_tester import MegaModelTester, MegaPairModelTester, MegaSeq2SeqModelTester, MegaValuesModelTester
 from transformers.models.auto import modeling_auto
 from transformers_tests.generation.test_utils import GenerationTesterMixin
 from transformers_tests.test_configuration_common import ConfigTester
@@ -20,21 +20,26 @@ from transformers_tests.test_training_mixin import TrainingTesterMixin
 
 from mega_transformers import (
     MegaConfig,
+    MegaForAudioClassification,
     MegaForCausalLM,
     MegaForConditionalGeneration,
     MegaForMaskedLM,
     MegaForMultipleChoice,
     MegaForQuestionAnswering,
     MegaForSequenceClassification,
+    MegaForSequencePairClassification,
     MegaForTokenClassification,
     MegaModel,
     MegaSeq2SeqConfig,
     MegaSeq2SeqModel,
 )
+from mega_transformers.layers import MegaAdaptiveEmbedding, MegaAdaptiveSoftmax
+from mega_transformers.models.mega.inputs_mega import MegaValueEmbeddings
 
 # By these names the mixins know which labels a class takes; models inside transformers are in them.
 for _task, _class in {
     "MODEL_MAPPING_NAMES": MegaModel,
+    "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES": MegaForAudioClassification,
     "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES": MegaForCausalLM,
     "MODEL_FOR_MASKED_LM_MAPPING_NAMES": MegaForMaskedLM,
     "MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES": MegaForMultipleChoice,
@@ -43,6 +48,8 @@ for _task, _class in {
     "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES": MegaForTokenClassification,
 }.items():
     getattr(modeling_auto, _task)["mega"] = _class.__name__
+_pairs = MegaForSequencePairClassification.__name__
+modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["mega (pairs)"] = _pairs
 modeling_auto.MODEL_MAPPING_NAMES["mega_seq2seq"] = MegaSeq2SeqModel.__name__
 modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES["mega_seq2seq"] = MegaForConditionalGeneration.__name__
 
@@ -113,6 +120,73 @@ class MegaChunkedLaplaceDecoderModelTest(MegaChunkedLaplaceModelTest, Generation
     }
 
 
+class MegaAdaptiveDecoderModelTest(MegaDecoderModelTest):
+    """A causal language model whose adaptive input and softmax share words and projections."""
+
+    test_resize_embeddings = False
+    config_fields = {  # noqa: RUF012
+        **MegaDecoderModelTest.config_fields,
+        "adaptive_cutoffs": [20, 60],
+        "adaptive_input": True,
+        "adaptive_softmax": True,
+        "tie_adaptive_weights": True,
+        "tie_adaptive_projections": True,
+    }
+
+    def test_model_get_set_embeddings(self) -> None:
+        # neither is the table or the linear layer that the mixin asks for
+        config = self.model_tester.get_config()
+        for model_class in self.all_model_classes:
+            model = model_class(config)
+            self.assertIsInstance(model.get_input_embeddings(), MegaAdaptiveEmbedding)
+            other = MegaAdaptiveEmbedding(config)
+            model.set_input_embeddings(other)
+            self.assertIs(model.get_input_embeddings(), other)
+        self.assertIsInstance(model.get_output_embeddings(), MegaAdaptiveSoftmax)
+
+
+class MegaValuesModelTest(MegaModelTest):
+    """Models of values with the authors' classifier."""
+
+    all_model_classes = (MegaModel, MegaForSequenceClassification, MegaForAudioClassification)
+    test_resize_embeddings = False
+    test_mismatched_shapes = False  # of a trunk with another vocabulary
+    config_fields = {  # noqa: RUF012
+        "input_type": "values",
+        "add_token_type_embeddings": False,
+        "classifier_pooling": "mean",
+        "classifier_head": "blocks",
+        "final_norm": True,
+    }
+
+    def setUp(self) -> None:
+        self.model_tester = MegaValuesModelTester(**self.config_fields)
+
+    def test_model_get_set_embeddings(self) -> None:
+        config = self.model_tester.get_config()
+        for model_class in self.all_model_classes:
+            model = model_class(config)
+            self.assertIsInstance(model.get_input_embeddings(), MegaValueEmbeddings)
+            other = MegaValueEmbeddings(config.hidden_size)
+            model.set_input_embeddings(other)
+            self.assertIs(model.get_input_embeddings(), other)
+
+    def test_inputs_embeds(self) -> None:
+        self.skipTest("embeds input_ids; tests/models/test_values_and_pairs.py embeds input_values")
+
+    test_inputs_embeds_matches_input_ids = test_inputs_embeds
+
+
+class MegaSequencePairModelTest(MegaModelTest):
+    """Pairs of sequences."""
+
+    all_model_classes = (MegaForSequencePairClassification,)
+    additional_model_inputs = ("pair_input_ids", "pair_attention_mask")
+
+    def setUp(self) -> None:
+        self.model_tester = MegaPairModelTester(**self.config_fields)
+
+
 class MegaSeq2SeqModelTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):
     """Encoder-decoders: softmax, rotary bias, full attention."""
 
@@ -163,6 +237,12 @@ class MegaCausalTrainingTest(MegaTrainingTest):
     # its text is made of the ids 1 to 19, which therefore must be neither padding nor an end
     model_tester = MegaModelTester(
         **TRAINING_FIELDS, **MegaDecoderModelTest.config_fields, pad_token_id=0, eos_token_id=0
+    )
+
+
+class MegaAdaptiveTrainingTest(MegaCausalTrainingTest):
+    model_tester = MegaModelTester(
+        **TRAINING_FIELDS, **MegaAdaptiveDecoderModelTest.config_fields, pad_token_id=0, eos_token_id=0
     )
 
 

@@ -40,6 +40,10 @@ class MegaMatrix(nn.Module):
         if self.padding is not None and not getattr(self.weight, "_is_hf_initialized", False):
             init.zeros_(self.weight[self.padding])
 
+    def forward(self) -> torch.Tensor:
+        """The weight, by a call: hooks of the module may have to bring it first, as where weights are offloaded."""
+        return self.weight
+
     def extra_repr(self) -> str:
         return "{}, {}".format(*self.weight.shape)
 
@@ -71,8 +75,8 @@ class MegaAdaptiveEmbedding(nn.Module):
         """Ids (...) -> (..., d)."""
         bands = []
         for band in self.embeddings:
-            words, projection = (cast(MegaMatrix, matrix).weight for matrix in cast(nn.ModuleList, band))
-            bands.append((words, projection))
+            words, projection = cast(nn.ModuleList, band)
+            bands.append((words(), projection()))
         return adaptive_embedding(ids, bands, self.padding_idx)
 
 
@@ -89,11 +93,11 @@ class MegaTiedHead(nn.Module):
     def factors(self) -> list[Factors]:
         """Words and clusters as `ops.adaptive` takes them."""
         if isinstance(self.word_proj, MegaMatrix):
-            words: Factors = (self.word_proj.weight, None)
+            words: Factors = (self.word_proj(), None)
         else:
-            projection, matrix = (cast(MegaMatrix, module) for module in self.word_proj)
-            words = (matrix.weight, projection.weight)
-        return [words, (self.class_proj.weight, None)]
+            projection, matrix = self.word_proj
+            words = (matrix(), projection())
+        return [words, (self.class_proj(), None)]
 
 
 class MegaAdaptiveSoftmax(nn.Module):
@@ -145,11 +149,9 @@ class MegaAdaptiveSoftmax(nn.Module):
 
     def _matrices(self) -> tuple[list[Factors], list[Factors]]:
         """Head and tails as `ops.adaptive` takes them."""
-        head: list[Factors] = (
-            self.head.factors() if isinstance(self.head, MegaTiedHead) else [(self.head.weight, None)]
-        )
+        head: list[Factors] = self.head.factors() if isinstance(self.head, MegaTiedHead) else [(self.head(), None)]
         tails: list[Factors] = []
         for tail in self.tail:
-            projection, words = (cast(MegaMatrix, matrix).weight for matrix in cast(nn.ModuleDict, tail).values())
+            projection, words = (matrix() for matrix in cast(nn.ModuleDict, tail).values())
             tails.append((words, projection.t() if self.tied_projections else projection))
         return head, tails

@@ -93,7 +93,8 @@ class MegaCacheLayer(CacheLayerMixin):
     of the current chunk only, so that memory does not grow. Beside them: `state` (B, d, N), the EMA's, float32 at
     least; with truncation K `history` (B, K, d), the EMA's last inputs; and what is known of padding (`past`).
 
-    `owner` is the configuration it was last found to fit. Rolling back (`crop`) needs the inputs since, which are kept between `activate_past_recording()` and `crop(...)`.
+    `owner` is the configuration it was last found to fit. Rolling back (`crop`) needs the inputs since, which are kept
+    between `activate_past_recording()` and `crop(...)`.
     """
 
     is_compileable = False

@@ -68,7 +68,22 @@ def _prepare_own(cache: Cache, config: MegaConfig, batch: int, device: torch.dev
     if not cache.layers and cache.layer_class_to_replicate is not None:
         # made without a configuration: nothing is stored yet, so it can still become one of ours
         cache.layers = [MegaCacheLayer() for _ in range(config.num_hidden_layers)]
+    elif not any(cast(Any, layer).is_initialized for layer in cache.layers):
+        cache.layers = [_own_layer(layer) for layer in cache.layers]
     check_cache(cache, config, batch, device)
+
+
+def _own_layer(layer: Any) -> Any:
+    """The layer, or one of ours in place of an empty one of that name from another copy of this code.
+
+    A model may bring this code along (`trust_remote_code`), and transformers makes layers of the copy that came last.
+    """
+    for own in (MegaCacheLayer, MegaStaticCacheLayer):
+        if type(layer).__name__ == own.__name__ and type(layer) is not own:
+            made = own(max_cache_len=getattr(layer, "max_cache_len", None))
+            made.record_past = layer.record_past
+            return made
+    return layer
 
 
 def _prepare_cross(cache: Cache, config: MegaConfig, batch: int) -> None:

@@ -79,7 +79,8 @@ class MegaConfig(PreTrainedConfig):
         classifier_dropout: Dropout of the classification heads; None means `hidden_dropout_prob`.
         use_cache: Whether a decoder returns its state for the next step.
         add_lm_hidden_dense_layer: Whether a tanh layer stands between the hidden states and the language model head.
-        tie_word_embeddings: Whether input and output embeddings are one matrix.
+        tie_word_embeddings: Whether input and output embeddings are one matrix. Always False with an adaptive input or
+            softmax, which are none; see `tie_adaptive_weights`.
         is_decoder: Whether the model is causal.
         add_cross_attention: Whether the blocks of a decoder attend to an encoder.
         classifier_pooling: Addition to 4.40.2. What sequence classification reads: `"cls"`, the first real token (as
@@ -119,7 +120,7 @@ class MegaConfig(PreTrainedConfig):
         input_type: What a model reads: `"tokens"` (ids), or `"values"` (real numbers such as pixels or samples).
         classifier_head: `"tanh"`, the two layers of 4.40.2, or `"blocks"`: a linear layer, dropout and
             `classifier_activation` for each of `classifier_hidden_sizes`, then a projection without bias.
-        classifier_hidden_sizes: Widths of the blocks; None for one block of `hidden_size`.
+        classifier_hidden_sizes: Widths of the blocks, of which there may be none; None for one of `hidden_size`.
         classifier_activation: Activation of the blocks; any name of `transformers.activations.ACT2FN`.
 
     Raises:
@@ -202,6 +203,8 @@ class MegaConfig(PreTrainedConfig):
         from_4 = (self.transformers_version or "").startswith("4.") or "tf_legacy_loss" in kwargs
         if from_4 and self.add_cross_attention and self.cross_attention_counts_padding is None:
             self.cross_attention_counts_padding = True
+        if self.adaptive_input or self.adaptive_softmax:
+            self.tie_word_embeddings = False
         super().__post_init__(**kwargs)
 
     def positions_of_simple_bias(self, crossing: bool = False) -> int:
@@ -302,7 +305,7 @@ class MegaConfig(PreTrainedConfig):
                 f"chunk_size={self.chunk_size} must be at most max_positions={self.max_positions} with "
                 "relative_positional_bias='simple', which holds a number per position"
             )
-        if self.classifier_hidden_sizes is not None and min(self.classifier_hidden_sizes, default=0) < 1:
+        if self.classifier_hidden_sizes is not None and min(self.classifier_hidden_sizes, default=1) < 1:
             raise ValueError(
                 f"classifier_hidden_sizes={self.classifier_hidden_sizes} must be widths of at least 1, or None"
             )
@@ -338,11 +341,6 @@ class MegaConfig(PreTrainedConfig):
         if not ascending or cutoffs[0] >= self.vocab_size or cutoffs[-1] > self.vocab_size:
             raise ValueError(
                 f"adaptive_cutoffs={cutoffs} must be ascending, above 0 and below vocab_size={self.vocab_size}"
-            )
-        if self.tie_word_embeddings:
-            raise ValueError(
-                "tie_word_embeddings=True needs matrices of one shape, which adaptive input and softmax are not; set "
-                "tie_word_embeddings=False, and tie_adaptive_weights=True to tie their bands"
             )
         for name, used, width in (
             ("adaptive_input_factor", self.adaptive_input, self.embedding_size or self.hidden_size),

@@ -4,7 +4,7 @@ Read on in `layers/block.py`, then `layers/gated_attention.py` and `ops/*/refere
 """
 
 import copy
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -255,7 +255,7 @@ class MegaModel(MegaPreTrainedModel):
         if config.is_decoder and (use_cache or past_key_values is not None):
             batch = leading_shape(input_ids, inputs_embeds, input_values)[0]
             # not self.device, which walks through all modules to find a parameter
-            cache = prepare_cache(past_key_values, config, batch, self.get_input_embeddings().weight.device)
+            cache = prepare_cache(past_key_values, config, batch, cast(Any, self.get_input_embeddings()).weight.device)
         own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
         memory = None if own is None else cast(MegaCacheLayer, own.layers[0])
         seen = 0 if memory is None else memory.past.seen

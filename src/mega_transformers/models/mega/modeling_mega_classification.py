@@ -62,7 +62,8 @@ class MegaClassificationHead(nn.Module):
             self.dropout = nn.Dropout(dropout)
             self.out_proj = nn.Linear(config.hidden_size, num_labels)
             return
-        widths = [width, *(config.classifier_hidden_sizes or [config.hidden_size])]
+        sizes = config.classifier_hidden_sizes
+        widths = [width, *([config.hidden_size] if sizes is None else sizes)]
         self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(i, o), nn.Dropout(dropout)) for i, o in pairwise(widths)])
         self.activation = ACT2FN[config.classifier_activation]
         self.out_proj = nn.Linear(widths[-1], num_labels, bias=False)

@@ -11,7 +11,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .configuration_mega import MegaConfig
 from .modeling_mega import MegaModel, MegaPreTrainedModel
 from .modeling_mega_classification import POOLINGS, MegaClassificationHead, check_class_labels
-from .validation_mega import leading_shape
+from .validation_mega import check_inputs
 
 
 @dataclass
@@ -67,13 +67,14 @@ class MegaForSequencePairClassification(MegaPreTrainedModel):
         Raises:
             ValueError: for inputs that cannot be right, or unequal numbers of first and second sequences.
         """
-        if pair_input_ids is None and pair_inputs_embeds is None:
-            raise ValueError("the second sequences are missing: give either pair_input_ids or pair_inputs_embeds")
-        batch = leading_shape(input_ids, inputs_embeds)[0]
-        pairs = leading_shape(pair_input_ids, pair_inputs_embeds)[0]
+        config = self.config
+        batch, _ = check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_ids)
+        pairs, _ = check_inputs(
+            config, pair_input_ids, pair_inputs_embeds, pair_attention_mask, pair_token_type_ids, prefix="pair_"
+        )
         if batch != pairs:
             raise ValueError(f"there are {batch} first sequences, but pair_input_ids has {pairs} rows; give as many")
-        check_class_labels(labels, batch, self.config)
+        check_class_labels(labels, batch, config)
         first = self.mega(
             input_ids,
             attention_mask=attention_mask,
@@ -88,12 +89,12 @@ class MegaForSequencePairClassification(MegaPreTrainedModel):
             inputs_embeds=pair_inputs_embeds,
             **kwargs,
         )
-        pool = POOLINGS[self.config.classifier_pooling]
+        pool = POOLINGS[config.classifier_pooling]
         vectors = torch.cat([pool(second[0], pair_attention_mask), pool(first[0], attention_mask)], dim=-1)
         logits = self.classifier(vectors)
         loss = None
         if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=config, **kwargs)
         return MegaSequencePairClassifierOutput(
             loss=loss,
             logits=logits,

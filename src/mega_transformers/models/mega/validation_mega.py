@@ -164,9 +164,11 @@ def check_values(values: torch.Tensor) -> None:
 
 
 def check_inputs(
-    config, input_ids, inputs_embeds, attention_mask, token_type_ids, cached=0, input_values=None
+    config, input_ids, inputs_embeds, attention_mask, token_type_ids, cached=0, input_values=None, prefix=""
 ) -> tuple[int, int]:
     """Checks what `MegaModel.forward` is given behind `cached` tokens; returns (batch, length).
+
+    `prefix` stands before the names of ids, embeddings, mask and types.
 
     Raises:
         ValueError: naming the argument, its value and what would be right.
@@ -177,39 +179,39 @@ def check_inputs(
         raise ValueError(f"{other} is given, but this model reads {config.input_type}; give {name}")
     if (main is None) == (inputs_embeds is None):
         given = "neither" if main is None else "both"
-        raise ValueError(f"give either {name} or inputs_embeds; got {given}")
+        raise ValueError(f"give either {prefix}{name} or {prefix}inputs_embeds; got {given}")
     if main is not None:
         if main.dim() != 2:
-            raise ValueError(f"{name} has shape {tuple(main.shape)}, but must be (batch, length)")
+            raise ValueError(f"{prefix}{name} has shape {tuple(main.shape)}, but must be (batch, length)")
         batch, length = main.shape
     else:
         own_width = config.embedding_size is not None and not config.adaptive_input
         name = "embedding_size" if own_width else "hidden_size"
         if inputs_embeds.dim() != 3 or inputs_embeds.shape[-1] != getattr(config, name):
             raise ValueError(
-                f"inputs_embeds has shape {tuple(inputs_embeds.shape)}, but must be "
+                f"{prefix}inputs_embeds has shape {tuple(inputs_embeds.shape)}, but must be "
                 f"(batch, length, {name}={getattr(config, name)})"
             )
         batch, length = inputs_embeds.shape[:2]
     if batch == 0 or length == 0:
         raise ValueError(f"the input has shape ({batch}, {length}): there must be at least one row and one token")
     if input_ids is not None:
-        check_ids("input_ids", input_ids, config.vocab_size, "vocab_size")
+        check_ids(f"{prefix}input_ids", input_ids, config.vocab_size, "vocab_size")
     elif input_values is not None:
         check_values(input_values)
     if attention_mask is not None:
-        check_mask("attention_mask", attention_mask, (batch, length), cached)
+        check_mask(f"{prefix}attention_mask", attention_mask, (batch, length), cached)
     if token_type_ids is not None:
         if tuple(token_type_ids.shape) != (batch, length):
             raise ValueError(
-                f"token_type_ids has shape {tuple(token_type_ids.shape)}, but must be (batch, length) = "
+                f"{prefix}token_type_ids has shape {tuple(token_type_ids.shape)}, but must be (batch, length) = "
                 f"{(batch, length)}"
             )
         if config.add_token_type_embeddings:
-            check_ids("token_type_ids", token_type_ids, config.type_vocab_size, "type_vocab_size")
+            check_ids(f"{prefix}token_type_ids", token_type_ids, config.type_vocab_size, "type_vocab_size")
         elif values_can_be_checked(token_type_ids) and bool(token_type_ids.any()):
             raise ValueError(
-                "token_type_ids are given, but this model has no embeddings for them "
+                f"{prefix}token_type_ids are given, but this model has no embeddings for them "
                 "(add_token_type_embeddings=False); leave them out"
             )
     limit = positions_limit(config)
