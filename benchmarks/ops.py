@@ -38,7 +38,7 @@ def _ema_layer(peer: str, workload: Workload, generator: torch.Generator) -> Op:
     def call(x: Tensor) -> Tensor:
         if peer == OLD:  # length first; with one row the transposition is a view, and costs nothing
             return ema(x.transpose(0, 1))[0].transpose(0, 1)
-        return ema(x)
+        return ema.activate(ema(x)[0], x, ema.residual_weight)
 
     return Op(ema, call, [x], gradient)
 

@@ -10,6 +10,7 @@ from safetensors import safe_open
 
 from mega_transformers import (
     MegaConfig,
+    MegaForCausalLM,
     MegaForMaskedLM,
     MegaForMultipleChoice,
     MegaForQuestionAnswering,
@@ -313,3 +314,17 @@ def test_resized_embeddings(tied: bool, size: int, tmp_path: Path) -> None:
     assert logits.shape == (1, size - 3, size)
     model.save_pretrained(tmp_path)
     torch.testing.assert_close(MegaForMaskedLM.from_pretrained(tmp_path)(**inputs).logits, logits)
+
+
+@pytest.mark.parametrize("model_class", [MegaForMaskedLM, MegaForCausalLM])
+def test_weights_may_be_offloaded(model_class):
+    """accelerate brings a module's weights when it is called, and no earlier."""
+    from accelerate import cpu_offload
+
+    model = make(model_class, **(FORMS["causal"] if model_class is MegaForCausalLM else {}))
+    ids = torch.randint(3, model.config.vocab_size, (2, 9))
+    expected = model(ids).logits
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert model.mega.layers[0].mega_layer.qk_weight.is_meta
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, expected)

@@ -35,15 +35,27 @@ class MegaMultiDimensionDampedEma(nn.Module):
         self.kernel_projection_matrix = nn.Parameter(torch.empty(channels, states))
         self.residual_weight = nn.Parameter(torch.empty(config.hidden_size))
 
-    def convolve(
+    def forward(
         self,
         x: torch.Tensor,
         mask: torch.Tensor | None = None,
         document_starts: torch.Tensor | None = None,
         num_documents: int | None = None,
         cache: MegaCacheLayer | None = None,
-    ) -> torch.Tensor:
-        """The EMA alone, (B, L, d) -> (B, L, d); arguments as in `forward`."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Convolves, and leaves the rest, which no other token has a part in, to `activate`.
+
+        Args:
+            x: (B, L, d).
+            mask: (B, L), 1 or True at real tokens; padding contributes nothing.
+            document_starts: (B, L) bool, True at the first token of every packed document.
+            num_documents: An upper bound of the documents in a row, if known.
+            cache: What was remembered of the tokens before, brought up to date; not with documents, nor in two
+                directions.
+
+        Returns:
+            The EMA alone, (B, L, d), and `residual_weight`: from a call, which hooks may have to bring weights for.
+        """
         if mask is not None:
             x = x * mask.unsqueeze(-1).to(x.dtype)
         parameters = (
@@ -61,38 +73,16 @@ class MegaMultiDimensionDampedEma(nn.Module):
                 document_starts=document_starts,
                 num_documents=num_documents,
             )
-            return cast(torch.Tensor, averaged)
+            return cast(torch.Tensor, averaged), self.residual_weight
         with no_autocast(x.device.type):
             coefficients = cache.coefficients(lambda: ema_coefficients(*parameters))
             averaged, state = ema_continued(
                 x, coefficients, truncation=self.truncation, state=cache.state, history=cache.history
             )
         cache.advance(x, state, coefficients, self.truncation)
-        return averaged
+        return averaged, self.residual_weight
 
-    def activate(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    @staticmethod
+    def activate(y: torch.Tensor, x: torch.Tensor, residual_weight: torch.Tensor) -> torch.Tensor:
         """silu(y + residual_weight * x) of the EMA y and its input x, (B, L, d) each."""
-        return F.silu(torch.addcmul(y, self.residual_weight.to(x.dtype), x))
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        document_starts: torch.Tensor | None = None,
-        num_documents: int | None = None,
-        cache: MegaCacheLayer | None = None,
-    ) -> torch.Tensor:
-        """Applies the sub-layer.
-
-        Args:
-            x: (B, L, d).
-            mask: (B, L), 1 or True at real tokens; padding contributes nothing.
-            document_starts: (B, L) bool, True at the first token of every packed document.
-            num_documents: An upper bound of the documents in a row, if known.
-            cache: What was remembered of the tokens before, brought up to date; not with documents, nor in two
-                directions.
-
-        Returns:
-            (B, L, d).
-        """
-        return self.activate(self.convolve(x, mask, document_starts, num_documents, cache), x)
+        return F.silu(torch.addcmul(y, residual_weight.to(x.dtype), x))

@@ -77,7 +77,7 @@ class MegaMovingAverageGatedAttention(nn.Module):
         cache = None if past_key_values is None else cast(Any, past_key_values.layers[self.layer_idx])
         residual = hidden_states
         x = self.norm(residual) if self.prenorm else residual
-        averaged = self.ema_gate.convolve(x, visibility.mask, visibility.starts, visibility.num_documents, cache)
+        averaged, weight = self.ema_gate(x, visibility.mask, visibility.starts, visibility.num_documents, cache)
         rule = visibility.fresh if isinstance(visibility, Continuation) else visibility
         whole = self.training or output_attentions or (cache is not None and cache.record_past)
         if rule is not None and not whole and takes_pieces(x) and self.config._attn_implementation != "eager":
@@ -87,11 +87,13 @@ class MegaMovingAverageGatedAttention(nn.Module):
                 # the last piece holds all that a later token may see
                 remember = past_key_values if where.stop == x.shape[1] else None
                 output[:, where], _ = self._attend(
-                    residual[:, where], x[:, where], averaged[:, where], part, False, remember, visibility
+                    residual[:, where], x[:, where], averaged[:, where], weight, part, False, remember, visibility
                 )
             weights = None
         else:
-            output, weights = self._attend(residual, x, averaged, rule, output_attentions, past_key_values, visibility)
+            output, weights = self._attend(
+                residual, x, averaged, weight, rule, output_attentions, past_key_values, visibility
+            )
         if not self.prenorm:
             output = self.norm(output)
         return output, weights
@@ -101,6 +103,7 @@ class MegaMovingAverageGatedAttention(nn.Module):
         residual: torch.Tensor,
         x: torch.Tensor,
         averaged: torch.Tensor,
+        weight: torch.Tensor,
         rule: Visibility | None,
         output_attentions: bool,
         past_key_values: Cache | None,
@@ -111,7 +114,9 @@ class MegaMovingAverageGatedAttention(nn.Module):
         The tokens see each other by `rule`, or, for None, the cached ones too, by `continuation`.
         """
         value = self.hidden_dropout(self.activation(project(self.v_proj, x)))
-        update, shared, gate, intermediate = recomputed(self._base, averaged, x).split(self.split_sizes, dim=-1)
+        update, shared, gate, intermediate = recomputed(self._base, averaged, x, weight).split(
+            self.split_sizes, dim=-1
+        )
         shared = F.silu(shared)
         query, key = (torch.addcmul(bias, shared, weight) for weight, bias in zip(self.qk_weight, self.qk_bias))
 
@@ -154,9 +159,9 @@ class MegaMovingAverageGatedAttention(nn.Module):
         candidate = recomputed(self._candidate, attended, gate, intermediate)
         return recomputed(self._gated_residual, residual, update, candidate), weights
 
-    def _base(self, averaged: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    def _base(self, averaged: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """What gates, queries and keys come from: (B, L, d + z + h + d)."""
-        return project(self.mx_proj, self.dropout(self.ema_gate.activate(averaged, x)))
+        return project(self.mx_proj, self.dropout(self.ema_gate.activate(averaged, x, weight)))
 
     def _candidate(self, attended: torch.Tensor, gate: torch.Tensor, intermediate: torch.Tensor) -> torch.Tensor:
         """New hidden states before their activation, (B, L, d)."""
