@@ -100,3 +100,88 @@ def write_recipe(tmp_path):
         return path
 
     return write
+
+
+PAIRS_RECIPE = {
+    "name": "tiny-pairs",
+    "task": "text-to-text",
+    "sequence_length": 16,
+    "seed": 3,
+    "pairs": [
+        {"name": "Words", "license": "CC0", "attribution": "Nobody.", "divide": "words.tsv", "source": 1, "target": 2}
+    ],
+    "split": {"seed": 1, "validation": 20, "test": 30},
+    "tokenizer": {"kind": "symbols"},
+    "model": {
+        "mega": {
+            "hidden_size": 16,
+            "num_hidden_layers": 1,
+            "intermediate_size": 16,
+            "nffn_hidden_size": 16,
+            "shared_representation_size": 8,
+            "ema_projection_size": 4,
+            "initializer_range": 0.25,
+            "encoder": {"num_hidden_layers": 2},
+        },
+        "bart": {
+            "learning_rate": 0.005,
+            "d_model": 16,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "encoder_attention_heads": 2,
+            "decoder_attention_heads": 2,
+            "encoder_ffn_dim": 16,
+            "decoder_ffn_dim": 16,
+            "max_position_embeddings": 32,
+        },
+    },
+    "generation": {
+        "metrics": ["sequence_error_rate", "symbol_error_rate", "chrf"],
+        "best_by": "symbol_error_rate",
+        "num_beams": 2,
+        "max_new_tokens": 12,
+        "validation_examples": 10,
+    },
+    "schedule": {"max_steps": 12, "warmup_steps": 2},
+    "training": {
+        "per_device_train_batch_size": 16,
+        "per_device_eval_batch_size": 16,
+        "learning_rate": 0.02,
+        "label_smoothing_factor": 0.1,
+        "eval_steps": 4,
+        "save_steps": 4,
+        "logging_steps": 2,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    },
+    "card": {"license": "cc0-1.0", "summary": "A test.", "examples": ["abba"]},
+}
+
+
+@pytest.fixture(scope="session")
+def pairs_dir(tmp_path_factory) -> Path:
+    """`words.tsv`: words of the letters a to f with their letters as symbols; every seventh word has two targets."""
+    folder = tmp_path_factory.mktemp("pairs")
+    generator = torch.Generator().manual_seed(0)
+    words: dict[str, None] = {}
+    while len(words) < 200:
+        letters = torch.randint(6, (int(torch.randint(2, 9, (1,), generator=generator)),), generator=generator)
+        words["".join("abcdef"[letter] for letter in letters)] = None
+    lines = []
+    for index, word in enumerate(words):
+        target = " ".join(f"{letter.upper()}H" for letter in word)
+        lines += [f"{word}\t{target}", *([f"{word}\t{target} XH"] if index % 7 == 0 else [])]
+    (folder / "words.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs_recipe_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("pairs-recipe") / "recipe.yaml"
+    path.write_text(yaml.safe_dump(PAIRS_RECIPE), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def pairs_recipe_dict() -> dict:
+    return copy.deepcopy(PAIRS_RECIPE)

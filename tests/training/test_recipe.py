@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
-from mega_transformers.training import causal_lm, masked_lm
+from mega_transformers.training import causal_lm, masked_lm, text_to_text
 from mega_transformers.training.masked_lm import build_config
 from mega_transformers.training.recipe import TASKS, load_recipe
 from mega_transformers.training.schema import RecipeError
@@ -15,15 +17,24 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_published_recipes_are_valid(path):
     recipe = load_recipe(path)
-    task = {"masked_lm": masked_lm, "causal_lm": causal_lm}[TASKS[recipe.task]]
-    task.build_config(recipe, recipe.tokenizer.vocab_size)
+    task = {"masked_lm": masked_lm, "causal_lm": causal_lm, "text_to_text": text_to_text}[TASKS[recipe.task]]
+    task.build_config(recipe, recipe.tokenizer.vocab_size or 70)
+
+
+def test_the_guides_example_is_valid(write_recipe):
+    guide = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"^```yaml\n(.*?)^```", guide, flags=re.MULTILINE | re.DOTALL)
+    recipe = load_recipe(write_recipe({"name": "guide", "schedule": {"max_steps": 1}, **yaml.safe_load(example)}))
+    config = text_to_text.build_config(recipe, recipe.tokenizer.vocab_size)
+    assert (config.encoder.num_hidden_layers, config.decoder.num_hidden_layers) == (4, 2)
+    assert recipe.pairs[1].roles == ["train"] and recipe.pairs[0].roles == ["train", "validation", "test"]
 
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("colour", "red", "colour is unknown; known are name, task"),
-        ("task", "cooking", "task='cooking' is unknown; known are masked-lm, causal-lm"),
+        ("task", "cooking", "task='cooking' is unknown; known are masked-lm, causal-lm, text-to-text"),
         ("name", "a/b", "name='a/b'"),
         ("sequence_length", "long", "sequence_length must be a whole number; got 'long'"),
         ("sequence_length", True, "sequence_length must be a whole number; got True"),

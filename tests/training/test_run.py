@@ -9,12 +9,14 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainerCallback
 
 import mega_transformers  # noqa: F401
+from mega_transformers.training import data
 from mega_transformers.training import run as run_module
 from mega_transformers.training.masked_lm import collator, evaluate
 from mega_transformers.training.recipe import load_recipe
-from mega_transformers.training.run import RunOptions, decayed_parameters, run
+from mega_transformers.training.run import RunOptions, run
 from mega_transformers.training.schedule import Clock, learning_rate_factor
 from mega_transformers.training.schema import RecipeError
+from mega_transformers.training.trainer import decayed_parameters
 
 
 @pytest.fixture
@@ -99,7 +101,7 @@ def test_export_loads_as_float32_and_scores_alike(finished):
     import numpy as np
 
     tokens = np.load(next((output / "tokens").glob("test-*.npy")))
-    blocks = run_module.data.to_blocks(tokens, recipe.sequence_length)
+    blocks = data.to_blocks(tokens, recipe.sequence_length)
     again = evaluate(model, tokenizer, blocks, recipe.masking, recipe.seed, batch_size=3)
     assert again["model"]["cross_entropy"] == pytest.approx(
         results["scores"]["test"]["model"]["cross_entropy"], rel=1e-3
@@ -114,10 +116,10 @@ def test_exact_evaluation_is_the_models_loss(finished):
     model = AutoModelForMaskedLM.from_pretrained(output / "model")
     tokenizer = AutoTokenizer.from_pretrained(output / "model")
     tokens = np.load(next((output / "tokens").glob("validation-*.npy")))
-    blocks = run_module.data.to_blocks(tokens, recipe.sequence_length)
+    blocks = data.to_blocks(tokens, recipe.sequence_length)
     collate = collator(recipe, tokenizer, evaluation=True)
-    data = run_module.data.Blocks(blocks, recipe.seed)
-    batch = collate([data[index] for index in range(len(data))])
+    examples = data.Blocks(blocks, recipe.seed)
+    batch = collate([examples[index] for index in range(len(examples))])
     with torch.no_grad():
         output = model(**batch)
     hidden = batch["labels"] != -100

@@ -7,7 +7,8 @@ from pathlib import Path
 
 DEFAULT_MODEL = "mega-prose-5m"
 DEFAULT_CAUSAL_MODEL = "mega-prose-clm-3m"
-BUNDLED_MODELS = (DEFAULT_MODEL, DEFAULT_CAUSAL_MODEL)
+DEFAULT_PAIR_MODEL = "mega-g2p-1m"
+BUNDLED_MODELS = (DEFAULT_MODEL, DEFAULT_CAUSAL_MODEL, DEFAULT_PAIR_MODEL)
 
 
 def bundled_model(name: str = DEFAULT_MODEL) -> Path:

@@ -52,13 +52,13 @@ def locate(name: str, kind: Kind) -> Location:
     return Location(name, folder, folder is None and not _hub_answers(name))
 
 
-def check_kind(place: Location, kind: Kind, remedy: str) -> None:
+def check_kind(place: Location, kind: Kind, remedy: str | None = None) -> None:
     """Refuses models that transformers would load as another kind than they are, or not at all.
 
     Args:
         place: Where the model is.
         kind: What is needed: a causal language model.
-        remedy: What else to do with a masked language model.
+        remedy: What else to do with a masked language model, for a kind that transformers would make of one.
 
     Raises:
         UserError: for a masked language model, and for one of a type that has no such kind.
@@ -70,7 +70,7 @@ def check_kind(place: Location, kind: Kind, remedy: str) -> None:
     except Exception:  # loading the model tells what is wrong
         return
     for architecture in config.architectures or []:
-        if architecture.endswith("ForMaskedLM"):
+        if remedy is not None and architecture.endswith("ForMaskedLM"):
             raise UserError(
                 f"the model {place.name} is a masked language model ({architecture}), which sees the words it is to "
                 f"predict; give a {kind.name}, or {remedy}"

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+PAIRS_PANEL = "Options for sequence-to-sequence models"
+
 
 def train(
     recipe: Annotated[Path, typer.Argument(help="Recipe: a YAML file, as in recipes/.")],
@@ -34,6 +36,10 @@ def train(
     until: Annotated[
         str | None, typer.Option(help="Train until HH:MM (local time) at most; evaluation and export follow.")
     ] = None,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(help="Output folder of a text-to-text run with another model, to stand in the model card."),
+    ] = None,
 ) -> None:
     """Train a model from a recipe. Ctrl-C saves a checkpoint; the same command goes on from it."""
     from rich.console import Console
@@ -55,6 +61,7 @@ def train(
             resume=resume,
             max_seconds=seconds,
             command=_command(recipe, data_dir, overrides, max_hours, until),
+            compare=compare or [],
         )
         results = run(checked, options, console)
     except RecipeError as error:
@@ -63,12 +70,15 @@ def train(
     if results is None:
         raise typer.Exit(130)
     for role, scores in results["scores"].items():
-        console.print(_table(f"{checked.name} on {role}", scores))
+        console.print(_table(f"{checked.name} on {role}", scores, checked.card.metric_titles))
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder or hub name of a masked language model.")],
-    data: Annotated[list[Path], typer.Option(help="Text file to judge on, .gz too; may be repeated.")],
+    model: Annotated[str, typer.Argument(help="Folder or hub name of a masked or a sequence-to-sequence model.")],
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Text file to judge on, or for pairs a tsv, csv or jsonl file; .gz too; may be repeated."),
+    ] = None,
     baselines: Annotated[
         list[Path] | None, typer.Option(help="Training text: judge unigram and bigram counts of it too.")
     ] = None,
@@ -80,36 +90,102 @@ def evaluate(
     random: Annotated[float, typer.Option(help="Part of these that is replaced by a random token.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the masks.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Blocks at a time.")] = 16,
+    source: Annotated[
+        str, typer.Option(help="Column of the source texts: its name or number.", rich_help_panel=PAIRS_PANEL)
+    ] = "source",
+    target: Annotated[
+        str, typer.Option(help="Column of the target texts: its name or number.", rich_help_panel=PAIRS_PANEL)
+    ] = "target",
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="Judge as a recipe does, and without --data on its test part.", rich_help_panel=PAIRS_PANEL),
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="MEGA_DATA_DIR",
+            help="Folder that the recipe's files are in; the recipe's own for none.",
+            rich_help_panel=PAIRS_PANEL,
+        ),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="bleu, chrf, exact_match, sequence_error_rate or symbol_error_rate; may be repeated. For none, the "
+            "recipe's, or bleu and chrf.",
+            rich_help_panel=PAIRS_PANEL,
+        ),
+    ] = None,
+    num_beams: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Beams, beside greedy decoding; for none, as many as the recipe says, or 5.",
+            rich_help_panel=PAIRS_PANEL,
+        ),
+    ] = None,
     json: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to.")] = None,
 ) -> None:
-    """Cross entropy and accuracy of a masked language model at masked tokens, beside counting models."""
+    """Judge a masked language model at masked tokens, or a sequence-to-sequence model by its outputs."""
     from rich.console import Console
 
     from ..training.schema import RecipeError
 
     try:
-        from ..training.evaluation import evaluate_files
+        from ..training.evaluation import evaluate_files, evaluate_pairs, is_pair_model
         from ..training.export import write_json
         from ..training.recipe import Masking
 
-        scores = evaluate_files(
-            model,
-            data,
-            baselines or [],
-            clean=clean or [],
-            documents=documents,
-            sequence_length=sequence_length,
-            masking=Masking(evaluation_probability=probability, mask=mask, random=random),
-            seed=seed,
-            batch_size=batch_size,
-        )
+        titles: dict[str, str] = {}
+        report: Any
+        if recipe is not None or is_pair_model(model):
+            examples, checked, title = _pairs(data or [], (source, target), recipe, data_dir)
+            scores, signatures = evaluate_pairs(model, examples, checked, metric, num_beams)
+            report = {"scores": scores, "signatures": signatures}
+            title = "; ".join([title, *signatures.values()])
+            titles = titles if checked is None else checked.card.metric_titles
+        elif not data:
+            raise RecipeError("--data is missing: give a text file to judge on")
+        else:
+            scores = report = evaluate_files(
+                model,
+                data,
+                baselines or [],
+                clean=clean or [],
+                documents=documents,
+                sequence_length=sequence_length,
+                masking=Masking(evaluation_probability=probability, mask=mask, random=random),
+                seed=seed,
+                batch_size=batch_size,
+            )
+            title = f"{probability:.0%} of tokens masked, seed {seed}"
         if json is not None:
-            write_json(json, scores)
+            write_json(json, report)
     except RecipeError as error:
         Console(stderr=True).print(f"Error: {error}", style="red", markup=False)
         raise typer.Exit(2) from error
-    title = f"{probability:.0%} of tokens masked, seed {seed}"
-    Console().print(_table(title, scores))
+    Console().print(_table(title, scores, titles))
+
+
+def _pairs(
+    files: list[Path], columns: tuple[str, str], recipe: Path | None, data_dir: Path | None
+) -> tuple[list[Any], Any, str]:
+    """Pairs to judge on, the recipe or None, and the title of the table."""
+    from ..training.evaluation import pairs_of_files, pairs_of_recipe
+    from ..training.recipe import load_recipe
+    from ..training.schema import RecipeError
+
+    checked = None if recipe is None else load_recipe(recipe)
+    if files:
+        return pairs_of_files(files, *map(_column, columns)), checked, ", ".join(map(str, files))
+    if checked is None or recipe is None:
+        raise RecipeError("--data or --recipe: give a file of pairs, or a recipe whose test part is to be judged on")
+    return pairs_of_recipe(checked, data_dir or recipe.parent), checked, f"{checked.name}, test part"
+
+
+def _column(text: str) -> str | int:
+    """A column's number, or its name."""
+    return int(text) if text.isdigit() else text
 
 
 def _seconds(max_hours: float | None, until: str | None) -> float | None:
@@ -158,13 +234,24 @@ _COLUMNS = {
     "perplexity": ("perplexity", ".2f"),
     "accuracy": ("accuracy", ".2%"),
     "tokens": ("tokens", ","),
+    "bleu": ("BLEU", ".1f"),
+    "chrf": ("chrF", ".1f"),
+    "exact_match": ("exact match", ".2%"),
+    "sequence_error_rate": ("outputs unlike any reference", ".2%"),
+    "symbol_error_rate": ("symbol error rate", ".2%"),
+    "sources": ("sources", ","),
 }
 
 
-def _table(title: str, scores: dict[str, dict[str, float]]) -> Any:
+def _table(title: str, scores: dict[str, dict[str, float]], titles: dict[str, str] | None = None) -> Any:
+    """Scores of several models; `titles` go before the columns' usual ones."""
     from rich.table import Table
 
-    columns = {key: column for key, column in _COLUMNS.items() if all(key in score for score in scores.values())}
+    columns = {
+        key: ((titles or {}).get(key, name), form)
+        for key, (name, form) in _COLUMNS.items()
+        if all(key in score for score in scores.values())
+    }
     table = Table(title=title)
     table.add_column("")
     for name, _ in columns.values():

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 import yaml
 
+from . import pair_card
 from .export import Report
-from .recipe import Recipe
+from .recipe import PAIRS_TASK, Recipe
 
 
 def render(report: Report, has_plot: bool) -> str:
@@ -31,8 +32,9 @@ def render(report: Report, has_plot: bool) -> str:
         "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---",
         f"# {recipe.name}",
         recipe.card.summary.strip(),
-        _use(recipe),
-        "## Results\n\n" + _results(recipe, results),
+        pair_card.use(recipe) if recipe.task == PAIRS_TASK else _use(recipe),
+        "## Results\n\n"
+        + (pair_card.results_of(recipe, results) if recipe.task == PAIRS_TASK else _results(recipe, results)),
     ]
     if has_plot:
         parts.append("![Losses over the steps](loss.png)")
@@ -130,11 +132,11 @@ def _causal_explanation(recipe: Recipe) -> str:
 
 def _data(recipe: Recipe) -> str:
     lines = []
-    for source in recipe.data:
-        roles = ", ".join(role for role in ("train", "validation", "test") if getattr(source, role))
-        cleaning = f"; cleaned: {', '.join(source.clean)}" if source.clean else ""
+    for source in recipe.sources:
+        clean = getattr(source, "clean", [])
+        cleaning = f"; cleaned: {', '.join(clean)}" if clean else ""
         credit = f" {source.attribution.strip()}" if source.attribution else ""
-        lines.append(f"- **{source.name}** ({roles}{cleaning}). Licence: {source.license}.{credit}")
+        lines.append(f"- **{source.name}** ({', '.join(source.roles)}{cleaning}). Licence: {source.license}.{credit}")
     return "\n".join(lines)
 
 
@@ -144,7 +146,7 @@ def _training(report: Report) -> str:
         "command": f"`{report.command}`",
         "parameters": f"{results['parameters']:,}",
         "steps": f"{results['steps']:,}",
-        "tokens seen": f"{results['tokens_seen']:,} ({results['epochs']:.2f} epochs of {results['train_tokens']:,})",
+        **_seen(results),
         "wall clock": f"{results['hours']:.2f} hours, evaluations while training included",
         "hardware": hardware(report.device),
         "precision": precision(recipe),
@@ -155,8 +157,16 @@ def _training(report: Report) -> str:
     table = "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     settings = {
         "sequence_length": recipe.sequence_length,
-        **({} if recipe.masking is None else {"masking": vars(recipe.masking)}),
-        "model": recipe.model,
+        **{
+            name: vars(value)
+            for name, value in (
+                ("masking", recipe.masking),
+                ("split", recipe.split),
+                ("generation", recipe.generation),
+            )
+            if value is not None
+        },
+        "model": pair_card.model_of(recipe) if recipe.task == PAIRS_TASK else recipe.model,
         "training": recipe.training,
         "schedule": vars(recipe.schedule),
     }
@@ -165,6 +175,12 @@ def _training(report: Report) -> str:
         "The losses over time are in training_log.json.\n\n"
         f"```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```"
     )
+
+
+def _seen(results: dict[str, Any]) -> dict[str, str]:
+    what, unit = ("tokens", "tokens") if "tokens_seen" in results else ("examples", "pairs")
+    seen, there = results[f"{what}_seen"], results[f"train_{what}"]
+    return {f"{unit} seen": f"{seen:,} ({results['epochs']:.2f} epochs of {there:,})"}
 
 
 def hardware(device: torch.device) -> str:

@@ -10,14 +10,18 @@ import torch
 
 from . import model_config
 from .baselines import Trigram
+from .blocks import BlockMaterial
 from .data import TextSize, text_size
 from .recipe import Recipe
 from .schema import RecipeError
 from .streaming import Reading, score_tokens
 
 PIPELINE_TAG = "text-generation"
-# a prompt is to be gone on with
-CLOSED_TEXTS = False
+
+
+def material(recipe: Recipe, data_dir: Path) -> BlockMaterial:
+    """Texts in blocks; a prompt has no end, so that it is gone on with."""
+    return BlockMaterial(recipe, data_dir, closed_texts=False)
 
 
 def check_tokenizer(tokenizer: Any) -> None:
@@ -63,28 +67,29 @@ def collator(recipe: Recipe, tokenizer: Any, evaluation: bool) -> NextTokenColla
     return NextTokenCollator()
 
 
-def judge(
-    recipe: Recipe, model: Any, tokenizer: Any, tokens: dict[str, np.ndarray], data_dir: Path
-) -> dict[str, dict[str, dict[str, float]]]:
+def judge(recipe: Recipe, model: Any, tokenizer: Any, material: BlockMaterial) -> dict[str, Any]:
     """Scores of the finished model beside a trigram model's, for validation and test.
 
     Args:
         recipe: What was trained.
         model: The model.
         tokenizer: Its tokenizer.
-        tokens: For each role, its texts as one line of ids (tokens,).
-        data_dir: Folder that the recipe's files are in.
+        material: Its texts.
 
     Returns:
-        Role -> what `evaluate` returns.
+        For the results, `scores`: role -> what `evaluate` returns.
     """
+    tokens = material.tokens
     never = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.mask_token_id]
     trigram = Trigram(len(tokenizer), [token for token in never if token is not None]).fit(tokens["train"])
-    return {
-        role: evaluate(model, tokens[role], text_size(recipe.data, role, data_dir), recipe.sequence_length, trigram)
+    scores = {
+        role: evaluate(
+            model, tokens[role], text_size(recipe.data, role, material.data_dir), recipe.sequence_length, trigram
+        )
         for role in ("validation", "test")
         if len(tokens[role])
     }
+    return {"scores": scores}
 
 
 def evaluate(

@@ -17,6 +17,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from .cleaning import documents_of
+from .pair_recipe import PairSource
 from .recipe import ROLES, Source
 from .schema import RecipeError
 from .tokenizer import encode_documents
@@ -38,7 +39,7 @@ def find_files(sources: list[Source], data_dir: Path) -> dict[str, list[Path]]:
     return found
 
 
-def source_files(source: Source, role: str, data_dir: Path) -> list[Path]:
+def source_files(source: Source | PairSource, role: str, data_dir: Path) -> list[Path]:
     """The files of a source that play a role, sorted within a pattern."""
     files: list[Path] = []
     for pattern in getattr(source, role):
@@ -132,24 +133,32 @@ def text_size(sources: list[Source], role: str, data_dir: Path) -> TextSize:
 
 
 def _rows(source: Source, role: str) -> Iterator[str]:
+    assert source.dataset is not None
+    for split in getattr(source, role):
+        for row in load_split(source.dataset, source.config, split, [source.text_column]):
+            yield row[source.text_column]
+
+
+def load_split(dataset: str, config: str | None, split: str, columns: list[str]) -> Any:
+    """Rows of a split of a Hugging Face data set, with these columns only.
+
+    Raises:
+        RecipeError: if it cannot be loaded, or lacks a column.
+    """
     try:
         from datasets import load_dataset
     except ImportError:
         raise RecipeError(
-            f"dataset={source.dataset!r} needs the package datasets: pip install 'mega-transformers[train]'"
+            f"dataset={dataset!r} needs the package datasets: pip install 'mega-transformers[train]'"
         ) from None
-    for split in getattr(source, role):
-        try:
-            rows = load_dataset(source.dataset, source.config, split=split)
-        except (OSError, ValueError, KeyError) as error:
-            raise RecipeError(f"dataset={source.dataset!r}, split {split!r} cannot be loaded: {error}") from None
-        if source.text_column not in rows.column_names:
-            raise RecipeError(
-                f"dataset={source.dataset!r} has no column {source.text_column!r}; "
-                f"it has {', '.join(rows.column_names)}"
-            )
-        for row in rows.select_columns([source.text_column]):
-            yield row[source.text_column]
+    try:
+        rows = load_dataset(dataset, config, split=split)
+    except (OSError, ValueError, KeyError) as error:
+        raise RecipeError(f"dataset={dataset!r}, split {split!r} cannot be loaded: {error}") from None
+    for column in columns:
+        if column not in rows.column_names:
+            raise RecipeError(f"dataset={dataset!r} has no column {column!r}; it has {', '.join(rows.column_names)}")
+    return rows.select_columns(columns)
 
 
 def tokenize(documents: Iterable[str], tokenizer: Any, description: str) -> np.ndarray:

@@ -1,17 +1,33 @@
-"""Judging a finished masked language model on text files."""
+"""Judging a finished model on files: a masked language model on texts, a sequence-to-sequence model on pairs."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from . import data
+from . import data, masked_lm, text_to_text
 from .baselines import NgramBaselines
 from .cleaning import check_names, documents_of
-from .masked_lm import check_tokenizer, evaluate
-from .recipe import Masking
+from .masked_lm import evaluate
+from .pair_recipe import Generation
+from .pairs import Example, divide, examples_of, read_file
+from .recipe import PAIRS_TASK, Masking, Recipe
 from .schema import RecipeError
+from .streaming import input_limit
 from .tokenizer import load_tokenizer
+
+
+def is_pair_model(model_name: str) -> bool:
+    """Whether a folder's or the hub's model is an encoder-decoder; False for what cannot be loaded."""
+    from transformers import AutoConfig
+
+    import mega_transformers  # noqa: F401  (registers the models)
+
+    try:
+        return bool(AutoConfig.from_pretrained(model_name).is_encoder_decoder)
+    except (OSError, ValueError):
+        return False
 
 
 def evaluate_files(
@@ -43,19 +59,9 @@ def evaluate_files(
         RecipeError: for files that cannot be read, unknown names, and what is no masked language model.
     """
     check_names(clean, documents)
-    for file in [*files, *baseline_files]:
-        if not file.is_file():
-            raise RecipeError(f"there is no file {file}")
-    from transformers import AutoModelForMaskedLM
-
-    import mega_transformers  # noqa: F401  (registers the models)
-
-    try:
-        model = AutoModelForMaskedLM.from_pretrained(model_name)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"no masked language model can be loaded from {model_name}: {error}") from None
-    tokenizer = load_tokenizer(model_name)
-    check_tokenizer(tokenizer)
+    _check_files([*files, *baseline_files])
+    model, tokenizer = _load(model_name, "AutoModelForMaskedLM", "masked language model")
+    masked_lm.check_tokenizer(tokenizer)
 
     def tokens(paths: list[Path], description: str) -> Any:
         texts = (document for path in paths for document in documents_of(data.read_text(path), clean, documents))
@@ -69,3 +75,82 @@ def evaluate_files(
         counted = tokens(baseline_files, "Counting")
         baselines = NgramBaselines(len(tokenizer), tokenizer.all_special_ids).fit(counted)
     return evaluate(model, tokenizer, blocks, masking, seed, baselines, batch_size)
+
+
+def pairs_of_files(files: list[Path], source: str | int, target: str | int) -> list[Example]:
+    """The sources of tsv, csv or jsonl files with all their targets; see `pairs.read_file`.
+
+    Raises:
+        RecipeError: for what cannot be read, and if there is no pair.
+    """
+    _check_files(files)
+    examples = examples_of(pair for file in files for pair in read_file(file, source, target))
+    if not examples:
+        raise RecipeError(f"there is no pair in {', '.join(map(str, files))}")
+    return examples
+
+
+def pairs_of_recipe(recipe: Recipe, data_dir: Path) -> list[Example]:
+    """The sources of a recipe's test part with all their targets.
+
+    Raises:
+        RecipeError: for a recipe of another task, and if there is no pair in this part.
+    """
+    if recipe.task != PAIRS_TASK:
+        raise RecipeError(f"--recipe is for {PAIRS_TASK}; the recipe's task is {recipe.task}, so give --data")
+    assert recipe.split is not None  # every recipe of this task has one
+    examples = examples_of(divide(recipe.pairs, recipe.split, data_dir)[0]["test"])
+    if not examples:
+        raise RecipeError("the recipe leaves no pair for the test; give --data")
+    return examples
+
+
+def evaluate_pairs(
+    model_name: str,
+    examples: list[Example],
+    recipe: Recipe | None = None,
+    metrics: list[str] | None = None,
+    num_beams: int | None = None,
+) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
+    """As `text_to_text.evaluate`, for a saved model; and sacrebleu's descriptions of the metrics.
+
+    Args:
+        model_name: Folder or hub name.
+        examples: Sources with their references.
+        recipe: Its `generation` and `sequence_length` count; for None `Generation()`, and lengths as the model says.
+        metrics, num_beams: In place of `generation`'s.
+
+    Raises:
+        RecipeError: for what is no sequence-to-sequence model, and for unknown metrics.
+    """
+    generation = (recipe and recipe.generation) or Generation()
+    changed: dict[str, Any] = {"num_beams": generation.num_beams if num_beams is None else num_beams}
+    if metrics:
+        changed |= {"metrics": metrics, "best_by": metrics[0]}
+    generation = replace(generation, **changed)
+    model, tokenizer = _load(model_name, "AutoModelForSeq2SeqLM", "sequence-to-sequence model")
+    text_to_text.check_tokenizer(tokenizer)
+    if recipe is None and model.generation_config.max_new_tokens is not None:
+        generation = replace(generation, max_new_tokens=model.generation_config.max_new_tokens)
+    config = model.config
+    limit = input_limit(getattr(config, "encoder", config)) if recipe is None else recipe.sequence_length
+    scores = text_to_text.evaluate(model, tokenizer, examples, generation, limit)
+    return scores, text_to_text.signatures_of(generation.metrics, examples)
+
+
+def _check_files(files: list[Path]) -> None:
+    for file in files:
+        if not file.is_file():
+            raise RecipeError(f"there is no file {file}")
+
+
+def _load(model_name: str, auto_class: str, kind: str) -> tuple[Any, Any]:
+    import transformers
+
+    import mega_transformers  # noqa: F401  (registers the models)
+
+    try:
+        model = getattr(transformers, auto_class).from_pretrained(model_name)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"no {kind} can be loaded from {model_name}: {error}") from None
+    return model, load_tokenizer(model_name)

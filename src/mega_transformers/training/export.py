@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from .pair_recipe import METRICS
 from .recipe import Recipe
 
 FLOAT32_PARAMETERS = "ema_gate."
-LOGGED = ("step", "epoch", "loss", "grad_norm", "learning_rate", "eval_loss")
+LOGGED = ("step", "epoch", "loss", "grad_norm", "learning_rate", "eval_loss", *(f"eval_{name}" for name in METRICS))
 
 
 @dataclass

@@ -11,13 +11,18 @@ import torch.nn.functional as F
 from transformers import DataCollatorForLanguageModeling
 
 from .baselines import NgramBaselines, Score
-from .data import Blocks, to_blocks
+from .blocks import BlockMaterial
+from .data import Blocks
 from .model_config import build_config, check_special_tokens, special_ids_of
 from .recipe import Masking, Recipe
 from .schema import RecipeError
 
 PIPELINE_TAG = "fill-mask"
-CLOSED_TEXTS = True
+
+
+def material(recipe: Recipe, data_dir: Path) -> BlockMaterial:
+    """Texts between `<s>` and `</s>`, in blocks."""
+    return BlockMaterial(recipe, data_dir, closed_texts=True)
 
 
 class MaskingCollator(DataCollatorForLanguageModeling):
@@ -67,28 +72,26 @@ def _masking_of(recipe: Recipe) -> Masking:
     return recipe.masking
 
 
-def judge(
-    recipe: Recipe, model: Any, tokenizer: Any, tokens: dict[str, np.ndarray], data_dir: Path
-) -> dict[str, dict[str, dict[str, float]]]:
+def judge(recipe: Recipe, model: Any, tokenizer: Any, material: BlockMaterial) -> dict[str, Any]:
     """Scores of the finished model beside counting models', for validation and test.
 
     Args:
         recipe: What was trained.
         model: The model.
         tokenizer: Its tokenizer.
-        tokens: For each role, its texts as one line of ids (tokens,).
-        data_dir: Folder that the recipe's files are in; not needed here.
+        material: Its texts.
 
     Returns:
-        Role -> what `evaluate` returns.
+        For the results, `scores`: role -> what `evaluate` returns.
     """
-    blocks = {role: to_blocks(line, recipe.sequence_length) for role, line in tokens.items()}
+    blocks = material.blocks
     baselines = NgramBaselines(len(tokenizer), tokenizer.all_special_ids).fit(blocks["train"].reshape(-1))
-    return {
+    scores = {
         role: evaluate(model, tokenizer, blocks[role], _masking_of(recipe), recipe.seed, baselines)
         for role in ("validation", "test")
         if len(blocks[role])
     }
+    return {"scores": scores}
 
 
 def evaluate(

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from .cleaning import CLEANERS, SPLITTERS
+from .pair_recipe import METRICS, Generation, PairSource, Split
 from .schema import RecipeError, build
 
-TASKS = {"masked-lm": "masked_lm", "causal-lm": "causal_lm"}
+TASKS = {"masked-lm": "masked_lm", "causal-lm": "causal_lm", "text-to-text": "text_to_text"}
+PAIRS_TASK = "text-to-text"
+TOKENIZERS = ("bpe", "symbols")
 ROLES = ("train", "validation", "test")
 SHAPES = ("cosine", "linear")
 
@@ -72,15 +75,33 @@ class Source:
         if self.dataset is None and self.config is not None:
             raise RecipeError(f"config={self.config!r} is for data sets; give dataset too")
 
+    @property
+    def roles(self) -> list[str]:
+        """The roles its texts play."""
+        return [role for role in ROLES if getattr(self, role)]
+
 
 @dataclass
 class TokenizerRecipe:
-    """A byte-level BPE to train on the train texts (`vocab_size`), or the folder of one to use (`path`)."""
+    """A tokenizer to train on the train texts, or the folder of one to use (`path`).
+
+    Args:
+        vocab_size: Entries of the byte-level BPE to train.
+        path: The folder.
+        kind: `"bpe"`, or for pairs of words and phonemes `"symbols"` (see `tokenizer.symbol_tokenizer`).
+    """
 
     vocab_size: int | None = None
     path: str | None = None
+    kind: str = "bpe"
 
     def __post_init__(self) -> None:
+        if self.kind not in TOKENIZERS:
+            raise RecipeError(f"kind={self.kind!r} is unknown; known are {', '.join(TOKENIZERS)}")
+        if self.kind == "symbols":
+            if self.vocab_size is not None or self.path is not None:
+                raise RecipeError("kind='symbols' takes its entries from the train texts; leave the other keys out")
+            return
         if (self.vocab_size is None) == (self.path is None):
             raise RecipeError("vocab_size to train a tokenizer, or path to use one: give one of them")
         if self.vocab_size is not None and not 261 <= self.vocab_size <= 1 << 20:
@@ -146,13 +167,46 @@ class Schedule:
 
 
 @dataclass
+class Published:
+    """A result of others, to stand in the model card of a text-to-text model.
+
+    Args:
+        system: What reached it.
+        citation: Authors, year and title.
+        scores: Metric -> value, as the model's own are given.
+    """
+
+    system: str
+    citation: str
+    scores: dict[str, float]
+
+    def __post_init__(self) -> None:
+        for metric, value in self.scores.items():
+            if metric not in METRICS or isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise RecipeError(f"scores.{metric}={value!r} must be a number, of one of {', '.join(METRICS)}")
+
+
+@dataclass
 class Card:
-    """What only a person can say in the model card."""
+    """What only a person can say in the model card.
+
+    Args:
+        license: An identifier of the model hub's.
+        language: The language, or those of sources and targets.
+        summary: What the model is, and what it is for.
+        examples: Inputs to show.
+        metric_titles: Metric -> what the text-to-text task at hand calls it.
+        published: Results of others.
+        published_note: In what these differ.
+    """
 
     license: str = "other"
-    language: str = "en"
+    language: str | list[str] = "en"
     summary: str = ""
     examples: list[str] = field(default_factory=list)
+    metric_titles: dict[str, str] = field(default_factory=dict)
+    published: list[Published] = field(default_factory=list)
+    published_note: str = ""
 
 
 @dataclass
@@ -165,7 +219,12 @@ class Recipe:
         sequence_length: Tokens per training example.
         seed: Seed of weights, order and masks.
         validation_blocks: Examples of the validation text used while training; None for all.
-        model: Fields of `MegaConfig`; `vocab_size` comes from the tokenizer.
+        data: Texts, for tasks that read running text.
+        pairs: Pairs of texts, for text-to-text.
+        split: How those of them are divided that the recipe gives no role.
+        generation: How outputs are made and judged, for text-to-text.
+        model: Fields of `MegaConfig`; `vocab_size` comes from the tokenizer. For text-to-text, see
+            `seq2seq_config.build_config`.
         training: Fields of transformers' `TrainingArguments`.
         masking: For masked-lm, by default `Masking()`; None for other tasks.
     """
@@ -173,9 +232,12 @@ class Recipe:
     name: str
     task: str
     sequence_length: int
-    data: list[Source]
     tokenizer: TokenizerRecipe
     schedule: Schedule
+    data: list[Source] = field(default_factory=list)
+    pairs: list[PairSource] = field(default_factory=list)
+    split: Split | None = None
+    generation: Generation | None = None
     model: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     masking: Masking | None = None
@@ -196,13 +258,29 @@ class Recipe:
             raise RecipeError(f"sequence_length={self.sequence_length} must be at least 8")
         if self.validation_blocks is not None and self.validation_blocks < 1:
             raise RecipeError(f"validation_blocks={self.validation_blocks} must be at least 1, or null for all")
-        if not any(source.train for source in self.data):
-            raise RecipeError("data: no source has the role train")
+        self._check_sources()
         if "vocab_size" in self.model:
             raise RecipeError("model.vocab_size comes from the tokenizer; leave it out")
         for key in self.training:
             if key in RESERVED_ARGUMENTS:
                 raise RecipeError(f"training.{key} is not set there but by {RESERVED_ARGUMENTS[key]}")
+
+    @property
+    def sources(self) -> list[Any]:
+        """What it trains and judges on: `Source`s or `PairSource`s."""
+        return list(self.pairs or self.data)
+
+    def _check_sources(self) -> None:
+        if self.task == PAIRS_TASK:
+            self.split, self.generation = self.split or Split(), self.generation or Generation()
+        pairs_only = {"pairs": self.pairs, "split": self.split, "generation": self.generation}
+        for name, value in pairs_only.items() if self.task != PAIRS_TASK else {"data": self.data}.items():
+            if value:
+                raise RecipeError(f"{name} is for another task; leave it out for {self.task}")
+        if self.tokenizer.kind == "symbols" and self.task != PAIRS_TASK:
+            raise RecipeError(f"tokenizer.kind='symbols' is for {PAIRS_TASK}; leave it out for {self.task}")
+        if not any("train" in source.roles for source in self.sources):
+            raise RecipeError(f"{'pairs' if self.task == PAIRS_TASK else 'data'}: no source has the role train")
 
 
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:

@@ -1,4 +1,4 @@
-"""One training run: recipe -> tokenizer -> blocks -> transformers' Trainer -> judgement -> exported model."""
+"""One training run: recipe -> tokenizer -> ids -> transformers' Trainer -> judgement -> exported model."""
 
 from __future__ import annotations
 
@@ -7,27 +7,35 @@ import importlib
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
-from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
-from . import data
+from . import seq2seq_config
 from .export import Report, export_model, write_json
-from .recipe import TASKS, Recipe
-from .schedule import Clock, EpochOfData, Interruption, last_checkpoint, learning_rate_factor
-from .schema import RecipeError
-from .tokenizer import load_tokenizer, train_tokenizer
+from .recipe import PAIRS_TASK, TASKS, Recipe
+from .schedule import Clock, EpochOfData, Interruption, last_checkpoint
+from .schema import RecipeError, build
+from .tokenizer import load_tokenizer
+from .trainer import RecipeTrainer, Setup
 
-# parameters that weight decay would pull towards values without a meaning: scales, offsets, EMA coefficients
-NO_DECAY = ("ema_gate.", "qk_weight", "qk_bias", "rel_pos_bias.")
 # what a resumed run must share with the checkpoint; schedule and TrainingArguments may change
-FIXED_KEYS = ("task", "sequence_length", "data", "tokenizer", "model", "masking", "seed")
+FIXED_KEYS = (
+    "task",
+    "sequence_length",
+    "data",
+    "pairs",
+    "split",
+    "generation",
+    "tokenizer",
+    "model",
+    "masking",
+    "seed",
+)
 
 
 @dataclass
@@ -41,6 +49,7 @@ class RunOptions:
         resume: Whether to go on from a checkpoint in `output_dir`; otherwise one there is an error.
         max_seconds: Limit of this run, added to what was trained before; None for the recipe's `max_hours`.
         command: The command, for the model card.
+        compare: Folders of finished text-to-text runs of the same recipe with other models, for the model card.
     """
 
     data_dir: Path
@@ -49,61 +58,17 @@ class RunOptions:
     resume: bool = True
     max_seconds: float | None = None
     command: str = "mega train"
+    compare: list[Path] = field(default_factory=list)
 
 
-class RecipeTrainer(Trainer):
-    """transformers' Trainer with the recipe's course of the learning rate and choice of decayed weights."""
-
-    def __init__(self, *args: Any, recipe: Recipe, clock: Clock, evaluation_collator: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.recipe = recipe
-        self.clock = clock
-        self.evaluation_collator = evaluation_collator
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Batches of the evaluation's own masks, the same every time."""
-        training_collator, self.data_collator = self.data_collator, self.evaluation_collator
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.data_collator = training_collator
-
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        """See `learning_rate_factor`."""
-        schedule = self.recipe.schedule
-
-        def factor(step: int) -> float:
-            progress = max(step / num_training_steps, self.clock.fraction)
-            return learning_rate_factor(step, progress, schedule.warmup_steps, schedule.shape)
-
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)  # type: ignore[arg-type]
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """All matrices but those of `NO_DECAY`: no biases and no norms."""
-        return decayed_parameters(model)
-
-
-def decayed_parameters(model: torch.nn.Module) -> list[str]:
-    """Names of the parameters that weight decay applies to."""
-    return [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.dim() >= 2 and not any(pattern in name for pattern in NO_DECAY)
-    ]
-
-
-def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
-    """The recipe's `TrainingArguments`.
+def training_arguments(recipe: Recipe, output_dir: Path, setup: Setup) -> TrainingArguments:
+    """The recipe's `TrainingArguments`, of the class that the task's set-up names.
 
     Raises:
         RecipeError: if transformers refuses them.
     """
     defaults: dict[str, Any] = {
-        "eval_strategy": "steps" if any(source.validation for source in recipe.data) else "no",
+        "eval_strategy": "steps" if any("validation" in source.roles for source in recipe.sources) else "no",
         "save_total_limit": 2,
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -116,13 +81,12 @@ def training_arguments(recipe: Recipe, output_dir: Path) -> TrainingArguments:
     schedule = recipe.schedule
     length = {"max_steps": schedule.max_steps} if schedule.max_steps else {"num_train_epochs": schedule.epochs}
     try:
-        return TrainingArguments(
+        return setup.arguments(
             output_dir=str(output_dir),
             seed=recipe.seed,
             remove_unused_columns=False,
-            prediction_loss_only=True,
             **length,  # type: ignore[arg-type]
-            **{**defaults, **recipe.training},
+            **{**defaults, **setup.fields, **recipe.training, **setup.model_fields},
         )
     except (TypeError, ValueError) as error:
         raise RecipeError(f"training: {error}") from None
@@ -146,47 +110,43 @@ def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> 
     """
     console = console or Console()
     task = importlib.import_module(f".{TASKS[recipe.task]}", __package__)
-    data.find_files(recipe.data, options.data_dir)
+    material = task.material(recipe, options.data_dir)
     tokenizer: Any = None
     if recipe.tokenizer.path is not None:
         tokenizer = load_tokenizer(_tokenizer_folder(recipe, options))
         task.check_tokenizer(tokenizer)
-    task.build_config(recipe, recipe.tokenizer.vocab_size or len(tokenizer))
-    arguments = training_arguments(recipe, options.output_dir)
+    # the number of symbols is only known later; any will do to check the other fields
+    size = recipe.tokenizer.vocab_size or 128
+    task.build_config(recipe, size if tokenizer is None else len(tokenizer))
+    setup = material.setup()
+    arguments = training_arguments(recipe, options.output_dir, setup)
+    compared = [_finished_alike(recipe, folder) for folder in options.compare]
     checkpoint, elapsed = _checkpoint_to_resume(recipe, options)
 
     output = options.output_dir
     output.mkdir(parents=True, exist_ok=True)
     write_json(output / "recipe.json", dataclasses.asdict(recipe))
     if tokenizer is None:
-        tokenizer = _trained_tokenizer(recipe, options, task.CLOSED_TEXTS, console)
-    tokens = {
-        role: data.cached_tokens(
-            recipe.data, role, tokenizer, options.data_dir, output / "tokens", f"Tokenising {role}"
-        )
-        for role in ("train", "validation", "test")
-    }
-    blocks = {role: data.to_blocks(line, recipe.sequence_length) for role, line in tokens.items()}
-    for role, array in blocks.items():
-        console.print(f"{role}: {array.shape[0]:,} blocks of {recipe.sequence_length} tokens")
-        if not len(array) and (role == "train" or any(getattr(source, role) for source in recipe.data)):
-            raise RecipeError(f"the {role} texts fill no block of sequence_length={recipe.sequence_length} tokens")
+        tokenizer = _trained_tokenizer(material, output, console)
+    material.prepare(tokenizer, output, console)
 
     set_seed(recipe.seed)
     model = task.build_model(recipe, tokenizer)
-    console.print(f"{type(model).__name__}: {model.num_parameters():,} parameters")
+    console.print(f"{type(model).__name__}: {model.num_parameters(only_trainable=True):,} parameters")
+    use_cache = getattr(model.config, "use_cache", True)
     limit = recipe.schedule.max_hours and recipe.schedule.max_hours * 3600
     clock = Clock(elapsed, limit if options.max_seconds is None else elapsed + options.max_seconds)
-    trainer = RecipeTrainer(
+    trainer = setup.trainer(
         recipe=recipe,
         clock=clock,
         model=model,
         args=arguments,
-        train_dataset=data.Blocks(blocks["train"], recipe.seed),
-        eval_dataset=data.Blocks(blocks["validation"][: recipe.validation_blocks], recipe.seed),
+        train_dataset=material.train,
+        eval_dataset=material.validation,
         processing_class=tokenizer,
         data_collator=task.collator(recipe, tokenizer, evaluation=False),
         evaluation_collator=task.collator(recipe, tokenizer, evaluation=True),
+        compute_metrics=material.compute_metrics,
         callbacks=[clock, EpochOfData()],
     )
 
@@ -200,7 +160,9 @@ def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> 
             f"Stopped after step {trainer.state.global_step}; the same command goes on from there.", style="yellow"
         )
         return None
-    return _finish(recipe, options, task, trainer, tokenizer, tokens, clock, console)
+    # the trainer turns it off
+    model.config.use_cache = use_cache
+    return _finish(recipe, options, task, trainer, tokenizer, material, compared, clock, console)
 
 
 def _tokenizer_folder(recipe: Recipe, options: RunOptions) -> Path:
@@ -208,12 +170,10 @@ def _tokenizer_folder(recipe: Recipe, options: RunOptions) -> Path:
     return path if path.is_dir() else options.data_dir / path
 
 
-def _trained_tokenizer(recipe: Recipe, options: RunOptions, closed: bool, console: Console) -> Any:
-    folder = options.output_dir / "tokenizer"
+def _trained_tokenizer(material: Any, output: Path, console: Console) -> Any:
+    folder = output / "tokenizer"
     if not folder.is_dir():
-        console.print(f"Training a tokenizer of {recipe.tokenizer.vocab_size:,} entries")
-        documents = data.iterate_documents(recipe.data, "train", options.data_dir)
-        tokenizer = train_tokenizer(documents, recipe.tokenizer.vocab_size or 0, recipe.sequence_length, closed)
+        tokenizer = material.train_tokenizer(console)
         partial = folder.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
         tokenizer.save_pretrained(partial)
@@ -228,15 +188,45 @@ def _checkpoint_to_resume(recipe: Recipe, options: RunOptions) -> tuple[Path | N
     if not options.resume and output.is_dir() and any(output.iterdir()):
         raise RecipeError(f"--no-resume, but {output} is not empty; remove it, or name another --output-dir")
     if (output / "recipe.json").exists():
-        before = json.loads((output / "recipe.json").read_text(encoding="utf-8"))
-        now = json.loads(json.dumps(dataclasses.asdict(recipe)))
-        for key in FIXED_KEYS:
-            if before.get(key) != now[key]:
+        before = _fixed(build(Recipe, json.loads((output / "recipe.json").read_text(encoding="utf-8"))))
+        for key, now in _fixed(recipe).items():
+            if before[key] != now:
                 raise RecipeError(
-                    f"{output} was begun with {key}={before.get(key)!r}, the recipe now says {now[key]!r}; "
-                    "restore that, or name another --output-dir"
+                    f"{output} was begun with {key}={before[key]!r}, the recipe now says {now!r}; restore that, or "
+                    "name another --output-dir"
                 )
     return (None, 0.0) if found is None else (found[0], Clock.elapsed_in(found[1]))
+
+
+def _fixed(recipe: Recipe) -> dict[str, Any]:
+    """What must not change in an output folder, in plain values."""
+    values = json.loads(json.dumps(dataclasses.asdict(recipe)))
+    if recipe.task == PAIRS_TASK:
+        values["model"] = seq2seq_config.built_fields(recipe)
+        # the best checkpoint so far was chosen by it
+        values["generation"] = {key: values["generation"][key] for key in ("best_by", "validation_examples")}
+    return {key: values[key] for key in FIXED_KEYS}
+
+
+def _finished_alike(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """What a finished run says whose recipe differs from this one in name, model and card alone."""
+    from .pair_card import comparison
+
+    if recipe.task != PAIRS_TASK:
+        raise RecipeError(f"--compare is for {PAIRS_TASK}; leave it out for {recipe.task}")
+    try:
+        before, results = (
+            json.loads((folder / name).read_text(encoding="utf-8")) for name in ("recipe.json", "results.json")
+        )
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"--compare {folder}: this is not the output folder of a finished run: {error}") from None
+    for key, value in json.loads(json.dumps(dataclasses.asdict(recipe))).items():
+        if key not in ("name", "model", "card") and before.get(key) != value:
+            raise RecipeError(
+                f"--compare {folder}: it was trained with {key}={before.get(key)!r}, and not with {value!r}, so that "
+                "more than the model differs"
+            )
+    return comparison(build(Recipe, before), results)
 
 
 def _finish(
@@ -245,24 +235,25 @@ def _finish(
     task: Any,
     trainer: RecipeTrainer,
     tokenizer: Any,
-    tokens: dict[str, np.ndarray],
+    material: Any,
+    compared: list[dict[str, Any]],
     clock: Clock,
     console: Console,
 ) -> dict[str, Any]:
     """Judges the trained model on validation and test texts, beside the baselines, and exports it."""
     model: Any = trainer.model
     args = trainer.args
-    scores = task.judge(recipe, model, tokenizer, tokens, options.data_dir)
+    judgement = task.judge(recipe, model, tokenizer, material)
     steps = trainer.state.global_step
-    tokens_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    examples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     results = {
         "steps": steps,
         "epochs": round(trainer.state.epoch or 0.0, 3),
         "hours": round(clock.elapsed / 3600, 3),
-        "tokens_seen": steps * tokens_per_step * recipe.sequence_length,
-        "train_tokens": len(trainer.train_dataset) * recipe.sequence_length,  # type: ignore[arg-type]
-        "parameters": model.num_parameters(),
-        "scores": scores,
+        **material.amounts(steps * examples),
+        "parameters": model.num_parameters(only_trainable=True),
+        **judgement,
+        **({"compared": compared} if compared else {}),
         "date": time.strftime("%Y-%m-%d"),
     }
     write_json(options.output_dir / "results.json", results)

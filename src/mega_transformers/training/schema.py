@@ -49,7 +49,11 @@ def convert(kind: Any, value: Any, where: str) -> Any:
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
-        return convert(next(some for some in arguments if some is not type(None)), value, where)
+        kinds = [some for some in arguments if some is not type(None)]
+        # of several kinds, the one that the value has; otherwise the first tells what would be right
+        return convert(
+            next((some for some in kinds if type(value) is (get_origin(some) or some)), kinds[0]), value, where
+        )
     if origin is list:
         values = value if isinstance(value, list) else [value]
         return [convert(arguments[0], item, f"{where}.{index}") for index, item in enumerate(values)]

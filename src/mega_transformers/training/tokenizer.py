@@ -1,4 +1,4 @@
-"""Training of a byte-level BPE with RoBERTa's special tokens."""
+"""Tokenizers: byte-level BPEs for running text and for pairs, and one of symbols for words and phonemes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 from .schema import RecipeError
 
-SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+PAIR_SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
+SPECIAL_TOKENS = (*PAIR_SPECIAL_TOKENS, "<mask>")
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int, closed: bool = True) -> Any:
@@ -36,11 +37,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int, clos
     trained.train_from_iterator(
         texts, vocab_size=vocab_size, min_frequency=2, special_tokens=list(SPECIAL_TOKENS), show_progress=True
     )
-    if trained.get_vocab_size() < vocab_size:
-        raise RecipeError(
-            f"tokenizer.vocab_size={vocab_size}, but the train texts only give {trained.get_vocab_size()} entries; "
-            "lower it, or give more text"
-        )
+    _check_size(trained.get_vocab_size(), vocab_size)
     model = json.loads(trained.to_str())["model"]
     arguments: dict[str, Any] = {
         "vocab": model["vocab"],
@@ -87,3 +84,87 @@ def encode_documents(tokenizer: Any, documents: list[str]) -> list[list[int]]:
         return [encoding.ids for encoding in backend.encode_batch_fast(documents, add_special_tokens=False)]
     finally:
         backend.encode_special_tokens = before
+
+
+def train_pair_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> Any:
+    """A byte-level BPE for both sides of pairs.
+
+    The special tokens have ids 0 to 3 in the order of `PAIR_SPECIAL_TOKENS`. A text ends with `</s>`. A word at its
+    start is the same token as behind a space; what is decoded has no space at its start.
+
+    Args:
+        texts: Sources and targets.
+        vocab_size: Entries at most, special tokens and the 256 bytes included.
+        max_length: Tokens that the model was trained for.
+
+    Raises:
+        RecipeError: if the texts hold too little for this many entries.
+    """
+    from tokenizers import ByteLevelBPETokenizer, decoders
+
+    trained = ByteLevelBPETokenizer(add_prefix_space=True)
+    trained.train_from_iterator(
+        texts, vocab_size=vocab_size, min_frequency=2, special_tokens=list(PAIR_SPECIAL_TOKENS), show_progress=True
+    )
+    _check_size(trained.get_vocab_size(), vocab_size)
+    backend = trained._tokenizer
+    backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    return _pair_tokenizer(backend, max_length)
+
+
+def symbol_tokenizer(texts: Iterable[str], max_length: int) -> Any:
+    """A tokenizer for pairs of words and symbols, such as "cat" and "K AE T": no part of it is learnt.
+
+    A run of capital letters is a token, and so is any other character that is no white space; the entries are those of
+    `texts`, in alphabetical order behind `PAIR_SPECIAL_TOKENS`, and others become `<unk>`. A text ends with `</s>`.
+    Decoding puts spaces between tokens. The tokenizer says `lowercase_source=True` (in `init_kwargs`): a word with
+    capitals is to be written small before it is given to it.
+
+    Args:
+        texts: Sources and targets.
+        max_length: Tokens that the model was trained for.
+    """
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    split = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex("[^A-Z]"), "isolated")]
+    )
+    entries = {piece for text in set(texts) for piece, _ in split.pre_tokenize_str(text)}
+    vocabulary = {token: index for index, token in enumerate([*PAIR_SPECIAL_TOKENS, *sorted(entries)])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = split
+    return _pair_tokenizer(backend, max_length, lowercase_source=True)
+
+
+def _pair_tokenizer(backend: Any, max_length: int, **fields: Any) -> Any:
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    end = backend.token_to_id("</s>")
+    backend.post_processor = TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", end)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=max_length,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+        **fields,
+    )
+
+
+def prepared_source(tokenizer: Any, text: str) -> str:
+    """A source text as the tokenizer wants it: written small if it says `lowercase_source`."""
+    return text.lower() if tokenizer.init_kwargs.get("lowercase_source") else text
+
+
+def _check_size(entries: int, wanted: int) -> None:
+    if entries < wanted:
+        raise RecipeError(
+            f"tokenizer.vocab_size={wanted}, but the train texts only give {entries} entries; lower it, or give more "
+            "text"
+        )

@@ -1,0 +1,199 @@
+"""`mega text2text`: what a sequence-to-sequence model makes of a text."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..assets import DEFAULT_PAIR_MODEL
+from .loading import Kind, check_kind, load, locate
+from .runtime import STDIN, UserError, gather_texts, load_libraries, print_note, shortened, stderr_console
+
+KIND = Kind("AutoModelForSeq2SeqLM", "sequence-to-sequence model", "turn texts into others")
+EXAMPLE = 'mega text2text "example"'
+TEXTS_AT_A_TIME = 256
+SECONDS_WITHOUT_BAR = 2
+
+
+@dataclass(frozen=True)
+class Transducer:
+    """A sequence-to-sequence model that is ready to turn texts into others.
+
+    Args:
+        model: The model, on the CPU.
+        tokenizer: Its tokenizer.
+        arguments: For `generate`; where there is none, the model's own settings count.
+    """
+
+    model: Any
+    tokenizer: Any
+    arguments: dict[str, Any]
+
+    def run(self, texts: list[str]) -> Iterator[tuple[str, list[str]]]:
+        """Each text with its outputs, best first, in their order; made in batches of similar lengths."""
+        from ..training.decoding import encode_sources, generate_outputs
+
+        for start in range(0, len(texts), TEXTS_AT_A_TIME):
+            some = texts[start : start + TEXTS_AT_A_TIME]
+            sources = encode_sources(self.tokenizer, some)
+            outputs = dict(generate_outputs(self.model, self.tokenizer, sources, **self.arguments))
+            yield from ((text, outputs[index]) for index, text in enumerate(some))
+
+
+def text2text(
+    texts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="TEXT", help="Source texts. '-', or none with a pipe: stdin, one per line."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A bundled model, a folder, or an id of the Hugging Face hub.")
+    ] = DEFAULT_PAIR_MODEL,
+    file: Annotated[
+        Path | None, typer.Option("--file", "-f", help="File of source texts, one per line; .gz too.")
+    ] = None,
+    num_beams: Annotated[
+        int | None,
+        typer.Option(min=1, help="Outputs to keep in a beam search, 1 for greedy; the model's own number for none."),
+    ] = None,
+    num_return_sequences: Annotated[int, typer.Option(min=1, help="Outputs to show per text, best first.")] = 1,
+    max_new_tokens: Annotated[
+        int | None, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens of an output at most.")
+    ] = None,
+    length_penalty: Annotated[
+        float | None, typer.Option(help="With beams: above the model's own prefers longer outputs.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text: text, outputs.")] = False,
+) -> None:
+    """Turn each TEXT into another and show the outputs, one per line.
+
+    The bundled model turns English words into phonemes.
+    """
+    wanted = _gather(texts or [], file)
+    arguments = _arguments(num_beams, num_return_sequences, max_new_tokens, length_penalty)
+    transducer = load_transducer(model, arguments)
+    check_texts(transducer, wanted)
+    for index, (text, outputs) in enumerate(_shown_late(transducer.run(wanted), len(wanted))):
+        if as_json:
+            typer.echo(json.dumps({"text": text, "outputs": outputs}, ensure_ascii=False))
+            continue
+        if index and num_return_sequences > 1:
+            typer.echo()
+        for output in outputs:
+            typer.echo(output)
+
+
+def load_transducer(name: str, arguments: dict[str, Any]) -> Transducer:
+    """A bundled model, a folder's or a hub id's, in float32 on the CPU.
+
+    Args:
+        name: The model.
+        arguments: For `generate`.
+
+    Raises:
+        UserError: if there is no such model, it is no sequence-to-sequence model, or `arguments` ask for more outputs
+            than it has beams, or for longer ones than it makes.
+    """
+    place = locate(name, KIND)
+    load_libraries()
+    check_kind(place, KIND)
+    from ..training.streaming import input_limit
+
+    model, tokenizer = load(place, KIND)
+    own = model.generation_config
+    beams = arguments.get("num_beams", own.num_beams) or 1
+    outputs = arguments["num_return_sequences"]
+    if outputs > beams:
+        raise UserError(
+            f"--num-return-sequences {outputs}: there are {beams} beams and no more outputs than that; give "
+            f"--num-beams {outputs} or more"
+        )
+    new = arguments.get("max_new_tokens")
+    limit = input_limit(getattr(model.config, "decoder", model.config))
+    if new is not None and limit is not None and new >= limit:
+        raise UserError(f"--max-new-tokens {new}: the model makes at most {limit - 1}")
+    return Transducer(model, tokenizer, {"do_sample": False, **arguments, "num_beams": beams})
+
+
+def check_texts(transducer: Transducer, texts: list[str]) -> None:
+    """Refuses texts longer than the model takes, before any is read by it; says what the model has no token for.
+
+    Raises:
+        UserError: naming the text and what would be right.
+    """
+    from ..training.decoding import encode_sources
+    from ..training.streaming import input_limit
+
+    tokenizer, config = transducer.tokenizer, transducer.model.config
+    limit = input_limit(getattr(config, "encoder", config))
+    unknown = []
+    for text, ids in zip(texts, encode_sources(tokenizer, texts)):
+        if limit is not None and len(ids) > limit:
+            raise UserError(
+                f"{shortened(text)!r} has {len(ids)} tokens, but the model takes at most {limit}; shorten it"
+            )
+        if tokenizer.unk_token_id in ids:
+            unknown.append(text)
+    if unknown:
+        more = f", and {len(unknown) - 1} more texts" if len(unknown) > 1 else ""
+        print_note(f"{shortened(unknown[0])!r}{more}: the model has no token for some of the characters")
+
+
+def _gather(arguments: list[str], file: Path | None) -> list[str]:
+    """The texts of the command line, of stdin or of a file; refuses empty ones."""
+    if file is not None:
+        if arguments:
+            raise typer.BadParameter(
+                f"{file} holds the texts; leave out the file, or {shortened(arguments[0])!r}", param_hint="'--file'"
+            )
+        return _lines(file)
+    for argument in arguments:
+        if argument != STDIN and not argument.strip():
+            raise typer.BadParameter(f"{argument!r} is empty; give a text", param_hint="TEXT")
+    return gather_texts(arguments, metavar="TEXT", example=EXAMPLE, kind="text")
+
+
+def _lines(file: Path) -> list[str]:
+    from ..training.data import read_text
+    from ..training.schema import RecipeError
+
+    try:
+        lines = [line.strip() for line in read_text(file).splitlines()]
+    except RecipeError as error:
+        raise UserError(f"--file {file}: {error}") from None
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            raise UserError(f"--file {file}: line {number} is empty; give one text per line")
+    if not lines:
+        raise UserError(f"--file {file} holds no text; expected one per line")
+    return lines
+
+
+def _arguments(
+    num_beams: int | None, num_return_sequences: int, max_new_tokens: int | None, length_penalty: float | None
+) -> dict[str, Any]:
+    if length_penalty is not None and not math.isfinite(length_penalty):
+        raise typer.BadParameter(f"{length_penalty:g} must be a finite number", param_hint="'--length-penalty'")
+    arguments = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "length_penalty": length_penalty}
+    given = {name: value for name, value in arguments.items() if value is not None}
+    return {"num_return_sequences": num_return_sequences, **given}
+
+
+def _shown_late(made: Iterator[Any], total: int) -> Iterator[Any]:
+    """What is made, with a progress bar on stderr if it is a terminal and this takes longer than two seconds."""
+    import time
+
+    from rich.progress import Progress
+
+    console = stderr_console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("Generating", total=total, visible=False)
+        began = time.monotonic()
+        for item in made:
+            progress.update(task, advance=1, visible=time.monotonic() - began > SECONDS_WITHOUT_BAR)
+            yield item

@@ -1,0 +1,56 @@
+"""Outputs of sequence-to-sequence models for many sources, in batches of similar lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from .tokenizer import prepared_source
+
+# what looks like a special token is text; what is too long is told elsewhere
+PLAIN = {"split_special_tokens": True, "verbose": False}
+DECODING = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+
+
+def encode_sources(tokenizer: Any, sources: Sequence[str], limit: int | None = None) -> list[list[int]]:
+    """Ids of source texts, cut to `limit` tokens with the tokenizer's end."""
+    prepared = [prepared_source(tokenizer, source) for source in sources]
+    options = {} if limit is None else {"truncation": True, "max_length": limit}
+    return tokenizer(prepared, **PLAIN, **options)["input_ids"]
+
+
+def encode_targets(tokenizer: Any, targets: Sequence[str]) -> list[list[int]]:
+    """Ids of target texts, with the tokenizer's end."""
+    return tokenizer(text_target=list(targets), **PLAIN)["input_ids"]
+
+
+def generate_outputs(
+    model: Any, tokenizer: Any, sources: Sequence[list[int]], tokens_per_batch: int = 4096, **arguments: Any
+) -> Iterator[tuple[int, list[str]]]:
+    """Outputs of a model in evaluation mode, as they are made: pairs of a source's index and its outputs, best first.
+
+    Args:
+        model: A sequence-to-sequence model of transformers.
+        tokenizer: Its tokenizer.
+        sources: Ids of each source.
+        tokens_per_batch: Source tokens at a time, padding and beams counted.
+        arguments: For `generate`.
+    """
+    beams, outputs = arguments.get("num_beams") or 1, arguments.get("num_return_sequences") or 1
+    order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
+    while order:
+        longest = len(sources[order[0]])
+        size = max(1, tokens_per_batch // (max(beams, outputs) * max(longest, 1)))
+        batch, order = order[:size], order[size:]
+        inputs = tokenizer.pad({"input_ids": [sources[index] for index in batch]}, return_tensors="pt")
+        with torch.inference_mode():
+            ids = model.generate(
+                inputs["input_ids"].to(model.device),
+                attention_mask=inputs["attention_mask"].to(model.device),
+                **arguments,
+            )
+        texts = tokenizer.batch_decode(ids, **DECODING)
+        for row, index in enumerate(batch):
+            yield index, texts[row * outputs : (row + 1) * outputs]
