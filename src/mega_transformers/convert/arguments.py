@@ -1,0 +1,99 @@
+"""Settings of a checkpoint, which may be of any type or missing, as checked values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .errors import ConversionError
+
+MAX_SIZE = 1 << 40
+"""No width, length or number of a model is as large: what is, is damage."""
+
+
+class Arguments:
+    """Named values with defaults.
+
+    Args:
+        values: What the file says.
+        where: What the file calls them, for messages: "args".
+        defaults: Values for names that the file lacks, as the source's code had them.
+
+    `read` holds the names that were asked for.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str, defaults: Mapping[str, Any] | None = None) -> None:
+        self.values = dict(values)
+        self.where = where
+        self.defaults = dict(defaults or {})
+        self.read: set[str] = set()
+
+    def with_defaults(self, defaults: Mapping[str, Any]) -> Arguments:
+        """The same with `defaults`."""
+        return Arguments(self.values, self.where, defaults)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.values
+
+    def get(self, name: str) -> Any:
+        """The value as it stands, or its default.
+
+        Raises:
+            ConversionError: if there is neither.
+        """
+        self.read.add(name)
+        if name in self.values:
+            return self.values[name]
+        if name in self.defaults:
+            return self.defaults[name]
+        raise ConversionError(f"{self.where}.{name} is missing: without it the model cannot be rebuilt")
+
+    def integer(self, name: str, minimum: int = 1) -> int:
+        """A whole number; a float without fraction is one."""
+        value = self.get(name)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= MAX_SIZE:
+            raise ConversionError(f"{self.where}.{name}={self._shown(value)} must be a whole number from {minimum} on")
+        return value
+
+    def probability(self, name: str) -> float:
+        """A number from 0 up to, but not including 1."""
+        value = self.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+            raise ConversionError(f"{self.where}.{name}={self._shown(value)} must be a number from 0 to below 1")
+        return float(value)
+
+    def flag(self, name: str) -> bool:
+        """True or False."""
+        value = self.get(name)
+        if value not in (True, False) or not isinstance(value, (bool, int)):
+            raise ConversionError(f"{self.where}.{name}={self._shown(value)} must be True or False")
+        return bool(value)
+
+    def choice(self, name: str, known: Iterable[str]) -> str:
+        """One of the words `known`."""
+        value, words = self.get(name), sorted(known)
+        if value not in words:
+            raise ConversionError(f"{self.where}.{name}={self._shown(value)} is unknown; known are {', '.join(words)}")
+        return value
+
+    def cutoffs(self, name: str) -> list[int] | None:
+        """Ascending whole numbers, from a list, or from text such as "20000,60000"; None for none."""
+        value = self.get(name)
+        if value is None:
+            return None
+        parts = value.strip("[]() ").split(",") if isinstance(value, str) else value
+        try:
+            numbers = [int(part) for part in parts]
+        except (TypeError, ValueError):
+            numbers = []
+        if not numbers or any(low >= high for low, high in zip([0, *numbers], numbers)):
+            raise ConversionError(f"{self.where}.{name}={self._shown(value)} must be ascending whole numbers")
+        return numbers
+
+    @staticmethod
+    def _shown(value: Any) -> str:
+        plain = value is None or isinstance(value, (str, int, float, list, tuple))
+        shown = repr(value) if plain else type(value).__name__
+        return shown if len(shown) <= 60 else shown[:60] + "…"
