@@ -44,5 +44,5 @@ def test_import_adds_only_the_package_itself() -> None:
     assert len(added - ours) <= 20, sorted(added - ours)
     heavy = {name for name in added for optional in OPTIONAL if name == optional or name.startswith(f"{optional}.")}
     assert not heavy
-    for part in ("cli", "training", "convert", "demo"):
+    for part in ("cli", "training", "convert", "publish"):
         assert f"mega_transformers.{part}" not in ours

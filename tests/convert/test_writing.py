@@ -136,18 +136,23 @@ def test_place_that_cannot_be_written_to(tmp_path, monkeypatch):
         convert_checkpoint(SAMPLE, tmp_path / "model")
 
 
-def test_move_that_fails_restores_what_was_there(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("failure", "raised"),
+    [(OSError(errno.EIO, "Input/output error"), ConversionError), (KeyboardInterrupt(), KeyboardInterrupt)],
+    ids=["error", "interrupt"],
+)
+def test_move_that_fails_restores_what_was_there(tmp_path, monkeypatch, failure, raised):
     output = tmp_path / "model"
     convert_checkpoint(SAMPLE, output, verify=False)
     rename = pathlib.Path.rename
 
     def failing(self, target):
         if self.name.endswith(".partial"):
-            raise OSError(errno.EIO, "Input/output error")
+            raise failure
         return rename(self, target)
 
     monkeypatch.setattr(pathlib.Path, "rename", failing)
-    with pytest.raises(ConversionError, match="Input/output error"):
+    with pytest.raises(raised):
         convert_checkpoint(SAMPLE, output, force=True, verify=False)
     assert names(tmp_path) == ["model"] and (output / "config.json").is_file()
 

@@ -103,6 +103,10 @@ def test_the_best_checkpoint_is_the_result(recipe, pairs_dir, tmp_path, monkeypa
     for name, weight in trainers[0].model.state_dict().items():
         assert torch.equal(weight, best[name]), name
     assert any(not torch.equal(best[name], last[name]) for name in best)
+    # begun again, it trains nothing and ends with the same model
+    assert run(recipe, RunOptions(pairs_dir, tmp_path / "run"))["steps"] == 12
+    for name, weight in trainers[1].model.state_dict().items():
+        assert torch.equal(weight, best[name]), name
 
 
 def test_metrics_while_training_are_those_of_greedy_outputs(finished, pairs_dir):

@@ -8,15 +8,20 @@ import typer
 
 from .._version import __version__
 from .bench import bench
+from .convert import convert
+from .export_legacy import export_legacy
 from .fill_mask import fill_mask
 from .generate import generate
 from .perplexity import perplexity
+from .publish import publish
 from .runtime import guarded
+from .text2text import text2text
 from .train import evaluate, train
 
 app = typer.Typer(
     name="mega",
-    help="Mega: moving average equipped gated attention. Fill masks, write, judge texts, train, evaluate, measure.",
+    help="Mega: moving average equipped gated attention. "
+    "Fill masks, write, judge texts, train, evaluate, convert, measure.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,5 +45,5 @@ def options(
     """What all commands share."""
 
 
-for _command in (fill_mask, generate, perplexity, train, evaluate, bench):
+for _command in (fill_mask, generate, text2text, perplexity, train, evaluate, convert, publish, export_legacy, bench):
     app.command(_command.__name__.replace("_", "-"))(guarded(_command, load=_command in (train, evaluate)))

@@ -71,17 +71,14 @@ def new_folder(output: Path) -> Iterator[Path]:
         yield partial
         if output.exists():
             output.rename(previous)
-        try:
-            partial.rename(output)
-        except OSError:
-            if previous.exists():
-                previous.rename(output)
-            raise
+        partial.rename(output)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ConversionError(f"{output.parent} has no space left for the model; nothing was written") from error
         raise ConversionError(f"{output} cannot be written: {error.strerror or error}") from error
     finally:
+        if previous.exists() and not output.exists():
+            previous.rename(output)
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(previous, ignore_errors=True)
 

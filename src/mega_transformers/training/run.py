@@ -152,9 +152,13 @@ def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> 
 
     with Interruption(lambda text: console.print(text, style="yellow")) as interruption:
         trainer.add_callback(interruption)
-        if checkpoint is not None:
+        if checkpoint is None:
+            trainer.train()
+        elif trainer.restore_finished(checkpoint):
+            console.print(f"{checkpoint} is the end of the training")
+        else:
             console.print(f"Going on from {checkpoint}, after {elapsed / 3600:.2f} h")
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            trainer.train(resume_from_checkpoint=str(checkpoint))
     if interruption.signal is not None:
         console.print(
             f"Stopped after step {trainer.state.global_step}; the same command goes on from there.", style="yellow"

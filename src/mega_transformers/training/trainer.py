@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import Seq2SeqTrainer, Trainer, TrainingArguments
+from transformers import Seq2SeqTrainer, Trainer, TrainerState, TrainingArguments
 
 from .pairs import LengthGrouped
 from .recipe import Recipe
@@ -29,6 +30,20 @@ class RecipeTrainer(Trainer):
         # checkpoints hold a tied weight once; the trainer is not to miss the others
         trained: Any = self.model
         trained._keys_to_ignore_on_save = list(trained.all_tied_weights_keys)
+
+    def restore_finished(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is a training's last; if so, the model becomes what that ended with.
+
+        transformers would train another step.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step < state.max_steps and self.clock.fraction < 1:
+            return False
+        self.state = state
+        self._load_from_checkpoint(str(checkpoint))
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load_best_model()
+        return True
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """Batches of the evaluation's own masks, the same every time."""

@@ -80,7 +80,7 @@ def _own_layer(layer: Any) -> Any:
     """
     for own in (MegaCacheLayer, MegaStaticCacheLayer):
         if type(layer).__name__ == own.__name__ and type(layer) is not own:
-            made = own(max_cache_len=getattr(layer, "max_cache_len", None))
+            made = cast(Any, own)(max_cache_len=getattr(layer, "max_cache_len", None))
             made.record_past = layer.record_past
             return made
     return layer

@@ -236,7 +236,7 @@ def check_files(folder: str | os.PathLike | None) -> None:
     readers = {
         "*.index.json": lambda path: json.loads(path.read_text()),
         "*.safetensors": open_safetensors,
-        "*.bin": lambda path: torch.load(path, map_location="meta", weights_only=True),
+        "pytorch_model*.bin": lambda path: torch.load(path, map_location="meta", weights_only=True),
     }
     for pattern, read in readers.items():
         for path in sorted(Path(folder).glob(pattern)):

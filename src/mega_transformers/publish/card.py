@@ -1,0 +1,249 @@
+"""The model card of a published folder: what is there is kept, what the hub needs besides is added."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard
+from huggingface_hub.repocard_data import eval_results_to_model_index
+
+from ..convert.card import AUTO
+from ..convert.transformers_folder import KINDS
+from .errors import PublishError
+from .standalone import PACKAGE, PAIRS, flat
+
+FRONT_MATTER = re.compile(r"\A(?:\ufeff)?\s*---[ \t]*\n(.*?\n)?---[ \t]*(?:\n|\Z)", flags=re.DOTALL)
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+STANDALONE_HEADING = "## Without mega-transformers"
+
+PIPELINE_TAGS = {name: kind.tag for name, kind in KINDS.items()} | {
+    "MegaForAudioClassification": "audio-classification",
+    "MegaForConditionalGeneration": "text2text-generation",
+    "MegaForSequencePairClassification": "text-classification",
+    "MegaSeq2SeqModel": "feature-extraction",
+    "EncoderDecoderModel": "text2text-generation",
+}
+PIPELINES = ("fill-mask", "text-generation")
+MASKED_EXAMPLES = ("The president of the {mask} gave a speech.", "The {mask} of the ship gave an order.")
+# scores of results.json that the hub knows by a type of metric -> that type
+METRICS = {
+    "accuracy": "accuracy",
+    "bleu": "bleu",
+    "chrf": "chrf",
+    "exact_match": "exact_match",
+    "perplexity": "perplexity",
+    "bits_per_character": "bits_per_character",
+    "symbol_error_rate": "symbol_error_rate",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card tells of a model.
+
+    Args:
+        name: For its title: "mega-prose-5m".
+        location: What loads it: an id of the hub, or a path to fill in.
+        architecture: Name of its class.
+        mask_token: Its tokenizer's mask token, or None.
+        has_tokenizer: Whether it has a tokenizer.
+        standalone: Whether the modelling code is beside it.
+        license: Id of the licence that the user gives, or None.
+        base_model: What it was trained from, if that is known.
+        scores: results.json's "scores": text -> model -> metric -> value; "model" is this one.
+    """
+
+    name: str
+    location: str
+    architecture: str
+    mask_token: str | None = None
+    has_tokenizer: bool = True
+    standalone: bool = False
+    license: str | None = None
+    base_model: str | None = None
+    scores: dict[str, Any] | None = None
+
+
+def complete(text: str | None, facts: Facts) -> tuple[str, list[str]]:
+    """The README.md: `text`, or one made anew for None, with front matter that is complete.
+
+    Args:
+        text: The README.md there is. Everything in it stays as it is.
+        facts: About the model.
+
+    Returns:
+        The text, and the names of the fields that were added to its front matter.
+
+    Raises:
+        PublishError: for front matter that the hub could not read or that contradicts the facts.
+    """
+    front, body = _parts(text or "")
+    given = front_matter(text or "")
+    if facts.license is not None and given.get("license") not in (None, facts.license):
+        raise PublishError(
+            f"--license says {facts.license!r}, but README.md says license: {given['license']!r}; change one of them"
+        )
+    wanted = _fields(facts)
+    missing = {key: value for key, value in wanted.items() if given.get(key) is None and value not in (None, [])}
+    # a field that is there, but empty, would be there twice
+    front = "".join(line for line in front.splitlines(keepends=True) if line.split(":")[0] not in missing)
+    if missing:
+        front += yaml.safe_dump(missing, sort_keys=False, allow_unicode=True)
+    if not body.strip():
+        body = _body(facts)
+    if facts.standalone and STANDALONE_HEADING not in body:
+        body = f"{body.rstrip()}\n\n{_without_package(facts)}\n"
+    card = f"---\n{front}---\n{body}"
+    _check(card, {**given, **missing})
+    return card, list(missing)
+
+
+def _parts(text: str) -> tuple[str, str]:
+    """Front matter, without its borders, and what follows it."""
+    found = FRONT_MATTER.match(text)
+    if found is None:
+        return "", f"\n{text}" if text else ""
+    return found.group(1) or "", text[found.end() :]
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    """The fields of a card.
+
+    Raises:
+        PublishError: if they cannot be read.
+    """
+    front, _ = _parts(text)
+    try:
+        given = yaml.safe_load(front) or {}
+    except yaml.YAMLError as error:
+        raise PublishError(f"README.md: its front matter is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(given, dict):
+        raise PublishError(f"README.md: its front matter must be fields and values, but is a {type(given).__name__}")
+    return given
+
+
+def _fields(facts: Facts) -> dict[str, Any]:
+    """Front matter of a card that has none yet; None for what is not known."""
+    tag = PIPELINE_TAGS[facts.architecture]
+    mask = facts.mask_token if tag == "fill-mask" else None
+    widget = [] if mask is None else [{"text": example.format(mask=mask)} for example in MASKED_EXAMPLES]
+    return {
+        "library_name": "transformers",
+        "pipeline_tag": tag,
+        "license": facts.license,
+        "base_model": facts.base_model,
+        "tags": ["mega", "mega-transformers"],
+        "mask_token": mask,
+        "widget": widget,
+        "model-index": _model_index(facts, tag),
+    }
+
+
+def _model_index(facts: Facts, tag: str) -> list[dict[str, Any]]:
+    """The model's own scores in the hub's form."""
+    results = [
+        EvalResult(
+            task_type=tag,
+            dataset_type="text",
+            dataset_name=f"{role} texts named in this card",
+            dataset_split=role,
+            metric_type=METRICS[metric],
+            metric_value=value,
+        )
+        for role, models in (facts.scores or {}).items()
+        for metric, value in models.get("model", {}).items()
+        if metric in METRICS
+    ]
+    return eval_results_to_model_index(facts.name, results) if results else []
+
+
+def _check(card: str, expected: dict[str, Any]) -> None:
+    """Reads the card as the hub's own library does.
+
+    Raises:
+        PublishError: if it cannot, or reads something else than is meant.
+    """
+    try:
+        read = ModelCard(card).data.to_dict()
+    except Exception as error:  # KeyError and others for a model-index that is none
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PublishError(f"README.md: the hub's library cannot read its front matter: {reason}") from error
+    lost = sorted(key for key, value in expected.items() if value not in (None, [], "") and key not in read)
+    if lost:
+        raise PublishError(f"README.md: the hub's library does not find {', '.join(lost)} in its front matter")
+
+
+def _body(facts: Facts) -> str:
+    return (
+        f"\n# {facts.name}\n\n"
+        f"A `{facts.architecture}` of the Mega architecture (moving average equipped gated attention, "
+        "arXiv 2209.10655).\n\n" + _code(_loading(facts, trusted=False)) + "\n"
+    )
+
+
+def _without_package(facts: Facts) -> str:
+    needs = _requirements()
+    condition = f" ({', '.join(needs)})" if needs else ""
+    return (
+        f"{STANDALONE_HEADING}\n\n"
+        f"The modelling code is in this folder too: PyTorch, transformers and safetensors{condition} are enough. "
+        "`trust_remote_code=True` runs that code; where mega-transformers is installed and imported, its own is run "
+        "instead.\n\n" + _code(_loading(facts, trusted=True))
+    )
+
+
+def _requirements() -> list[str]:
+    """What this package asks of PyTorch and transformers."""
+    try:
+        stated = requires(PACKAGE.replace("_", "-")) or []
+    except PackageNotFoundError:
+        return []
+    return [need for need in stated if re.match(r"(torch|transformers)\b", need) and ";" not in need]
+
+
+def _loading(facts: Facts, trusted: bool) -> list[str]:
+    """Python lines that load a model, with this package or by trusting the code beside the model."""
+    where = f'"{facts.location}"'
+    ours = [] if trusted else ["import mega_transformers  # registers the model with transformers"]
+    trust = ", trust_remote_code=True" if trusted else ""
+    tag = PIPELINE_TAGS[facts.architecture]
+    if tag in PIPELINES and facts.has_tokenizer:
+        text = MASKED_EXAMPLES[0].format(mask=facts.mask_token) if tag == "fill-mask" else "The door"
+        return [
+            *ours,
+            "from transformers import pipeline",
+            "",
+            f'run = pipeline("{tag}", model={where}{trust})',
+            f'run("{text}")',
+        ]
+    loader = AUTO.get(facts.architecture)
+    if facts.architecture == "MegaSeq2SeqModel":
+        loader = "AutoModel"
+    names = ["AutoTokenizer"] if facts.has_tokenizer else []
+    lines = [f"tokenizer = AutoTokenizer.from_pretrained({where})"] if facts.has_tokenizer else []
+    if loader is not None:
+        imports = [*ours, f"from transformers import {', '.join(sorted([loader, *names]))}"]
+        return [*imports, "", *lines, f"model = {loader}.from_pretrained({where}{trust})"]
+    # no Auto class is for it
+    imports = [f"from transformers import {name}" for name in names]
+    if not trusted:
+        loading = f"model = {facts.architecture}.from_pretrained({where})"
+        return [*imports, f"from {PACKAGE} import {facts.architecture}", "", *lines, loading]
+    reference = f'"{flat(PAIRS)}.{facts.architecture}"'
+    return [
+        *imports,
+        "from transformers.dynamic_module_utils import get_class_from_dynamic_module",
+        "",
+        *lines,
+        f"model_class = get_class_from_dynamic_module({reference}, {where})",
+        f"model = model_class.from_pretrained({where})",
+    ]
+
+
+def _code(lines: list[str]) -> str:
+    return "```python\n" + "\n".join(lines) + "\n```"

@@ -1,0 +1,219 @@
+"""A folder for the model hub, made of any model's folder, which is not changed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..convert.reading import read_json
+from ..convert.run import TARGET
+from ..convert.transformers_folder import CONFIG, GENERATION, WEIGHTS
+from ..convert.writing import new_folder
+from . import card, hub, standalone
+from .errors import PublishError
+from .folder import Folder, Stage, check_places, listed, open_folder, save_tokenizer, stored_weights, write_weights
+
+README, RESULTS = "README.md", "results.json"
+CODE = "modelling code"
+# what goes along as it is; other files are left behind: states of a training, logs, what may be private
+KEPT = {
+    GENERATION: "settings of generation",
+    RESULTS: "scores",
+    "training_log.json": "course of the training",
+    "preprocessor_config.json": "settings of inputs",
+    "modules.json": "for sentence-transformers",
+    "sentence_bert_config.json": "for sentence-transformers",
+    "config_sentence_transformers.json": "for sentence-transformers",
+    "1_Pooling/config.json": "for sentence-transformers",
+    "LICENSE": "licence",
+    "LICENSE.md": "licence",
+    "LICENSE.txt": "licence",
+    "NOTICE": "licence",
+}
+TOKENIZER_FILES = ("vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json")
+PICTURE = re.compile(r"!\[[^\]]*\]\(([\w.-]+\.(?:png|jpe?g|svg|gif))\)")
+
+
+@dataclass
+class PublishReport:
+    """What was published.
+
+    Args:
+        folder: Where it is.
+        architecture: Name of the model's class.
+        files: Name within the folder -> its bytes, and what it is.
+        left_out: What of the source was left behind.
+        added: Fields that the card's front matter lacked.
+        notes: What else a user should know.
+        url: Where it was uploaded to, or None.
+    """
+
+    folder: Path
+    architecture: str
+    files: dict[str, tuple[int, str]]
+    left_out: list[str]
+    added: list[str]
+    notes: list[str] = field(default_factory=list)
+    url: str | None = None
+
+
+def publish_folder(
+    source: Path | str,
+    output: Path | str,
+    *,
+    repo_id: str | None = None,
+    push: bool = False,
+    private: bool = False,
+    with_code: bool = False,
+    license: str | None = None,
+    base_model: str | None = None,
+    force: bool = False,
+    stage: Stage = lambda _: None,
+) -> PublishReport:
+    """Writes a folder for the model hub, and uploads it if that is asked for.
+
+    Args:
+        source: The folder of a model that this package loads; it is not changed.
+        output: The folder to write, which must not be there yet.
+        repo_id: Id on the hub, for the card and to upload to.
+        push: Whether to upload.
+        private: Whether the repository is to be private.
+        with_code: Whether to put the modelling code beside the model, for people without this package.
+        license: Id of the model's licence, if its card does not say.
+        base_model: Id of the model it was trained from, if its card does not say.
+        force: Whether to replace a model that is there.
+        stage: Called with what is being done.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ConversionError: for a folder that is damaged or cannot be published, before anything is written; and where
+            uploading fails, after it is.
+    """
+    source, output = Path(source), Path(output)
+    _check_ids(license, base_model)
+    if push:
+        hub.check_access(repo_id)
+    elif private:
+        raise PublishError("--private is for a repository; give --push too")
+    check_places(source, output, force)
+    folder = open_folder(source, stage)
+    _check_decided(folder)
+    code: dict[str, str] = {}
+    classes: dict[str, str] = {}
+    if with_code:
+        classes, code = standalone.auto_map(folder.model.config), standalone.modules_of(folder.model.config)
+    facts = _facts(folder, repo_id, license, base_model, with_code)
+    readme, added = card.complete(_read(source / README), facts)
+    kept = {name: what for name, what in KEPT.items() if (source / name).is_file()}
+    kept |= {name: "picture" for name in PICTURE.findall(readme) if (source / name).is_file()}
+    with new_folder(output) as partial:
+        stage("Writing the folder")
+        _write_config(folder, partial, classes)
+        write_weights(stored_weights(folder), partial)
+        for where, tokenizer in folder.tokenizers.items():
+            save_tokenizer(tokenizer, partial / where)
+        for name in kept:
+            (partial / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, partial / name)
+        for name, text in code.items():
+            (partial / name).write_text(text, encoding="utf-8")
+        (partial / README).write_text(readme, encoding="utf-8")
+    report = PublishReport(
+        folder=output,
+        architecture=folder.architecture,
+        files=listed(output, {**kept, **dict.fromkeys(code, CODE), README: "model card"}),
+        left_out=_left_out(source, output, kept),
+        added=added,
+        notes=_notes(folder, readme),
+    )
+    if push:
+        assert repo_id is not None
+        stage(f"Uploading to {repo_id}")
+        report.url = hub.push(output, repo_id, private)
+    return report
+
+
+def _check_ids(license_id: str | None, base_model: str | None) -> None:
+    """Raises PublishError for what cannot be a licence's or a model's id."""
+    if license_id is not None and not card.LICENSE_ID.fullmatch(license_id):
+        raise PublishError(f"--license {license_id!r} is no id of a licence; the hub has apache-2.0, mit, other")
+    if base_model is not None and not card.HUB_ID.fullmatch(base_model):
+        raise PublishError(f"--base-model {base_model!r} is no id of a model; the hub has them as NAME/MODEL")
+
+
+def _check_decided(folder: Folder) -> None:
+    """Refuses a model whose numbers depend on who reads its configuration."""
+    config = folder.model.config
+    for side in (config, getattr(config, "encoder", config), getattr(config, "decoder", config)):
+        undecided = getattr(side, "normalization_type", None) == "rmsnorm" and side.legacy_unnormalized_rmsnorm is None
+        if undecided and str(folder.raw.get("transformers_version", "")).startswith("4."):
+            raise PublishError(
+                f"{folder.path / CONFIG}: normalization_type='rmsnorm' of transformers 4 did not normalise, and the "
+                "folder does not say whether the model was trained so; set legacy_unnormalized_rmsnorm to true, or to "
+                "false for a model that was not"
+            )
+
+
+def _facts(
+    folder: Folder, repo_id: str | None, license_id: str | None, base_model: str | None, with_code: bool
+) -> card.Facts:
+    name = folder.path.resolve().name if repo_id is None else repo_id.rpartition("/")[2]
+    # transformers 4 wrote what a model was loaded from
+    known = str(folder.raw.get("_name_or_path") or "")
+    is_id = card.HUB_ID.fullmatch(known) is not None and not known.startswith(".") and not Path(known).exists()
+    results = read_json(folder.path / RESULTS) if (folder.path / RESULTS).is_file() else {}
+    scores = results.get("scores")
+    return card.Facts(
+        name=name,
+        location=repo_id or f"path/to/{name}",
+        architecture=folder.architecture,
+        mask_token=getattr(folder.tokenizer, "mask_token", None),
+        has_tokenizer=folder.tokenizer is not None,
+        standalone=with_code,
+        license=license_id,
+        base_model=base_model or (known if is_id else None),
+        scores=scores if isinstance(scores, dict) else None,
+    )
+
+
+def _read(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PublishError(f"{path} is no UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _write_config(folder: Folder, partial: Path, classes: dict[str, str]) -> None:
+    """config.json, the same in what it means, with the classes beside the model or without any."""
+    # read once more: the model's own says in which precision it was loaded
+    type(folder.model.config).from_pretrained(folder.path).save_pretrained(partial)
+    written = read_json(partial / CONFIG)
+    written.pop("auto_map", None)
+    if classes:
+        written["auto_map"] = classes
+    (partial / CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _left_out(source: Path, output: Path, kept: dict[str, str]) -> list[str]:
+    """Files and folders of the source that have no counterpart."""
+    there = {path.name for path in output.iterdir()} | {name.partition("/")[0] for name in kept}
+    there |= {CONFIG, README, TARGET, *WEIGHTS, *TOKENIZER_FILES}
+    shards = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
+    names = (path.name + "/" * path.is_dir() for path in source.iterdir())
+    return sorted(name for name in names if name.rstrip("/") not in there and not shards.fullmatch(name))
+
+
+def _notes(folder: Folder, readme: str) -> list[str]:
+    notes = []
+    if not card.front_matter(readme).get("license"):
+        notes.append("the card names no licence, and without one nobody may use the model: give --license")
+    if folder.tokenizer is None and getattr(folder.model.config, "input_type", "tokens") == "tokens":
+        notes.append("the folder has no tokenizer: the model reads ids only")
+    return notes
