@@ -153,7 +153,7 @@ def test_generic_encoder_decoder_generates(tied):
     """transformers' own wrapper around two Megas, saved and loaded."""
     encoder = tiny_config(num_hidden_layers=1)
     decoder = tiny_config(**CAUSAL, add_cross_attention=True)
-    config = EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder, tie_encoder_decoder=False)
+    config = EncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
     config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = START, PAD, END
     config.decoder.tie_word_embeddings = tied
     torch.manual_seed(0)
