@@ -245,7 +245,8 @@ def _finish(
     console: Console,
 ) -> dict[str, Any]:
     """Judges the trained model on validation and test texts, beside the baselines, and exports it."""
-    model: Any = trainer.model
+    # without the autocast that training in half precision wraps around its forward pass
+    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     args = trainer.args
     judgement = task.judge(recipe, model, tokenizer, material)
     steps = trainer.state.global_step

@@ -117,6 +117,7 @@ def check_cache(cache: Cache, config: MegaConfig, batch: int, device: torch.devi
         )
     first = layers[0]
     if not first.is_initialized:
+        first.owner = config  # who fills it
         return
     keys, values, state = (cast(torch.Tensor, x) for x in (first.keys, first.values, first.state))
     found = (keys.shape[-1], values.shape[-1], *state.shape[1:])
