@@ -75,6 +75,18 @@ class _Columns:
         if self.buffer is not None:
             self.buffer = function(self.buffer)
 
+    def take_rows(self, index: torch.Tensor) -> None:
+        """Row i becomes the former row `index[i]`; spare memory is neither read nor written."""
+        view, buffer = self.view, self.buffer
+        if view is None or buffer is None:
+            return
+        rows = view.index_select(0, index.to(buffer.device))
+        if buffer.requires_grad:
+            self._set(rows)
+            return
+        self.buffer = buffer.new_empty(rows.shape[0], *buffer.shape[1:])
+        cast(torch.Tensor, self.view).copy_(rows)
+
 
 class _Record(NamedTuple):
     """What it takes to go back to an earlier EMA state: the one at the start, and the inputs since."""
@@ -277,34 +289,34 @@ class MegaCacheLayer(CacheLayerMixin):
         """Forgets everything."""
         self._clear()
 
-    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Applies a function of rows to everything stored."""
+    def _take_rows(self, index: torch.Tensor) -> None:
+        """Row i of everything stored becomes the former row `index[i]`."""
 
-        def optional(x: torch.Tensor | None) -> torch.Tensor | None:
-            return None if x is None else function(x)
+        def taken(x: torch.Tensor | None) -> torch.Tensor | None:
+            return None if x is None else x.index_select(0, index.to(x.device))
 
-        self._keys.map(function)
-        self._values.map(function)
-        self.state, self.history = optional(self.state), optional(self.history)
-        self.past = self.past._replace(mask=optional(self.past.mask), leading=optional(self.past.leading))
+        for columns in (self._keys, self._values):
+            columns.take_rows(index)
+        self.state, self.history = taken(self.state), taken(self.history)
+        self.past = self.past._replace(mask=taken(self.past.mask), leading=taken(self.past.leading))
         if self._record is not None:
             self._record = self._record._replace(
-                state=optional(self._record.state),
-                history=optional(self._record.history),
-                inputs=[function(x) for x in self._record.inputs],
+                state=taken(self._record.state),
+                history=taken(self._record.history),
+                inputs=[x.index_select(0, index.to(x.device)) for x in self._record.inputs],
             )
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Row i becomes the former row `beam_idx[i]`."""
-        self._map(lambda x: x.index_select(0, beam_idx.to(x.device)))
+        self._take_rows(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeats every row."""
-        self._map(lambda x: x.repeat_interleave(repeats, dim=0))
+        self._take_rows(torch.arange(max(self.batch_size, 0)).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keeps some rows."""
-        self._map(lambda x: x[indices.to(x.device)])
+        self._take_rows(torch.arange(max(self.batch_size, 0), device=indices.device)[indices])
 
     def offload(self) -> None:
         """Moves keys and values, the large part, to the CPU."""
@@ -539,19 +551,11 @@ class MegaCrossCacheLayer(CacheLayerMixin):
         """Forgets everything."""
         self.__init__()  # type: ignore[misc]
 
-    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    def _take_rows(self, index: torch.Tensor) -> None:
         if self.keys is not None and self.values is not None:
-            self.keys, self.values = function(self.keys), function(self.values)
-            self.mask = None if self.mask is None else function(self.mask)
+            self.keys, self.values = (x.index_select(0, index.to(x.device)) for x in (self.keys, self.values))
+            self.mask = None if self.mask is None else self.mask.index_select(0, index.to(self.mask.device))
 
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Row i becomes the former row `beam_idx[i]`."""
-        self._map(lambda x: x.index_select(0, beam_idx.to(x.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeats every row."""
-        self._map(lambda x: x.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keeps some rows."""
-        self._map(lambda x: x[indices.to(x.device)])
+    reorder_cache = MegaCacheLayer.reorder_cache
+    batch_repeat_interleave = MegaCacheLayer.batch_repeat_interleave
+    batch_select_indices = MegaCacheLayer.batch_select_indices

@@ -25,6 +25,8 @@ __all__ = [
 ]
 
 BACKENDS = ("reference", "blockwise", "sdpa", "flex")
+SMALL = 64
+"""Tokens per group up to which the definition itself is the fastest form on a CPU, forward and backward."""
 
 
 def attention(
@@ -67,7 +69,7 @@ def attention(
     if need_weights and backend not in (None, "reference"):
         raise ValueError(f"backend={backend!r} returns no weights; use backend='reference'")
     if backend is None:
-        backend = "reference" if need_weights else _choose(q, activation)
+        backend = "reference" if need_weights else _choose(q, activation, visibility.group_size)
 
     device = v.device.type
     if torch.is_autocast_enabled(device):
@@ -92,10 +94,12 @@ def _grouped(q, k, v, bias, visibility, activation, dropout, need_weights, backe
     return visibility.ungroup(output, batch), weights
 
 
-def _choose(q: torch.Tensor, activation: str) -> str:
+def _choose(q: torch.Tensor, activation: str, group_size: int) -> str:
     """The fastest form, by the measurements in docs/performance.md."""
     if torch.compiler.is_compiling():
         return "sdpa" if activation == "softmax" else "reference"
+    if q.device.type == "cpu" and group_size <= SMALL:
+        return "reference"
     if q.device.type == "cpu" or activation != "softmax":
         return "blockwise"
     return "sdpa"
