@@ -407,6 +407,18 @@ def test_simple_bias_of_cross_attention_serves_source_and_target():
         model(torch.full((1, 31), 5), labels=torch.full((1, 5), 5))
 
 
+def test_cross_attention_is_not_limited_to_a_chunk():
+    """4.40.2's was; what it saved is read as it was trained."""
+    fields = {**CAUSAL, "add_cross_attention": True, "relative_positional_bias": "simple", "max_positions": 20}
+    fields |= {"use_chunking": True, "chunk_size": 4}
+    model = MegaModel(tiny_config(**fields))
+    states = torch.randn(1, 15, 8)
+    assert model(torch.full((1, 12), 5), encoder_hidden_states=states).last_hidden_state.shape[1] == 12
+    old = tiny_config(**fields, transformers_version="4.40.2")
+    bias = MegaModel(old).layers[0].cross_attn.rel_pos_bias
+    assert (bias.centre, bias.rel_pos_bias.numel()) == (3, 39)
+
+
 def test_caches_that_do_not_fit():
     model, ids = make_model(), torch.full((2, 4), 5)
     cache = model(ids, decoder_input_ids=ids).past_key_values

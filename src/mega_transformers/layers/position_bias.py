@@ -17,15 +17,15 @@ class MegaSimpleRelativePositionalBias(nn.Module):
     """A learned number per offset, `rel_pos_bias` (2 * max_positions - 1,).
 
     As in transformers 4.40.2, the entry for offset 0 has index `chunk_size - 1` where `chunk_size` is positive (the
-    rest of the vector is then unused), else `max_positions - 1`. In cross-attention with
-    `cross_attention_max_positions` there are 2 * that - 1 entries, as in the authors' code.
+    rest of the vector is then unused), else `max_positions - 1`. In cross-attention it is
+    `cross_attention_max_positions - 1` where that is given, and the vector is longer if need be.
     """
 
     def __init__(self, config: MegaConfig, crossing: bool = False) -> None:
         super().__init__()
         served = config.positions_of_simple_bias(crossing)
         self.centre = served - 1
-        size = served if crossing and config.cross_attention_max_positions is not None else config.max_positions
+        size = max(served, config.max_positions)
         self.rel_pos_bias = nn.Parameter(torch.empty(2 * size - 1))
 
     def forward(self) -> SimpleBias:

@@ -163,6 +163,8 @@ def _pair(folder: Folder) -> _Export:
         adapt(trunk)
         # the wrapper ties nothing when it is loaded
         trunk.fields["tie_word_embeddings"] = False
+        # 4.40.2 wrote it, and no version: `MegaConfig` knows one of 4.x inside another by it
+        trunk.fields["tf_legacy_loss"] = False
     weights |= widen_source(trunks[1])
     if folder.architecture != ENCODER_DECODER:
         trunks[1].fields["add_lm_hidden_dense_layer"] = False

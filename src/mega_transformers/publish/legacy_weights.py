@@ -74,7 +74,7 @@ def adapt(trunk: Trunk) -> None:
         for name, kind in trunk.sublayers():
             if kind != "nffn":
                 trunk.weights[f"{name}rel_pos_bias._float_tensor"] = torch.zeros(1)
-    elif config.add_cross_attention and config.cross_attention_max_positions is not None:
+    elif config.add_cross_attention and config.positions_of_simple_bias() != config.positions_of_simple_bias(True):
         _align_biases(trunk)
 
 

@@ -99,7 +99,8 @@ class MegaConfig(PreTrainedConfig):
         final_norm: Whether a norm stands behind the last block, as pre-norm models of the authors have.
         final_norm_affine: Whether that norm has learned scales.
         cross_attention_max_positions: Number of source and target positions served by the `"simple"` bias of
-            cross-attention. None is 4.40.2's rule: that of self-attention, thus `chunk_size` if it is positive.
+            cross-attention; None for `max_positions`, whether there are chunks or not. A decoder that transformers 4.x
+            saved with a positive `chunk_size` keeps 4.40.2's rule, which served so many.
         cross_attention_hidden_size: Addition to 4.40.2. Width of the encoder's hidden states; None for `hidden_size`.
         cross_attention_counts_padding: Addition to 4.40.2. Whether positions in cross-attention are columns of the
             batch, as in 4.40.2 and the authors' code, where padding on the left of a source shifts its positions.
@@ -203,14 +204,16 @@ class MegaConfig(PreTrainedConfig):
         from_4 = (self.transformers_version or "").startswith("4.") or "tf_legacy_loss" in kwargs
         if from_4 and self.add_cross_attention and self.cross_attention_counts_padding is None:
             self.cross_attention_counts_padding = True
+        if from_4 and self.add_cross_attention and self.chunk_size > 0 and self.cross_attention_max_positions is None:
+            self.cross_attention_max_positions = self.chunk_size
         if self.adaptive_input or self.adaptive_softmax:
             self.tie_word_embeddings = False
         super().__post_init__(**kwargs)
 
     def positions_of_simple_bias(self, crossing: bool = False) -> int:
         """The number of positions that a `"simple"` bias serves, in self-attention or in cross-attention."""
-        if crossing and self.cross_attention_max_positions is not None:
-            return self.cross_attention_max_positions
+        if crossing:
+            return self.cross_attention_max_positions or self.max_positions
         return self.chunk_size if self.chunk_size > 0 else self.max_positions
 
     def check_tied_width(self) -> None:
