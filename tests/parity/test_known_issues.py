@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 from parity_cases import CHUNKED, SMALL
 from torch.testing import assert_close
 
-from mega_transformers import MegaConfig, MegaForMaskedLM, MegaModel
+from mega_transformers import (
+    MegaConfig,
+    MegaForMaskedLM,
+    MegaForSequenceClassification,
+    MegaForTokenClassification,
+    MegaModel,
+)
 
 CHUNK = CHUNKED["chunk_size"]
 
@@ -172,3 +180,10 @@ def test_half_precision_keeps_long_memory(dtype):
     assert actual.dtype == dtype
     scale = expected.abs().max()
     assert_close(actual.float() / scale, expected / scale, rtol=0, atol=torch.finfo(dtype).eps)
+
+
+def test_order_of_positional_arguments():
+    """The classifiers' is that of 4.40.2, and the masked model's is theirs."""
+    for model_class in (MegaForMaskedLM, MegaForSequenceClassification, MegaForTokenClassification):
+        names = list(inspect.signature(model_class.forward).parameters)
+        assert names[1:6] == ["input_ids", "attention_mask", "token_type_ids", "inputs_embeds", "labels"]
