@@ -44,7 +44,7 @@ from .cache_mega import MegaCacheLayer, MegaCrossCacheLayer
 from .cache_preparation_mega import prepare_cache
 from .configuration_mega import MegaConfig
 from .inputs_mega import MegaEmbeddings, MegaValueEmbeddings, document_starts_of
-from .prediction_mega import MegaPredictionMixin
+from .prediction_mega import MegaPredictionMixin, check_all_logits, kept_positions
 from .validation_mega import (
     check_crossing_positions,
     check_decoder_inputs,
@@ -505,8 +505,7 @@ class MegaForCausalLM(MegaLanguageModel, GenerationMixin):
         """
         if labels is not None:
             check_labels("labels", labels, leading_shape(input_ids, inputs_embeds), self.config.vocab_size)
-            if torch.is_tensor(logits_to_keep) or logits_to_keep:
-                raise ValueError(f"logits_to_keep={logits_to_keep} drops logits that labels need; give one of the two")
+            check_all_logits(logits_to_keep)
             # who asks for a loss does not go on from there
             use_cache = bool(use_cache)
         outputs = self.mega(
@@ -520,11 +519,7 @@ class MegaForCausalLM(MegaLanguageModel, GenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        hidden_states = outputs[0]
-        if torch.is_tensor(logits_to_keep):
-            hidden_states = hidden_states[:, logits_to_keep]
-        elif logits_to_keep:
-            hidden_states = hidden_states[:, -logits_to_keep:]
+        hidden_states = kept_positions(outputs[0], logits_to_keep)
         next_words = None
         if labels is not None and kwargs.get("shift_labels") is None:
             next_words = F.pad(labels.to(hidden_states.device)[:, 1:], (0, 1), value=-100)

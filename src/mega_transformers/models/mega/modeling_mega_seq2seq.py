@@ -13,7 +13,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .configuration_mega import MegaConfig
 from .configuration_mega_seq2seq import MegaSeq2SeqConfig
 from .modeling_mega import MegaModel, MegaPreTrainedModel, masks_for_generate
-from .prediction_mega import MegaPredictionMixin
+from .prediction_mega import MegaPredictionMixin, check_all_logits, kept_positions
 from .validation_mega import check_generated_length, check_labels
 
 ENCODER_EMBEDDINGS = "encoder.embedding_layer.word_embeddings.weight"
@@ -225,8 +225,7 @@ class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedMod
                 divided in place of the number of labels.
         """
         if labels is not None:
-            if torch.is_tensor(logits_to_keep) or logits_to_keep:
-                raise ValueError(f"logits_to_keep={logits_to_keep} drops logits that labels need; give one of the two")
+            check_all_logits(logits_to_keep)
             given = decoder_inputs_embeds if decoder_input_ids is None else decoder_input_ids
             shape = tuple(labels.shape) if given is None else tuple(given.shape[:2])
             check_labels("labels", labels, shape, self.config.vocab_size)
@@ -246,11 +245,7 @@ class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedMod
             use_cache=use_cache,
             **kwargs,
         )
-        hidden_states = outputs[0]
-        if torch.is_tensor(logits_to_keep):
-            hidden_states = hidden_states[:, logits_to_keep]
-        elif logits_to_keep:
-            hidden_states = hidden_states[:, -logits_to_keep:]
+        hidden_states = kept_positions(outputs[0], logits_to_keep)
         if labels is not None:
             labels = labels.to(hidden_states.device)
         logits, loss = self._predict(hidden_states, labels, kwargs.get("num_items_in_batch"))

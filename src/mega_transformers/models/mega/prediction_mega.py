@@ -11,6 +11,19 @@ from ...layers.linear import is_plain, project
 from ...ops.cross_entropy import linear_cross_entropy
 
 
+def check_all_logits(logits_to_keep: int | torch.Tensor) -> None:
+    """Raises ValueError unless all logits are kept, which labels need."""
+    if torch.is_tensor(logits_to_keep) or logits_to_keep:
+        raise ValueError(f"logits_to_keep={logits_to_keep} drops logits that labels need; give one of the two")
+
+
+def kept_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+    """Of hidden states (B, L, d) the last ones, those of a tensor of indices, or for 0 all."""
+    if torch.is_tensor(logits_to_keep):
+        return hidden_states[:, logits_to_keep]
+    return hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states
+
+
 class MegaPredictionMixin:
     """For models with output embeddings; `dense` is a tanh layer before them, or None."""
 
