@@ -113,3 +113,18 @@ def test_dropout_keeps_the_mean():
         draws = torch.stack([attention_cross(q, k, v, module, rule, dropout=0.3)[0] for _ in range(3000)])
     assert (draws[0] - whole).abs().max() > 0.01
     assert (draws.mean(0) - whole).abs().max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({"activation": "relu"}, "activation='relu' is unknown"),
+        ({"backend": "flex"}, "backend='flex' is unknown"),
+        ({"backend": "sdpa", "activation": "laplace"}, "computes softmax only"),
+        ({"backend": "sdpa", "need_weights": True}, "returns no weights"),
+    ],
+)
+def test_unknown_and_impossible_requests_are_refused(request_, message):
+    (q, k, v), _, module = problem("simple", torch.float64)
+    with pytest.raises(ValueError, match=message):
+        attention_cross(q, k, v, module, Crossing.build(None, 9, 5), **request_)

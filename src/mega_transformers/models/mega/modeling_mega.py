@@ -12,7 +12,6 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache, EncoderDecoderCache
-from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
@@ -43,13 +42,13 @@ from ...ops.visibility import Visibility
 from .cache_mega import MegaCacheLayer, MegaCrossCacheLayer
 from .cache_preparation_mega import prepare_cache
 from .configuration_mega import MegaConfig
+from .generation_mega import MegaGenerationMixin
 from .inputs_mega import MegaEmbeddings, MegaValueEmbeddings, document_starts_of
 from .prediction_mega import MegaPredictionMixin, check_all_logits, kept_positions
 from .validation_mega import (
     check_crossing_positions,
     check_decoder_inputs,
     check_files,
-    check_generated_length,
     check_input_type,
     check_inputs,
     check_labels,
@@ -409,12 +408,7 @@ class MegaForMaskedLM(MegaLanguageModel):
         )
 
 
-def masks_for_generate(config, inputs_embeds, attention_mask, *args, **kwargs):
-    """What `generate` gives a static cache: the new tokens' part of the mask, since the cache remembers the rest."""
-    return None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :]
-
-
-class MegaForCausalLM(MegaLanguageModel, GenerationMixin):
+class MegaForCausalLM(MegaLanguageModel, MegaGenerationMixin):
     """Mega with a language model head that predicts the next word.
 
     Args:
@@ -463,17 +457,6 @@ class MegaForCausalLM(MegaLanguageModel, GenerationMixin):
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.lm_head = new_embeddings
-
-    def _prepare_cache_for_generation(
-        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-    ):
-        """As in `GenerationMixin`; first refuses lengths that a `"simple"` bias does not serve."""
-        check_generated_length(self.config, generation_config, max_cache_length)
-        return super()._prepare_cache_for_generation(  # type: ignore[misc]
-            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-        )
-
-    create_masks_for_generate = staticmethod(masks_for_generate)
 
     @can_return_tuple
     def forward(

@@ -5,16 +5,16 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_mega import MegaConfig
 from .configuration_mega_seq2seq import MegaSeq2SeqConfig
-from .modeling_mega import MegaModel, MegaPreTrainedModel, masks_for_generate
+from .generation_mega import MegaGenerationMixin
+from .modeling_mega import MegaModel, MegaPreTrainedModel
 from .prediction_mega import MegaPredictionMixin, check_all_logits, kept_positions
-from .validation_mega import check_generated_length, check_labels
+from .validation_mega import check_labels
 
 ENCODER_EMBEDDINGS = "encoder.embedding_layer.word_embeddings.weight"
 DECODER_EMBEDDINGS = "decoder.embedding_layer.word_embeddings.weight"
@@ -58,9 +58,9 @@ class MegaSeq2SeqModel(MegaSeq2SeqPreTrainedModel):
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict:
         """As in `PreTrainedModel`; what decides here is `config.share_embeddings`."""
-        if all_submodels or not self.config.share_embeddings:
-            return super().get_expanded_tied_weights_keys(all_submodels) if all_submodels else {}
-        return dict(self._tied_weights_keys)
+        if all_submodels:
+            return super().get_expanded_tied_weights_keys(all_submodels)
+        return dict(self._tied_weights_keys) if self.config.share_embeddings else {}
 
     def get_input_embeddings(self) -> nn.Module:
         return self.encoder.get_input_embeddings()
@@ -142,7 +142,7 @@ class MegaSeq2SeqModel(MegaSeq2SeqPreTrainedModel):
         )
 
 
-class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedModel, GenerationMixin):
+class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedModel, MegaGenerationMixin):
     """An encoder-decoder Mega that writes text for text: translation, transliteration, summaries."""
 
     _tied_weights_keys = {"lm_head.weight": f"model.{DECODER_EMBEDDINGS}"}  # noqa: RUF012
@@ -183,17 +183,6 @@ class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedMod
             )
         shifted = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
         return shifted.masked_fill(shifted == -100, pad)
-
-    def _prepare_cache_for_generation(
-        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-    ):
-        """As in `GenerationMixin`; first refuses lengths that a `"simple"` bias does not serve."""
-        check_generated_length(self.config.decoder, generation_config, max_cache_length)
-        return super()._prepare_cache_for_generation(  # type: ignore[misc]
-            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-        )
-
-    create_masks_for_generate = staticmethod(masks_for_generate)
 
     @can_return_tuple
     def forward(

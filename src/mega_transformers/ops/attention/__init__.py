@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from ..activations import ELEMENTWISE
 from ..autocast import no_autocast
 from ..relative_bias import RelativeBias
 from ..visibility import Visibility
@@ -13,6 +12,7 @@ from .cross import attention_cross
 from .fused import attention_flex, attention_sdpa
 from .rectangular import attention_rectangular
 from .reference import attention_reference
+from .request import check_request, in_one_dtype
 
 __all__ = [
     "attention",
@@ -60,22 +60,12 @@ def attention(
     Raises:
         ValueError: for an unknown activation or back end, or one that cannot do what is asked.
     """
-    if activation != "softmax" and activation not in ELEMENTWISE:
-        raise ValueError(f"activation={activation!r} is unknown; known are softmax, {', '.join(ELEMENTWISE)}")
-    if backend is not None and backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r} is unknown; known are {', '.join(BACKENDS)}")
-    if backend in ("sdpa", "flex") and activation != "softmax":
-        raise ValueError(f"backend={backend!r} computes softmax only; use 'blockwise' for activation={activation!r}")
-    if need_weights and backend not in (None, "reference"):
-        raise ValueError(f"backend={backend!r} returns no weights; use backend='reference'")
+    check_request(activation, need_weights, backend, BACKENDS)
     if backend is None:
         backend = "reference" if need_weights else _choose(q, activation, visibility.group_size)
 
-    device = v.device.type
-    if torch.is_autocast_enabled(device):
-        v = v.to(torch.get_autocast_dtype(device))
-    q, k = q.to(v.dtype), k.to(v.dtype)
-    with no_autocast(device):
+    q, k, v = in_one_dtype(q, k, v)
+    with no_autocast(v.device.type):
         return _grouped(q, k, v, bias, visibility, activation, dropout, need_weights, backend)
 
 

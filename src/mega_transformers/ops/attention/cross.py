@@ -10,6 +10,9 @@ from ..autocast import no_autocast
 from ..crossing import Crossing
 from ..relative_bias import BiasTable, RelativeBias, RotaryBias
 from .rectangular import attention_rectangular
+from .request import check_request, in_one_dtype
+
+BACKENDS = ("reference", "blockwise", "sdpa")
 
 
 def attention_cross(
@@ -39,18 +42,19 @@ def attention_cross(
 
     Returns:
         Output (B, n, h), and the weights before dropout (B, 1, n, S) or None.
+
+    Raises:
+        ValueError: for an unknown activation or back end, or one that cannot do what is asked.
     """
+    check_request(activation, need_weights, backend, BACKENDS)
     if backend is None:
         backend = "reference" if need_weights else _choose(q, activation)
     if backend == "blockwise":
         if bias is not None and not isinstance(bias, BiasTable) and isinstance(rule.start, int):
             bias = bias.table(*rule.range)
         return attention_rectangular(q, k, v, bias, rule, activation=activation, dropout=dropout)
-    device = v.device.type
-    if torch.is_autocast_enabled(device):
-        v = v.to(torch.get_autocast_dtype(device))
-    q, k = q.to(v.dtype), k.to(v.dtype)
-    with no_autocast(device):
+    q, k, v = in_one_dtype(q, k, v)
+    with no_autocast(v.device.type):
         if backend == "sdpa":
             return attention_cross_sdpa(q, k, v, bias, rule, dropout=dropout), None
         output, weights = attention_cross_reference(q, k, v, bias, rule, activation=activation, dropout=dropout)

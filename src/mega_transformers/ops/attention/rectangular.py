@@ -14,6 +14,7 @@ from ..autocast import no_autocast
 from ..continuation import Continuation, QueryBlock
 from ..crossing import Crossing
 from ..relative_bias import BiasTable, RelativeBias
+from .request import in_one_dtype
 
 
 def attention_rectangular(
@@ -40,12 +41,11 @@ def attention_rectangular(
     Returns:
         Output (B, n, h), and the weights before dropout (B, 1, n, T) or None.
     """
+    q, k, v = in_one_dtype(q, k, v)
     device = v.device.type
-    autocast = torch.is_autocast_enabled(device)
-    if autocast:
-        v = v.to(torch.get_autocast_dtype(device))
-    q, k = q.to(v.dtype), k.to(v.dtype)
-    if rule.length == 1 and not autocast and not need_weights:  # a decoding step: every microsecond counts
+    if (
+        rule.length == 1 and not need_weights and not torch.is_autocast_enabled(device)
+    ):  # a decoding step: every microsecond counts
         (block,) = rule.blocks(q.device)
         return _attend(q, k, v, bias, block, activation, dropout)[0], None
     with no_autocast(device):

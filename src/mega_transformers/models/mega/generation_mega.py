@@ -1,0 +1,26 @@
+"""What `generate` needs to know of the causal language model and of the encoder-decoder."""
+
+from typing import Any, cast
+
+from transformers.generation import GenerationMixin
+
+from .validation_mega import check_generated_length
+
+
+class MegaGenerationMixin(GenerationMixin):
+    """transformers' `GenerationMixin` for decoders whose cache remembers what was padding."""
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+    ):
+        """As in `GenerationMixin`; first refuses lengths that a `"simple"` bias does not serve."""
+        decoder = cast(Any, self).config.get_text_config(decoder=True)
+        check_generated_length(decoder, generation_config, max_cache_length)
+        return super()._prepare_cache_for_generation(  # type: ignore[misc]
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+
+    @staticmethod
+    def create_masks_for_generate(config, inputs_embeds, attention_mask, *args, **kwargs):
+        """What a static cache is given: the new tokens' part of the mask, since the cache remembers the rest."""
+        return None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :]
