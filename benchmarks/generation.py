@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ class DecodingSubject(Subject):
 
     def __init__(self, module: nn.Module, workload: Workload, generator: torch.Generator):
         super().__init__(module.eval(), workload)
+        self.cache_name = "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
         self.parts = workload.new_tokens
         self.context = random_tokens((1, workload.length), generator)
         self.new_tokens = random_tokens((1, workload.new_tokens), generator)
@@ -93,8 +95,8 @@ class DecodingSubject(Subject):
         self.cache_of_context = self.cache
 
     def _forward(self, input_ids: Tensor) -> Tensor:
-        output = self.module(input_ids=input_ids, past_key_values=self.cache, use_cache=True)
-        self.cache = output.past_key_values
+        output = self.module(input_ids=input_ids, use_cache=True, **{self.cache_name: self.cache})
+        self.cache = getattr(output, self.cache_name)
         return output.logits
 
 

@@ -299,7 +299,7 @@ def test_interrupt_before_the_first_token(tiny_causal_checkpoint: Path, monkeypa
     forward = MegaModel.forward
 
     def interrupted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("past_key_values") is not None:
+        if kwargs.get("cache") is not None:
             os.kill(os.getpid(), signal.SIGINT)
         return forward(self, *args, **kwargs)
 

@@ -55,7 +55,7 @@ def test_cross_attention(name, device, attn_implementation):
         for step, query in enumerate(case.input["query"].split(1, dim=1)):
             # only the first step is shown the source
             source = case.input["key"] if step == 0 else None
-            output, _ = module(query, source, crossing_of(case, 1, step), past_key_values=cache)
+            output, _ = module(query, source, crossing_of(case, 1, step), cache=cache)
             assert_outputs(output, case.output["y_step"][:, step : step + 1], f"y of step {step}")
 
 
@@ -93,6 +93,6 @@ def test_decoder_block(name, device, attn_implementation):
                 case.input["encoder_out"] if step == 0 else None,
                 visibility=memory.rule(None, 1, None),
                 crossing=crossing_of(case, 1, step),
-                past_key_values=cache,
+                cache=cache,
             )
             assert_outputs(output, case.output["y_step"][:, step : step + 1], f"y of step {step}")

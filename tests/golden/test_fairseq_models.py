@@ -267,10 +267,10 @@ def test_language_model_in_pieces(name, pieces, device):
                     outputs = model(
                         ids[:, start : start + pieces],
                         attention_mask=real[:, : start + pieces],
-                        past_key_values=cache,
+                        cache=cache,
                         use_cache=True,
                     )
-                    cache = outputs.past_key_values
+                    cache = outputs.cache
                     features.append(outputs.last_hidden_state)
                 got = torch.cat(features, dim=1)[real]
                 if changes:

@@ -161,10 +161,10 @@ def test_translation_step_by_step(name, device):
                     attention_mask=mask,
                     encoder_outputs=encoded,
                     decoder_input_ids=words[:, step : step + 1],
-                    past_key_values=cache,
+                    cache=cache,
                     use_cache=True,
                 )
-                cache = outputs.past_key_values
+                cache = outputs.cache
                 steps.append(outputs.logits)
             key = "logits_step_reordered_at_5" if reordered else "logits_step"
             assert_outputs(torch.cat(steps, dim=1), case.output[key], key)

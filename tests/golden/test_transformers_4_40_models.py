@@ -166,8 +166,8 @@ def test_cached_logits(name, sizes, device):
     cache, logits, start = None, [], 0
     with torch.no_grad():
         for size in sizes:
-            outputs = model(ids[:, start : start + size], past_key_values=cache, use_cache=True)
-            cache, start = outputs.past_key_values, start + size
+            outputs = model(ids[:, start : start + size], cache=cache, use_cache=True)
+            cache, start = outputs.cache, start + size
             logits.append(outputs.logits)
     logits = torch.cat(logits, dim=1)
     assert_outputs(logits, case.output["nopad_logits"], "nopad_logits")
@@ -190,8 +190,8 @@ def test_cross_attention(name, device, attn_implementation):
         outputs = model(**case.input)
         cache, logits = None, []
         for start, stop in ((0, 1), (1, 2), (2, 6), (6, 9)):
-            step = model(ids[:, start:stop], past_key_values=cache, use_cache=True, **(source if start == 0 else {}))
-            cache = step.past_key_values
+            step = model(ids[:, start:stop], cache=cache, use_cache=True, **(source if start == 0 else {}))
+            cache = step.cache
             logits.append(step.logits)
     expected = dict(case.output)
     del expected["cached_logits"]
@@ -220,8 +220,8 @@ def test_generic_encoder_decoder(name, device, attn_implementation):
         cache, logits = None, []
         for step in ids.split(1, dim=1):
             given = {**case.input, "decoder_input_ids": step}
-            part = model(**given, past_key_values=cache, use_cache=True)
-            cache = part.past_key_values
+            part = model(**given, cache=cache, use_cache=True)
+            cache = part.cache
             logits.append(part.logits)
     real = case.input["attention_mask"].bool()
     reference = case.output["encoder_last_hidden_state"]
@@ -257,7 +257,7 @@ def test_tuples_of_transformers_4(name, device):
         tuple(case.output[f"prefill5_past.{layer}.{part}"] for part in ("key", "value", "ema")) for layer in layers
     )
     with torch.no_grad():
-        ours = model(ids[:, :5], use_cache=True).past_key_values
+        ours = model(ids[:, :5], use_cache=True).cache
         with pytest.warns(FutureWarning, match="DynamicCache"):
             outputs = model(ids[:, 5:9], past_key_values=past)
     for layer, (keys, values, state) in zip(ours.layers, past):
@@ -265,7 +265,7 @@ def test_tuples_of_transformers_4(name, device):
         assert_outputs(layer.values[:, 0], values, "values")
         assert_outputs(layer.state, state, "state")
     assert_outputs(outputs.logits, case.output["nopad_logits"][:, 5:9], "logits")
-    assert outputs.past_key_values.get_seq_length() == 9
+    assert outputs.cache.get_seq_length() == 9
 
 
 @pytest.mark.parametrize("name", WITH_GRADIENTS)

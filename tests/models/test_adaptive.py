@@ -206,8 +206,8 @@ def test_pieces_with_a_cache_give_what_the_whole_gives(form):
     with torch.no_grad():
         whole, cache, parts = model(ids, use_cache=False).logits, None, []
         for piece in ids.split([1, 4, 6, 2], dim=1):
-            outputs = model(piece, past_key_values=cache, use_cache=True)
-            cache = outputs.past_key_values
+            outputs = model(piece, cache=cache, use_cache=True)
+            cache = outputs.cache
             parts.append(outputs.logits)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-9)
 

@@ -131,11 +131,11 @@ def test_assisted_decoding_rolls_the_state_back(form, how):
 def test_a_prompt_is_read_once_for_several_continuations(form):
     model, (start, first, second) = make(form), prompts(11, 3, 6)
     with torch.no_grad():
-        cache = model(start[None], use_cache=True).past_key_values
+        cache = model(start[None], use_cache=True).cache
     for more in (first, second):
         row = torch.cat([start, more])
         again = copy.deepcopy(cache)
-        assert generate(model, {"input_ids": row[None]}, past_key_values=again) == [plain_loop(model, row)]
+        assert generate(model, {"input_ids": row[None]}, cache=again) == [plain_loop(model, row)]
         assert again.get_seq_length() == len(row) + NEW - 1
     assert cache.get_seq_length() == len(start)
 
@@ -146,7 +146,7 @@ def test_going_on_without_a_graph_leaves_an_earlier_one_whole(length):
     model, (row,) = make("chunked"), prompts(length)
     outputs = model(row[None], use_cache=True)
     with torch.no_grad():
-        model(row[None, :2], past_key_values=outputs.past_key_values)
+        model(row[None, :2], cache=outputs.cache)
     outputs.logits.sum().backward()
     got = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
@@ -157,7 +157,7 @@ def test_going_on_without_a_graph_leaves_an_earlier_one_whole(length):
 
 def test_a_cache_made_without_a_configuration_works():
     model, (row,) = make("chunked"), prompts(11)
-    assert generate(model, {"input_ids": row[None]}, past_key_values=DynamicCache()) == [plain_loop(model, row)]
+    assert generate(model, {"input_ids": row[None]}, cache=DynamicCache()) == [plain_loop(model, row)]
 
 
 @pytest.mark.parametrize("form", ["chunked", "truncated", "laplace"])
@@ -250,13 +250,13 @@ def test_saved_and_loaded(tied, tmp_path):
 
 def cache_of(model: MegaForCausalLM, length: int = 5, rows: int = 1) -> DynamicCache:
     with torch.no_grad():
-        return model(torch.full((rows, length), 7), use_cache=True).past_key_values
+        return model(torch.full((rows, length), 7), use_cache=True).cache
 
 
 def test_a_masked_language_model_takes_no_cache():
     model = MegaForMaskedLM(MegaConfig(vocab_size=50, num_hidden_layers=1))
-    with pytest.raises(ValueError, match=r"past_key_values.*is_decoder=False"):
-        model(torch.full((1, 3), 7), past_key_values=DynamicCache(config=model.config))
+    with pytest.raises(ValueError, match=r"a cache is given.*is_decoder=False"):
+        model(torch.full((1, 3), 7), cache=DynamicCache(config=model.config))
 
 
 @pytest.mark.parametrize(
@@ -272,30 +272,30 @@ def test_a_masked_language_model_takes_no_cache():
 )
 def test_a_cache_that_does_not_fit(cache, message):
     with pytest.raises(ValueError, match=message):
-        make()(torch.full((1, 2), 7), past_key_values=cache())
+        make()(torch.full((1, 2), 7), cache=cache())
 
 
 def test_a_cache_of_another_architecture():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     other = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=8, n_layer=2, n_head=1))
-    cache = other(torch.full((1, 3), 7), use_cache=True).past_key_values
+    _, cache = other(torch.full((1, 3), 7), use_cache=True, return_dict=False)
     with pytest.raises(ValueError, match="another model: it has layers of DynamicLayer"):
-        make()(torch.full((1, 2), 7), past_key_values=cache)
+        make()(torch.full((1, 2), 7), cache=cache)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
 def test_a_cache_on_another_device():
     cache = cache_of(make())
     with pytest.raises(ValueError, match="is on cpu"):
-        make().cuda()(torch.full((1, 2), 7, device="cuda"), past_key_values=cache)
+        make().cuda()(torch.full((1, 2), 7, device="cuda"), cache=cache)
 
 
 @pytest.mark.parametrize("width", [2, 6, 8])
 def test_a_mask_must_cover_cached_and_new_tokens(width):
     model = make()
     with pytest.raises(ValueError, match=r"\(1, 5 \+ 2\)"):
-        model(torch.full((1, 2), 7), attention_mask=torch.ones(1, width), past_key_values=cache_of(model))
+        model(torch.full((1, 2), 7), attention_mask=torch.ones(1, width), cache=cache_of(model))
 
 
 def test_a_prompt_without_tokens():
@@ -309,16 +309,16 @@ def test_more_tokens_than_a_simple_bias_serves():
         model.generate(torch.full((1, 3), 7), max_length=100)
     assert model.generate(torch.full((1, 3), 7), max_length=65, pad_token_id=1).shape == (1, 65)
     with pytest.raises(ValueError, match=r"65 tokens.*max_positions=64"):
-        model(torch.full((1, 1), 7), past_key_values=cache_of(model, 64))
+        model(torch.full((1, 1), 7), cache=cache_of(model, 64))
 
 
 def test_more_tokens_than_a_static_cache_holds():
     model = make()
     cache = StaticCache(config=model.config, max_cache_len=6)
     with torch.no_grad():
-        model(torch.full((1, 5), 7), past_key_values=cache)
+        model(torch.full((1, 5), 7), cache=cache)
         with pytest.raises(ValueError, match=r"max_cache_len=6.*5 \+ 2"):
-            model(torch.full((1, 2), 7), past_key_values=cache)
+            model(torch.full((1, 2), 7), cache=cache)
 
 
 def test_labels_need_all_logits():
@@ -347,7 +347,7 @@ def test_a_model_that_would_see_the_future(caplog):
 def test_packed_documents_do_not_continue_a_cache():
     model = make()
     with pytest.raises(ValueError, match="packed documents"):
-        model(torch.full((1, 4), 7), position_ids=torch.tensor([[0, 1, 0, 1]]), past_key_values=cache_of(model))
+        model(torch.full((1, 4), 7), position_ids=torch.tensor([[0, 1, 0, 1]]), cache=cache_of(model))
 
 
 @pytest.mark.parametrize("tokens", [1, -6, -3])

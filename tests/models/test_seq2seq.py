@@ -343,7 +343,7 @@ def test_labels_count_where_they_are_given():
     counted = labels != -100
     chosen = outputs.logits.log_softmax(-1)[counted].gather(1, labels[counted][:, None])
     assert torch.allclose(outputs.loss, -chosen.mean())
-    assert outputs.past_key_values is None
+    assert outputs.cache is None
     halved = model(ids, attention_mask=mask, labels=labels, num_items_in_batch=2 * int(counted.sum())).loss
     assert torch.allclose(2 * halved, outputs.loss)
 
@@ -421,16 +421,16 @@ def test_cross_attention_is_not_limited_to_a_chunk():
 
 def test_caches_that_do_not_fit():
     model, ids = make_model(), torch.full((2, 4), 5)
-    cache = model(ids, decoder_input_ids=ids).past_key_values
+    cache = model(ids, decoder_input_ids=ids).cache
     with pytest.raises(ValueError, match="2 rows"):
-        model(ids[:1], decoder_input_ids=ids[:1], past_key_values=cache)
+        model(ids[:1], decoder_input_ids=ids[:1], cache=cache)
     wider = make_model(encoder={"hidden_size": 12}, share_embeddings=False, decoder={"shared_representation_size": 6})
-    with pytest.raises(ValueError, match="cache of another model"):
-        wider(ids, decoder_input_ids=ids, past_key_values=cache)
+    with pytest.raises(ValueError, match="cache belongs to another model"):
+        wider(ids, decoder_input_ids=ids, cache=cache)
     mixed = EncoderDecoderCache(DynamicCache(config=model.config.decoder), cache.cross_attention_cache)
     mixed.cross_attention_cache.layers = mixed.cross_attention_cache.layers[:1]
     with pytest.raises(ValueError, match="cross-attention part"):
-        model(ids, decoder_input_ids=ids, past_key_values=mixed)
+        model(ids, decoder_input_ids=ids, cache=mixed)
     causal = MegaModel(MegaConfig(**SIZES, **CAUSAL))
     with pytest.raises(ValueError, match="no cross-attention"):
-        causal(ids, past_key_values=EncoderDecoderCache(DynamicCache(config=causal.config), DynamicCache()))
+        causal(ids, cache=EncoderDecoderCache(DynamicCache(config=causal.config), DynamicCache()))

@@ -160,8 +160,8 @@ def test_a_causal_model_of_values_goes_on_from_a_cache():
     with torch.no_grad():
         whole = model(input_values=x, use_cache=False).last_hidden_state
         for piece in x.split([3, 1, 7], dim=1):
-            outputs = model(input_values=piece, past_key_values=cache, use_cache=True)
-            cache = outputs.past_key_values
+            outputs = model(input_values=piece, cache=cache, use_cache=True)
+            cache = outputs.cache
             parts.append(outputs.last_hidden_state)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-9)
 

@@ -34,7 +34,7 @@ def pieces(draw_cuts, length):
 
 def forward(model, ids, mask, cache=None, **kwargs):
     with torch.no_grad():
-        return model(ids, attention_mask=mask, past_key_values=cache, use_cache=cache is not None, **kwargs)
+        return model(ids, attention_mask=mask, cache=cache, use_cache=cache is not None, **kwargs)
 
 
 def in_pieces(model, ids, mask, cuts, cache=None):

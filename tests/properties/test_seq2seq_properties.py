@@ -92,9 +92,9 @@ def test_pieces_give_what_teacher_forcing_gives(config, batch, cuts):
         cache, start, parts = None, 0, []
         encoded = model.get_encoder()(source[0], attention_mask=source[1])
         for stop in borders:
-            given = {"past_key_values": cache, "use_cache": True, "encoder_outputs": encoded}
+            given = {"cache": cache, "use_cache": True, "encoder_outputs": encoded}
             outputs = logits_of(model, None, source[1], ids[:, start:stop], mask[:, :stop], **given)
-            cache, start = outputs.past_key_values, stop
+            cache, start = outputs.cache, stop
             parts.append(outputs.logits)
         assert close(torch.cat(parts, dim=1)[mask.bool()], whole[mask.bool()])
 
@@ -108,15 +108,15 @@ def test_beams_can_be_reordered_and_rolled_back(config, batch, cut, seed):
         return
     cut = min(cut, ids.shape[1] - 2)
     order = torch.randint(0, len(ids), (len(ids),), generator=torch.Generator().manual_seed(seed))
-    cache = logits_of(model, source, source_mask, ids[:, :cut], mask[:, :cut], use_cache=True).past_key_values
+    cache = logits_of(model, source, source_mask, ids[:, :cut], mask[:, :cut], use_cache=True).cache
     cache.activate_past_recording()
     kept = copy.deepcopy(cache)
-    logits_of(model, source, source_mask, ids[:, cut:-1], mask[:, :-1], past_key_values=cache)
+    logits_of(model, source, source_mask, ids[:, cut:-1], mask[:, :-1], cache=cache)
     cache.crop(cut + 1 - ids.shape[1])
     for some in (cache, kept):
         some.reorder_cache(order)
         now = source[order], source_mask[order], ids[order, cut:], mask[order]
-        got = logits_of(model, *now, past_key_values=some).logits
+        got = logits_of(model, *now, cache=some).logits
         whole = logits_of(model, source[order], source_mask[order], ids[order], mask[order], use_cache=False).logits
         real = mask[order, cut:].bool()
         assert close(got[real], whole[:, cut:][real])

@@ -203,7 +203,7 @@ def test_a_model_without_cache_cannot_carry(tokens, monkeypatch):
             return super().forward(input_ids=input_ids)
 
     forgetful = Forgetful(gpt2().config)
-    with pytest.raises(RecipeError, match="Forgetful takes no past_key_values"):
+    with pytest.raises(RecipeError, match="Forgetful takes no cache"):
         score_tokens(forgetful, tokens, Reading("full"))
     assert score_tokens(forgetful, tokens, Reading("chunk")) > 0
 

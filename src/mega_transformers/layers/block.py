@@ -36,7 +36,7 @@ class MegaBlock(GradientCheckpointingLayer):
         visibility: Visibility | Continuation | None = None,
         crossing: Crossing | None = None,
         output_attentions: bool = False,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
     ) -> torch.Tensor:
         """(B, L, d) -> (B, L, d).
 
@@ -45,11 +45,11 @@ class MegaBlock(GradientCheckpointingLayer):
             encoder_hidden_states: (B, S, d of the encoder), for a block with cross-attention; not where cached. By
                 position, since gradient checkpointing differentiates with respect to positional arguments only.
             crossing: Padding and positions of cross-attention.
-            past_key_values: What was remembered of the tokens before; with cross-attention an `EncoderDecoderCache`.
+            cache: What was remembered of the tokens before; with cross-attention an `EncoderDecoderCache`.
         """
-        pair = cast("EncoderDecoderCache", past_key_values) if self.cross_attn is not None else None
-        memory = past_key_values if pair is None else pair.self_attention_cache
-        hidden_states, _ = self.mega_layer(hidden_states, visibility, output_attentions, memory)
+        pair = cast("EncoderDecoderCache", cache) if self.cross_attn is not None else None
+        own = cache if pair is None else pair.self_attention_cache
+        hidden_states, _ = self.mega_layer(hidden_states, visibility, output_attentions, own)
         if self.cross_attn is not None:
             assert crossing is not None
             hidden_states, _ = self.cross_attn(hidden_states, encoder_hidden_states, crossing, output_attentions, pair)

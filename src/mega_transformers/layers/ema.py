@@ -29,11 +29,13 @@ class MegaMultiDimensionDampedEma(nn.Module):
         self.truncation = config.truncation
         channels = config.hidden_size * (2 if config.bidirectional else 1)
         states = config.ema_projection_size
-        self.damping_factor = nn.Parameter(torch.empty(channels, states, 1))
-        self.decay_factor = nn.Parameter(torch.empty(channels, states, 1))
-        self.ema_expansion_matrix = nn.Parameter(torch.empty(channels, states, 1))
-        self.kernel_projection_matrix = nn.Parameter(torch.empty(channels, states))
-        self.residual_weight = nn.Parameter(torch.empty(config.hidden_size))
+        # the decays are too close to 1 for half precision, whatever dtype the rest is made in
+        dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
+        self.damping_factor = nn.Parameter(torch.empty(channels, states, 1, dtype=dtype))
+        self.decay_factor = nn.Parameter(torch.empty(channels, states, 1, dtype=dtype))
+        self.ema_expansion_matrix = nn.Parameter(torch.empty(channels, states, 1, dtype=dtype))
+        self.kernel_projection_matrix = nn.Parameter(torch.empty(channels, states, dtype=dtype))
+        self.residual_weight = nn.Parameter(torch.empty(config.hidden_size, dtype=dtype))
 
     def forward(
         self,
@@ -41,7 +43,7 @@ class MegaMultiDimensionDampedEma(nn.Module):
         mask: torch.Tensor | None = None,
         document_starts: torch.Tensor | None = None,
         num_documents: int | None = None,
-        cache: MegaCacheLayer | None = None,
+        cache_layer: MegaCacheLayer | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Convolves, and leaves the rest, which no other token has a part in, to `activate`.
 
@@ -50,7 +52,7 @@ class MegaMultiDimensionDampedEma(nn.Module):
             mask: (B, L), 1 or True at real tokens; padding contributes nothing.
             document_starts: (B, L) bool, True at the first token of every packed document.
             num_documents: An upper bound of the documents in a row, if known.
-            cache: What was remembered of the tokens before, brought up to date; not with documents, nor in two
+            cache_layer: What was remembered of the tokens before, brought up to date; not with documents, nor in two
                 directions.
 
         Returns:
@@ -64,7 +66,7 @@ class MegaMultiDimensionDampedEma(nn.Module):
             self.ema_expansion_matrix,
             self.kernel_projection_matrix,
         )
-        if cache is None:
+        if cache_layer is None:
             averaged = ema(
                 x,
                 *parameters,
@@ -75,11 +77,11 @@ class MegaMultiDimensionDampedEma(nn.Module):
             )
             return cast(torch.Tensor, averaged), self.residual_weight
         with no_autocast(x.device.type):
-            coefficients = cache.coefficients(lambda: ema_coefficients(*parameters))
+            coefficients = cache_layer.coefficients(lambda: ema_coefficients(*parameters))
             averaged, state = ema_continued(
-                x, coefficients, truncation=self.truncation, state=cache.state, history=cache.history
+                x, coefficients, truncation=self.truncation, state=cache_layer.state, history=cache_layer.history
             )
-        cache.advance(x, state, coefficients, self.truncation)
+        cache_layer.advance(x, state, coefficients, self.truncation)
         return averaged, self.residual_weight
 
     @staticmethod

@@ -57,16 +57,16 @@ class MegaMovingAverageGatedAttention(nn.Module):
         hidden_states: torch.Tensor,
         visibility: Visibility | Continuation | None = None,
         output_attentions: bool = False,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Applies the layer.
 
         Args:
             hidden_states: (B, L, d).
             visibility: Who sees whom; by default every token sees its chunk, or the past of it in a decoder. With
-                `past_key_values` a `Continuation`.
+                `cache` a `Continuation`.
             output_attentions: Whether to return the weights, whatever the implementation.
-            past_key_values: What was remembered of the tokens before, brought up to date.
+            cache: What was remembered of the tokens before, brought up to date.
 
         Returns:
             (B, L, d), and the attention weights or None: (B, K, n, n) for K chunks of n tokens; (B, 1, L, T) where
@@ -74,26 +74,24 @@ class MegaMovingAverageGatedAttention(nn.Module):
         """
         if visibility is None:
             visibility = default_visibility(self.config, hidden_states.shape[1])
-        cache = None if past_key_values is None else cast(Any, past_key_values.layers[self.layer_idx])
+        cache_layer = None if cache is None else cast(Any, cache.layers[self.layer_idx])
         residual = hidden_states
         x = self.norm(residual) if self.prenorm else residual
-        averaged, weight = self.ema_gate(x, visibility.mask, visibility.starts, visibility.num_documents, cache)
+        averaged, weight = self.ema_gate(x, visibility.mask, visibility.starts, visibility.num_documents, cache_layer)
         rule = visibility.fresh if isinstance(visibility, Continuation) else visibility
-        whole = self.training or output_attentions or (cache is not None and cache.record_past)
+        whole = self.training or output_attentions or (cache_layer is not None and cache_layer.record_past)
         if rule is not None and not whole and takes_pieces(x) and self.config._attn_implementation != "eager":
             output = torch.empty_like(residual)
             pieces = rule.pieces(tokens_per_piece(x))
             for where, part in pieces:
                 # the last piece holds all that a later token may see
-                remember = past_key_values if where.stop == x.shape[1] else None
+                remember = cache if where.stop == x.shape[1] else None
                 output[:, where], _ = self._attend(
                     residual[:, where], x[:, where], averaged[:, where], weight, part, False, remember, visibility
                 )
             weights = None
         else:
-            output, weights = self._attend(
-                residual, x, averaged, weight, rule, output_attentions, past_key_values, visibility
-            )
+            output, weights = self._attend(residual, x, averaged, weight, rule, output_attentions, cache, visibility)
         if not self.prenorm:
             output = self.norm(output)
         return output, weights
@@ -106,7 +104,7 @@ class MegaMovingAverageGatedAttention(nn.Module):
         weight: torch.Tensor,
         rule: Visibility | None,
         output_attentions: bool,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         continuation: Visibility | Continuation,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Everything between the EMA and a norm behind, which tokens of other chunks have no part in.
@@ -121,12 +119,12 @@ class MegaMovingAverageGatedAttention(nn.Module):
         query, key = (torch.addcmul(bias, shared, weight) for weight, bias in zip(self.qk_weight, self.qk_bias))
 
         keys, values, past_bias = key, value, None
-        if past_key_values is not None:
-            window = past_key_values.update(key.unsqueeze(1), value.unsqueeze(1), self.layer_idx, continuation)
+        if cache is not None:
+            window = cache.update(key.unsqueeze(1), value.unsqueeze(1), self.layer_idx, continuation)
             keys, values = (columns.squeeze(1) for columns in window)
-            cache = cast(Any, past_key_values.layers[self.layer_idx])
-            if rule is None or cache.is_compileable:  # compiled steps find what the first pass made
-                past_bias = cache.past_bias(self.rel_pos_bias(), keys.shape[1])
+            cache_layer = cast(Any, cache.layers[self.layer_idx])
+            if rule is None or cache_layer.is_compileable:  # compiled steps find what the first pass made
+                past_bias = cache_layer.past_bias(self.rel_pos_bias(), keys.shape[1])
         backend = BACKEND_OF_IMPLEMENTATION[self.config._attn_implementation or "sdpa"]
         if backend == "flex" and self.attention_activation != "softmax":
             backend = None

@@ -49,7 +49,7 @@ class MegaGatedCrossAttention(nn.Module):
         encoder_hidden_states: torch.Tensor | None,
         crossing: Crossing,
         output_attentions: bool = False,
-        past_key_values: EncoderDecoderCache | None = None,
+        cache: EncoderDecoderCache | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Applies the layer.
 
@@ -58,7 +58,7 @@ class MegaGatedCrossAttention(nn.Module):
             encoder_hidden_states: (B, S, d of the encoder); not needed where keys and values are cached.
             crossing: Padding and positions.
             output_attentions: Whether to return the weights, whatever the implementation.
-            past_key_values: Keys and values of the encoder's states, stored by the first forward pass.
+            cache: Keys and values of the encoder's states, stored by the first forward pass.
 
         Returns:
             (B, L, d), and the attention weights (B, 1, L, S) or None.
@@ -66,7 +66,7 @@ class MegaGatedCrossAttention(nn.Module):
         residual = hidden_states
         x = self.norm(residual) if self.prenorm else residual
         update, gate, query = project(self.q_proj, x).split(self.split_sizes, dim=-1)
-        key, value, bias = self._columns(encoder_hidden_states, crossing, past_key_values)
+        key, value, bias = self._columns(encoder_hidden_states, crossing, cache)
         eager = self.config._attn_implementation == "eager"
         attended, weights = attention_cross(
             query,
@@ -87,18 +87,22 @@ class MegaGatedCrossAttention(nn.Module):
         self,
         encoder_hidden_states: torch.Tensor | None,
         crossing: Crossing,
-        past_key_values: EncoderDecoderCache | None,
+        cache: EncoderDecoderCache | None,
     ) -> tuple[torch.Tensor, torch.Tensor, Any]:
         """Keys (B, S, z), values (B, S, d) and bias: cached ones, or made of the encoder's hidden states."""
-        cache = None
-        if past_key_values is not None:
-            cache = cast(Any, past_key_values.cross_attention_cache.layers[self.layer_idx])
-        if cache is None or not cache.is_initialized:
+        cache_layer = None
+        if cache is not None:
+            cache_layer = cast(Any, cache.cross_attention_cache.layers[self.layer_idx])
+        if cache_layer is None or not cache_layer.is_initialized:
             assert encoder_hidden_states is not None
             key = project(self.k_proj, encoder_hidden_states)
             value = self.activation(project(self.v_proj, encoder_hidden_states))
-            if cache is not None and past_key_values is not None:
-                cache.update(key.unsqueeze(1), value.unsqueeze(1), crossing)
-                past_key_values.is_updated[self.layer_idx] = True
+            if cache_layer is not None and cache is not None:
+                cache_layer.update(key.unsqueeze(1), value.unsqueeze(1), crossing)
+                cache.is_updated[self.layer_idx] = True
             return key, value, self.rel_pos_bias()
-        return cache.keys.squeeze(1), cache.values.squeeze(1), cache.bias(self.rel_pos_bias(), crossing)
+        return (
+            cache_layer.keys.squeeze(1),
+            cache_layer.values.squeeze(1),
+            cache_layer.bias(self.rel_pos_bias(), crossing),
+        )

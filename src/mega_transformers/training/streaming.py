@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers import DynamicCache
 
+from ..models.mega.compat_mega import cache_argument
 from ..models.mega.validation_mega import positions_limit
 from .cleaning import documents_of
 from .data import TextSize, encoded
@@ -161,7 +162,7 @@ def score_tokens(model: Any, tokens: np.ndarray, reading: Reading, description: 
     _check_limit(model.config, length, reading)
     arguments: dict[str, Any] = {"use_cache": False}
     if reading.mode == "full":
-        arguments = {"use_cache": True, "past_key_values": _empty_cache(model)}
+        arguments = {"use_cache": True, _cache_argument(model): DynamicCache(config=model.config)}
     few_logits = model._supports_logits_to_keep()
     total = 0.0
     was_training = model.training
@@ -200,15 +201,11 @@ def _check_limit(config: Any, length: int, reading: Reading) -> None:
         raise RecipeError(f"window={reading.window} is above the {limit:,} tokens that the model takes; lower it")
 
 
-def _empty_cache(model: Any) -> Any:
-    from transformers import DynamicCache
-
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
-        raise RecipeError(
-            f"{type(model).__name__} takes no past_key_values, so that nothing can be carried on; use mode sliding or "
-            "chunk"
-        )
-    return DynamicCache(config=model.config)
+def _cache_argument(model: Any) -> str:
+    try:
+        return cache_argument(model)
+    except ValueError as error:
+        raise RecipeError(f"{error}, so that nothing can be carried on; use mode sliding or chunk") from None
 
 
 def check_causal(model: Any) -> None:

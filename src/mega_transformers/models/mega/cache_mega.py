@@ -340,6 +340,7 @@ class MegaStaticCacheLayer(StaticLayer):
     """
 
     is_sliding = False
+    is_croppable = False  # the state that was there before is overwritten
     supports_early_init = False
     record_past = False
     _layer_type = "mega"

@@ -17,11 +17,11 @@ REMEDY = "; make one with DynamicCache(config=model.config)"
 PAIR_REMEDY = "; make one with EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache())"
 
 
-def prepare_cache(past_key_values: Any, config: MegaConfig, batch: int, device: torch.device) -> Cache:
+def prepare_cache(cache: Any, config: MegaConfig, batch: int, device: torch.device) -> Cache:
     """The cache to use in a forward pass: a new one for None, else what was given, checked.
 
     Args:
-        past_key_values: A `Cache`, with cross-attention an `EncoderDecoderCache` or the self-attention part of one;
+        cache: A `Cache`, with cross-attention an `EncoderDecoderCache` or the self-attention part of one;
             None; or the tuple that transformers 4.40.2 returned: for every layer keys (B, T, z), values (B, T, h) and
             the EMA's state (B, d, N), with cross-attention also keys (B, S, z) and values (B, S, d) of the encoder.
         config: The model's configuration.
@@ -30,36 +30,36 @@ def prepare_cache(past_key_values: Any, config: MegaConfig, batch: int, device: 
     Raises:
         ValueError: for a cache of another kind, model, batch size or device.
     """
-    if past_key_values is None:
-        past_key_values = DynamicCache(config=config)
-    if isinstance(past_key_values, (tuple, list)):
+    if cache is None:
+        cache = DynamicCache(config=config)
+    if isinstance(cache, (tuple, list)):
         warnings.warn(
-            "past_key_values as tuples of transformers 4 are deprecated; pass a DynamicCache(config=model.config), or "
+            "a cache as tuples of transformers 4 is deprecated; pass a DynamicCache(config=model.config), or "
             "what a forward pass here returned",
             FutureWarning,
             stacklevel=3,
         )
-        past_key_values = cache_of_tuples(past_key_values, config)
-    if not isinstance(past_key_values, Cache):
+        cache = cache_of_tuples(cache, config)
+    if not isinstance(cache, Cache):
         raise ValueError(
-            f"past_key_values is a {type(past_key_values).__name__}, but must be a Cache"
+            f"cache is a {type(cache).__name__}, but must be a Cache"
             f"{PAIR_REMEDY if config.add_cross_attention else REMEDY}"
         )
     if not config.add_cross_attention:
-        _prepare_own(past_key_values, config, batch, device)
-        return past_key_values
-    if not isinstance(past_key_values, EncoderDecoderCache):
-        past_key_values = EncoderDecoderCache(past_key_values, DynamicCache())
-    _prepare_own(past_key_values.self_attention_cache, config, batch, device)
-    _prepare_cross(past_key_values.cross_attention_cache, config, batch)
-    return past_key_values
+        _prepare_own(cache, config, batch, device)
+        return cache
+    if not isinstance(cache, EncoderDecoderCache):
+        cache = EncoderDecoderCache(cache, DynamicCache())
+    _prepare_own(cache.self_attention_cache, config, batch, device)
+    _prepare_cross(cache.cross_attention_cache, config, batch)
+    return cache
 
 
 def _prepare_own(cache: Cache, config: MegaConfig, batch: int, device: torch.device) -> None:
     """Makes an empty cache one of self-attention, and checks any other."""
     if isinstance(cache, EncoderDecoderCache):
         raise ValueError(
-            "past_key_values is an EncoderDecoderCache, but this model has no cross-attention "
+            "cache is an EncoderDecoderCache, but this model has no cross-attention "
             f"(add_cross_attention=False){REMEDY}"
         )
     if cache.layers and getattr(cache.layers[0], "owner", None) is config:
@@ -96,9 +96,9 @@ def _prepare_cross(cache: Cache, config: MegaConfig, batch: int) -> None:
     widths = (config.shared_representation_size, config.hidden_size)
     ours = len(layers) == config.num_hidden_layers and all(isinstance(layer, MegaCrossCacheLayer) for layer in layers)
     if not ours or (cast(Any, layers[0].keys).shape[-1], cast(Any, layers[0].values).shape[-1]) != widths:
-        raise ValueError(f"the cross-attention part of past_key_values is a cache of another model{PAIR_REMEDY}")
+        raise ValueError(f"the cross-attention part of cache belongs to another model{PAIR_REMEDY}")
     if layers[0].batch_size != batch:
-        raise ValueError(f"past_key_values holds the source of {layers[0].batch_size} rows, but the input has {batch}")
+        raise ValueError(f"cache holds the source of {layers[0].batch_size} rows, but the input has {batch}")
 
 
 def check_cache(cache: Cache, config: MegaConfig, batch: int, device: torch.device) -> None:
@@ -106,13 +106,11 @@ def check_cache(cache: Cache, config: MegaConfig, batch: int, device: torch.devi
     ours = (MegaCacheLayer, MegaStaticCacheLayer)
     kinds = {type(layer).__name__ for layer in cache.layers if not isinstance(layer, ours)}
     if kinds:
-        raise ValueError(
-            f"past_key_values is a cache of another model: it has layers of {', '.join(sorted(kinds))}{REMEDY}"
-        )
+        raise ValueError(f"cache belongs to another model: it has layers of {', '.join(sorted(kinds))}{REMEDY}")
     layers = cast(list[MegaCacheLayer], cache.layers)
     if len(layers) != config.num_hidden_layers:
         raise ValueError(
-            f"past_key_values is a cache of another model: it has {len(layers)} layers, this model has "
+            f"cache belongs to another model: it has {len(layers)} layers, this model has "
             f"num_hidden_layers={config.num_hidden_layers}{REMEDY}"
         )
     first = layers[0]
@@ -129,27 +127,24 @@ def check_cache(cache: Cache, config: MegaConfig, batch: int, device: torch.devi
     )
     if found != wanted:
         raise ValueError(
-            f"past_key_values is a cache of another model: its widths (shared_representation_size, intermediate_size, "
+            f"cache belongs to another model: its widths (shared_representation_size, intermediate_size, "
             f"hidden_size, ema_projection_size) are {found}, this model's {wanted}{REMEDY}"
         )
     chunk_size = config.chunk_size if config.use_chunking else None
     if first.chunk_size != chunk_size:
         raise ValueError(
-            f"past_key_values is a cache of another model: its chunk_size is {first.chunk_size}, this model's "
-            f"{chunk_size}{REMEDY}"
+            f"cache belongs to another model: its chunk_size is {first.chunk_size}, this model's {chunk_size}{REMEDY}"
         )
     check_rows(first, batch)
     if state.device != device:
-        raise ValueError(
-            f"past_key_values is on {state.device}, but the model's input is on {device}; move one of them"
-        )
+        raise ValueError(f"cache is on {state.device}, but the model's input is on {device}; move one of them")
     first.owner = config
 
 
 def check_rows(first: MegaCacheLayer, batch: int) -> None:
     """Raises ValueError unless a cache with that first layer holds `batch` rows, or nothing."""
     if first.batch_size not in (batch, -1):
-        raise ValueError(f"past_key_values holds {first.batch_size} rows, but the input has {batch}")
+        raise ValueError(f"cache holds {first.batch_size} rows, but the input has {batch}")
 
 
 def cache_of_tuples(layers: Any, config: MegaConfig) -> Cache:
@@ -158,12 +153,12 @@ def cache_of_tuples(layers: Any, config: MegaConfig) -> Cache:
     chunk_size = config.chunk_size if config.use_chunking else None
     if len(layers) != config.num_hidden_layers or any(len(layer) < 3 for layer in layers):
         raise ValueError(
-            f"past_key_values has {len(layers)} entries, but must have num_hidden_layers={config.num_hidden_layers} "
+            f"cache has {len(layers)} entries, but must have num_hidden_layers={config.num_hidden_layers} "
             "tuples of keys, values and the EMA's state"
         )
     if config.truncation is not None:
         raise ValueError(
-            f"past_key_values as tuples lack the last inputs that truncation={config.truncation} needs; start with an "
+            f"a cache as tuples lacks the last inputs that truncation={config.truncation} needs; start with an "
             "empty cache"
         )
     for target, (keys, values, state, *_) in zip(cast(list[MegaCacheLayer], cache.layers), layers):

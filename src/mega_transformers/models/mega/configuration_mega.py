@@ -130,7 +130,7 @@ class MegaConfig(PreTrainedConfig):
     """
 
     model_type = "mega"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
     attribute_map = {"max_position_embeddings": "max_positions"}  # noqa: RUF012
 
     vocab_size: int = 30522

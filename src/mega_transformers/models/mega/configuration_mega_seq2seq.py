@@ -32,7 +32,7 @@ class MegaSeq2SeqConfig(PreTrainedConfig):
     """
 
     model_type = "mega_seq2seq"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
     sub_configs = {"encoder": MegaConfig, "decoder": MegaConfig}  # noqa: RUF012
 
     encoder: MegaConfig | dict[str, Any] | None = None

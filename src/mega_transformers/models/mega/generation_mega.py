@@ -4,11 +4,15 @@ from typing import Any, cast
 
 from transformers.generation import GenerationMixin
 
+from .compat_mega import takes_either_name
 from .validation_mega import check_generated_length
 
 
 class MegaGenerationMixin(GenerationMixin):
     """transformers' `GenerationMixin` for decoders whose cache remembers what was padding."""
+
+    generate = takes_either_name(GenerationMixin.generate)
+    prepare_inputs_for_generation = takes_either_name(GenerationMixin.prepare_inputs_for_generation)
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length

@@ -12,11 +12,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers import initialization as init
 from transformers.cache_utils import Cache, EncoderDecoderCache
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPoolingAndCrossAttentions,
-    CausalLMOutputWithCrossAttentions,
-    MaskedLMOutput,
-)
+from transformers.modeling_outputs import MaskedLMOutput
 from transformers.modeling_utils import PreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
@@ -41,6 +37,7 @@ from ...ops.crossing import Crossing
 from ...ops.visibility import Visibility
 from .cache_mega import MegaCacheLayer, MegaCrossCacheLayer
 from .cache_preparation_mega import prepare_cache
+from .compat_mega import MegaCausalLMOutput, MegaModelOutput
 from .configuration_mega import MegaConfig
 from .generation_mega import MegaGenerationMixin
 from .inputs_mega import MegaEmbeddings, MegaValueEmbeddings, document_starts_of
@@ -53,6 +50,7 @@ from .validation_mega import (
     check_inputs,
     check_labels,
     check_source,
+    checked_keywords,
     leading_shape,
 )
 
@@ -95,6 +93,7 @@ class MegaPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = False
+    _skip_keys_device_placement = ["cache"]  # noqa: RUF012
     # the EMA's decays are too close to 1 for half precision
     _keep_in_fp32_modules_strict = ["ema_gate"]  # noqa: RUF012
     # a buffer of transformers 4.40.2's rotary bias that holds nothing
@@ -202,6 +201,8 @@ class MegaModel(MegaPreTrainedModel):
     def _input_embeddings_name(self) -> str:
         return "value_embeddings" if self.config.input_type == "values" else "word_embeddings"
 
+    # generate hands an encoder what it hands the whole model
+    @checked_keywords(unread=("labels", "logits_to_keep"))
     @merge_with_config_defaults
     @capture_outputs
     def forward(
@@ -212,11 +213,11 @@ class MegaModel(MegaPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         input_values: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, ...] | BaseModelOutputWithPoolingAndCrossAttentions:
+    ) -> tuple[torch.Tensor, ...] | MegaModelOutput:
         """Embeds, runs the blocks, pools.
 
         Args:
@@ -229,7 +230,7 @@ class MegaModel(MegaPreTrainedModel):
                 keys and values are cached.
             encoder_attention_mask: (B, S), 1 at real source tokens and 0 at padding; all real by default. What was
                 cached keeps the mask it was made with.
-            past_key_values: A decoder's memory of the tokens before, which is brought up to date; any number of new
+            cache: A decoder's memory of the tokens before, which is brought up to date; any number of new
                 tokens may follow. `DynamicCache(config=config)` makes one, or what an earlier forward pass returned;
                 with cross-attention that is an `EncoderDecoderCache`.
             use_cache: Whether a decoder returns that memory; `config.use_cache` by default.
@@ -240,7 +241,7 @@ class MegaModel(MegaPreTrainedModel):
                 `position_ids` say nothing else.
 
         Returns:
-            `last_hidden_state` (B, L, d); `pooler_output` (B, d); `past_key_values`; `hidden_states`, (B, L, d) of the
+            `last_hidden_state` (B, L, d); `pooler_output` (B, d); `cache`; `hidden_states`, (B, L, d) of the
             embeddings and of every block; `attentions`, per layer (B, K, n, n) for K chunks of n tokens, or
             (B, 1, L, T) over the T columns that may be seen where tokens continue cached ones; `cross_attentions`, per
             layer (B, 1, L, S).
@@ -249,12 +250,17 @@ class MegaModel(MegaPreTrainedModel):
             ValueError: for inputs that cannot be right; see `validation_mega.check_inputs`.
         """
         config = self.config
-        check_decoder_inputs(config, past_key_values, encoder_hidden_states)
-        cache = None
-        if config.is_decoder and (use_cache or past_key_values is not None):
+        check_decoder_inputs(config, cache, encoder_hidden_states, kwargs.get("is_causal"))
+        given = cache
+        if given is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            raise ValueError(
+                "a cache is given, but gradient checkpointing runs every block twice, so that it cannot continue one; "
+                "leave it out, or call model.gradient_checkpointing_disable()"
+            )
+        if config.is_decoder and (use_cache or given is not None):
             batch = leading_shape(input_ids, inputs_embeds, input_values)[0]
             # not self.device, which walks through all modules to find a parameter
-            cache = prepare_cache(past_key_values, config, batch, cast(Any, self.get_input_embeddings()).weight.device)
+            cache = prepare_cache(given, config, batch, cast(Any, self.get_input_embeddings()).weight.device)
         own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
         memory = None if own is None else cast(MegaCacheLayer, own.layers[0])
         seen = 0 if memory is None else memory.past.seen
@@ -270,8 +276,8 @@ class MegaModel(MegaPreTrainedModel):
         if memory is not None and starts is None:
             visibility = memory.rule(attention_mask, shape[1], chunk_size)
         else:
-            if past_key_values is not None:
-                raise ValueError("packed documents cannot continue past_key_values; give one of the two")
+            if given is not None:
+                raise ValueError("packed documents cannot continue a cache; give one of the two")
             cache = None
             visibility = Visibility.build(
                 attention_mask,
@@ -296,14 +302,12 @@ class MegaModel(MegaPreTrainedModel):
                 visibility=visibility,
                 crossing=crossing,
                 output_attentions=output_attentions,
-                past_key_values=cache,
+                cache=cache,
             )
         if self.final_norm is not None:
             hidden_states = self.final_norm(hidden_states)
         pooled = None if self.pooler is None else self.pooler(hidden_states)
-        return BaseModelOutputWithPoolingAndCrossAttentions(
-            last_hidden_state=hidden_states, pooler_output=pooled, past_key_values=cache
-        )
+        return MegaModelOutput(last_hidden_state=hidden_states, pooler_output=pooled, cache=cache)
 
     def _crossing(
         self,
@@ -367,6 +371,7 @@ class MegaForMaskedLM(MegaLanguageModel):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.mlm_head = new_embeddings
 
+    @checked_keywords(MegaModel.forward)
     @can_return_tuple
     def forward(
         self,
@@ -458,6 +463,7 @@ class MegaForCausalLM(MegaLanguageModel, MegaGenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         self.lm_head = new_embeddings
 
+    @checked_keywords(MegaModel.forward)
     @can_return_tuple
     def forward(
         self,
@@ -468,11 +474,11 @@ class MegaForCausalLM(MegaLanguageModel, MegaGenerationMixin):
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, ...] | CausalLMOutputWithCrossAttentions:
+    ) -> tuple[torch.Tensor, ...] | MegaCausalLMOutput:
         """Logits (B, L, V), and the loss with `labels`; with an adaptive softmax log-probabilities, float32 at least.
 
         Args:
@@ -482,7 +488,7 @@ class MegaForCausalLM(MegaLanguageModel, MegaGenerationMixin):
             logits_to_keep: Compute the logits of that many last positions only, or of the positions in a tensor of
                 indices; 0 for all. Not together with `labels`.
             input_ids, attention_mask, token_type_ids, inputs_embeds, encoder_hidden_states, encoder_attention_mask,
-            past_key_values, use_cache, kwargs: As in `MegaModel.forward`, but with `labels` use_cache is False by
+            cache, use_cache, kwargs: As in `MegaModel.forward`, but with `labels` use_cache is False by
                 default; also `num_items_in_batch`, by which the summed loss is divided in place of the number of
                 labels.
         """
@@ -498,7 +504,7 @@ class MegaForCausalLM(MegaLanguageModel, MegaGenerationMixin):
             inputs_embeds=inputs_embeds,
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
             **kwargs,
         )
@@ -509,10 +515,10 @@ class MegaForCausalLM(MegaLanguageModel, MegaGenerationMixin):
         logits, loss = self._predict(hidden_states, next_words, kwargs.get("num_items_in_batch"))
         if labels is not None and loss is None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithCrossAttentions(
+        return MegaCausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,

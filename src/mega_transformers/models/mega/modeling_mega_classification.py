@@ -18,7 +18,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_mega import MegaConfig
 from .modeling_mega import MegaModel, MegaPreTrainedModel
-from .validation_mega import check_labels, leading_shape
+from .validation_mega import check_labels, checked_keywords, leading_shape
 
 
 def first_real_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
@@ -102,6 +102,7 @@ class MegaForSequenceClassification(MegaPreTrainedModel):
         self.classifier = MegaClassificationHead(config, config.hidden_size)
         self.post_init()
 
+    @checked_keywords(MegaModel.forward)
     @can_return_tuple
     def forward(
         self,
@@ -148,6 +149,7 @@ class MegaForAudioClassification(MegaForSequenceClassification):
     _input_types = ("values",)
     main_input_name = "input_values"
 
+    @checked_keywords(MegaModel.forward)
     @can_return_tuple
     def forward(  # type: ignore[override]
         self,
@@ -183,6 +185,7 @@ class MegaForTokenClassification(MegaPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, cast(int, config.num_labels))
         self.post_init()
 
+    @checked_keywords(MegaModel.forward)
     @can_return_tuple
     def forward(
         self,
@@ -227,6 +230,7 @@ class MegaForMultipleChoice(MegaPreTrainedModel):
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.post_init()
 
+    @checked_keywords(MegaModel.forward)
     @can_return_tuple
     def forward(
         self,
@@ -281,6 +285,7 @@ class MegaForQuestionAnswering(MegaPreTrainedModel):
         self.qa_outputs = nn.Linear(config.hidden_size, cast(int, config.num_labels))
         self.post_init()
 
+    @checked_keywords(MegaModel.forward)
     @can_return_tuple
     def forward(
         self,

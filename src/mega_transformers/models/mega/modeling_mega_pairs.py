@@ -11,7 +11,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from .configuration_mega import MegaConfig
 from .modeling_mega import MegaModel, MegaPreTrainedModel
 from .modeling_mega_classification import POOLINGS, MegaClassificationHead, check_class_labels
-from .validation_mega import check_inputs
+from .validation_mega import check_inputs, checked_keywords
 
 
 @dataclass
@@ -41,6 +41,7 @@ class MegaForSequencePairClassification(MegaPreTrainedModel):
         self.loss_type = "ForSequenceClassification"
         self.post_init()
 
+    @checked_keywords(MegaModel.forward)
     @can_return_tuple
     def forward(
         self,

@@ -5,16 +5,17 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
-from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput, Seq2SeqModelOutput
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
+from .compat_mega import MegaSeq2SeqLMOutput, MegaSeq2SeqModelOutput
 from .configuration_mega import MegaConfig
 from .configuration_mega_seq2seq import MegaSeq2SeqConfig
 from .generation_mega import MegaGenerationMixin
 from .modeling_mega import MegaModel, MegaPreTrainedModel
 from .prediction_mega import MegaPredictionMixin, check_all_logits, kept_positions
-from .validation_mega import check_labels
+from .validation_mega import check_labels, checked_keywords
 
 ENCODER_EMBEDDINGS = "encoder.embedding_layer.word_embeddings.weight"
 DECODER_EMBEDDINGS = "decoder.embedding_layer.word_embeddings.weight"
@@ -70,6 +71,7 @@ class MegaSeq2SeqModel(MegaSeq2SeqPreTrainedModel):
         if self.config.share_embeddings:
             self.decoder.set_input_embeddings(value)
 
+    @checked_keywords()
     @can_return_tuple
     def forward(
         self,
@@ -79,25 +81,25 @@ class MegaSeq2SeqModel(MegaSeq2SeqPreTrainedModel):
         decoder_attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         encoder_outputs: tuple[torch.Tensor, ...] | BaseModelOutput | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, ...] | Seq2SeqModelOutput:
+    ) -> tuple[torch.Tensor, ...] | MegaSeq2SeqModelOutput:
         """Encodes the source, unless `encoder_outputs` are given, and decodes the target.
 
         Args:
             input_ids, attention_mask, token_type_ids, inputs_embeds: Of the source, (B, S); as in `MegaModel.forward`.
             decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds: Of the target, (B, L). With
-                `past_key_values` the new tokens only, and a mask of (B, cached + L).
+                `cache` the new tokens only, and a mask of (B, cached + L).
             encoder_outputs: What the encoder returned, `last_hidden_state` (B, S, d) first.
-            past_key_values: An `EncoderDecoderCache`: the decoder's memory, and keys and values of the source.
+            cache: An `EncoderDecoderCache`: the decoder's memory, and keys and values of the source.
             use_cache: Whether to return that; `config.decoder.use_cache` by default.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Returns:
-            `last_hidden_state` (B, L, d) of the decoder; `past_key_values`; `decoder_hidden_states`,
+            `last_hidden_state` (B, L, d) of the decoder; `cache`; `decoder_hidden_states`,
             `decoder_attentions`, `cross_attentions` (per layer (B, 1, L, S)), `encoder_last_hidden_state`,
             `encoder_hidden_states`, `encoder_attentions`, as in `MegaModel.forward`.
 
@@ -126,13 +128,13 @@ class MegaSeq2SeqModel(MegaSeq2SeqPreTrainedModel):
             inputs_embeds=decoder_inputs_embeds,
             encoder_hidden_states=source.last_hidden_state,
             encoder_attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
             **kwargs,
         )
-        return Seq2SeqModelOutput(
+        return MegaSeq2SeqModelOutput(
             last_hidden_state=outputs.last_hidden_state,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             decoder_hidden_states=outputs.hidden_states,
             decoder_attentions=outputs.attentions,
             cross_attentions=outputs.cross_attentions,
@@ -184,6 +186,7 @@ class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedMod
         shifted = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
         return shifted.masked_fill(shifted == -100, pad)
 
+    @checked_keywords()
     @can_return_tuple
     def forward(
         self,
@@ -193,14 +196,14 @@ class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedMod
         decoder_attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         encoder_outputs: tuple[torch.Tensor, ...] | BaseModelOutput | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> tuple[torch.Tensor, ...] | Seq2SeqLMOutput:
+    ) -> tuple[torch.Tensor, ...] | MegaSeq2SeqLMOutput:
         """Logits (B, L, V) of the target's next words, and the loss with `labels`.
 
         Args:
@@ -209,7 +212,7 @@ class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedMod
             logits_to_keep: Compute the logits of that many last positions only, or of the positions in a tensor of
                 indices; 0 for all. Not together with `labels`.
             input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, token_type_ids, encoder_outputs,
-            past_key_values, inputs_embeds, decoder_inputs_embeds, use_cache, kwargs: As in `MegaSeq2SeqModel.forward`,
+            cache, inputs_embeds, decoder_inputs_embeds, use_cache, kwargs: As in `MegaSeq2SeqModel.forward`,
                 but with `labels` use_cache is False by default; also `num_items_in_batch`, by which the summed loss is
                 divided in place of the number of labels.
         """
@@ -228,7 +231,7 @@ class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedMod
             decoder_attention_mask=decoder_attention_mask,
             token_type_ids=token_type_ids,
             encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
@@ -240,10 +243,10 @@ class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedMod
         logits, loss = self._predict(hidden_states, labels, kwargs.get("num_items_in_batch"))
         if labels is not None and loss is None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
-        return Seq2SeqLMOutput(
+        return MegaSeq2SeqLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             decoder_hidden_states=outputs.decoder_hidden_states,
             decoder_attentions=outputs.decoder_attentions,
             cross_attentions=outputs.cross_attentions,

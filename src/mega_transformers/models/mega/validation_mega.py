@@ -5,12 +5,66 @@ Checks of values run on CPU tensors outside compilation only: they neither synch
 
 from __future__ import annotations
 
+import difflib
+import functools
+import inspect
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
+from transformers.utils import TransformersKwargs
+
+from .compat_mega import rename_cache
+
+Forward = TypeVar("Forward", bound=Callable[..., Any])
+
+# what transformers' decorators and loss functions read, beside the arguments it declares for all models
+OTHER_KEYWORDS = {"return_dict", "shift_labels", "ignore_index", "debug_io", "debug_io_dir", "prune_layers"}
+SHARED_KEYWORDS = frozenset(TransformersKwargs.__annotations__) | OTHER_KEYWORDS
+
+
+def checked_keywords(*inner: Callable[..., Any], unread: Iterable[str] = ()) -> Callable[[Forward], Forward]:
+    """Makes a `forward` refuse keyword arguments that nobody reads, before it does anything.
+
+    What it passes on in `**kwargs` is known to transformers (`TransformersKwargs` and the like), or an argument of the
+    `forward` functions in `inner`, or one that transformers hands over although nobody reads it (`unread`). The cache
+    may also be called `past_key_values`, its name before transformers 5.24.
+
+    Raises:
+        TypeError: from the `forward`, for any other keyword; the message names the nearest known one.
+        ValueError: from the `forward`, for a cache under both names.
+    """
+
+    def decorate(forward: Forward) -> Forward:
+        own = _arguments(forward)
+        known = own | SHARED_KEYWORDS.union(unread, *map(_arguments, inner))
+
+        @functools.wraps(forward)
+        def checked(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if "past_key_values" in kwargs and "cache" in known:
+                rename_cache(kwargs)
+            for name in kwargs:
+                if name not in known:
+                    raise TypeError(_unexpected(type(self).__name__, name, own, known))
+            return forward(self, *args, **kwargs)
+
+        return checked  # type: ignore[return-value]
+
+    return decorate
+
+
+def _arguments(forward: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(forward).parameters) - {"self", "kwargs"}
+
+
+def _unexpected(model: str, name: str, own: frozenset[str], known: frozenset[str]) -> str:
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    remedy = f"did you mean {near[0]}?" if near else f"it takes {', '.join(sorted(own))}"
+    return f"{model}.forward() got an unexpected keyword argument {name!r}; {remedy}"
 
 
 def values_can_be_checked(tensor: torch.Tensor) -> bool:
@@ -105,10 +159,15 @@ def check_generated_length(config, generation_config, length: int) -> None:
         )
 
 
-def check_decoder_inputs(config, past_key_values, encoder_hidden_states) -> None:
-    """Raises ValueError for what only decoders take."""
-    if past_key_values is not None and not config.is_decoder:
-        raise ValueError("past_key_values are given, but this model is an encoder (is_decoder=False); leave them out")
+def check_decoder_inputs(config, cache, encoder_hidden_states, is_causal) -> None:
+    """Raises ValueError for what only decoders take, and for what they are not."""
+    if cache is not None and not config.is_decoder:
+        raise ValueError("a cache is given, but this model is an encoder (is_decoder=False); leave it out")
+    if is_causal is not None and is_causal != config.is_decoder:
+        raise ValueError(
+            f"is_causal={is_causal}, but config.is_decoder={config.is_decoder} decides who sees whom here; leave "
+            "is_causal out, or make the model with another configuration"
+        )
     if encoder_hidden_states is not None and not config.add_cross_attention:
         raise ValueError(
             "encoder_hidden_states are given, but this model has no cross-attention (add_cross_attention=False); "

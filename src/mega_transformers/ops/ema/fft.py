@@ -16,7 +16,7 @@ def ema_kernel(coefficients: EMACoefficients, length: int) -> torch.Tensor:
     With l = i * m + j, decay^l = (decay^m)^i * decay^j, so the kernel is one batched product of two small matrices
     instead of a (D', N, length) tensor of exponentials.
     """
-    m = math.isqrt(length) if isinstance(length, int) else 64  # a length left open in torch.export has no root
+    m = 64 if torch.compiler.is_compiling() else math.isqrt(length)  # an open length of a graph has no root
     rows = length // m + 2  # one more than needed: an exported graph must not be tied to a single row
     log_decay = coefficients.log_decay.unsqueeze(-1)
     fine = torch.exp(log_decay * torch.arange(m, device=log_decay.device))

@@ -1,0 +1,106 @@
+"""What differs between the supported releases of transformers, 5.14 to 5.24. Each difference names its release.
+
+The rest of the package speaks the language of the newest release.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from transformers import modeling_outputs
+from transformers.generation import GenerationMixin
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+OLD_CACHE_NAME = "past_key_values"
+
+_STEP_ARGUMENTS = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+CACHE_NAME = "cache" if "cache" in _STEP_ARGUMENTS else OLD_CACHE_NAME
+"""What transformers calls a cache in arguments and outputs: "cache" from 5.24 on, "past_key_values" before."""
+
+
+def rename_cache(kwargs: dict[str, Any], name: str = "cache") -> None:
+    """Renames the cache among keyword arguments, in place, whether it is called by its old or its new name.
+
+    Args:
+        kwargs: The arguments.
+        name: What it is to be called.
+
+    Raises:
+        ValueError: if both names are there.
+    """
+    other = OLD_CACHE_NAME if name == "cache" else "cache"
+    if other not in kwargs:
+        return
+    given = kwargs.pop(other)
+    if kwargs.get(name) is None:
+        kwargs[name] = given
+    elif given is not None:
+        raise ValueError(
+            "cache and past_key_values are both given, and are two names of the same argument; give cache alone"
+        )
+
+
+def takes_either_name(function: Function) -> Function:
+    """A function of transformers that takes the cache under either name, whatever the release calls it."""
+
+    @functools.wraps(function)
+    def renamed(*args: Any, **kwargs: Any) -> Any:
+        rename_cache(kwargs, CACHE_NAME)
+        return function(*args, **kwargs)
+
+    return renamed  # type: ignore[return-value]
+
+
+def cache_argument(model: Any) -> str:
+    """What any causal language model calls its cache, as an argument.
+
+    Raises:
+        ValueError: if it takes none.
+    """
+    known = inspect.signature(model.forward).parameters
+    for name in ("cache", OLD_CACHE_NAME):
+        if name in known:
+            return name
+    raise ValueError(f"{type(model).__name__} takes no cache")
+
+
+if CACHE_NAME == "cache":
+    MegaModelOutput = modeling_outputs.BaseModelOutputWithPoolingAndCrossAttentions
+    MegaCausalLMOutput = modeling_outputs.CausalLMOutputWithCrossAttentions
+    MegaSeq2SeqModelOutput = modeling_outputs.Seq2SeqModelOutput
+    MegaSeq2SeqLMOutput = modeling_outputs.Seq2SeqLMOutput
+else:  # before 5.24: outputs have the field `past_key_values` only
+
+    class _HasCache:
+        """Reads `cache` from `past_key_values`, where these releases look for it."""
+
+        @property
+        def cache(self) -> Any:
+            """The cache, or None."""
+            return self.past_key_values  # type: ignore[attr-defined]
+
+        def __getitem__(self, key: Any) -> Any:
+            return super().__getitem__(OLD_CACHE_NAME if key == "cache" else key)  # type: ignore[misc]
+
+    @dataclass
+    class MegaModelOutput(  # type: ignore[no-redef, override]
+        _HasCache, modeling_outputs.BaseModelOutputWithPoolingAndCrossAttentions
+    ):
+        """See transformers."""
+
+    @dataclass
+    class MegaCausalLMOutput(_HasCache, modeling_outputs.CausalLMOutputWithCrossAttentions):  # type: ignore[no-redef, override]
+        """See transformers."""
+
+    @dataclass
+    class MegaSeq2SeqModelOutput(_HasCache, modeling_outputs.Seq2SeqModelOutput):  # type: ignore[no-redef, override]
+        """See transformers."""
+
+    @dataclass
+    class MegaSeq2SeqLMOutput(_HasCache, modeling_outputs.Seq2SeqLMOutput):  # type: ignore[no-redef, override]
+        """See transformers."""
