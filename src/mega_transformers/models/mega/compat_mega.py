@@ -1,4 +1,4 @@
-"""What differs between the supported releases of transformers, 5.14 to 5.24. Each difference names its release.
+"""What differs between the supported releases of transformers, 5.18 to 5.24. Each difference names its release.
 
 The rest of the package speaks the language of the newest release.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from transformers import modeling_outputs
@@ -77,7 +76,11 @@ if CACHE_NAME == "cache":
 else:  # before 5.24: outputs have the field `past_key_values` only
 
     class _HasCache:
-        """Reads `cache` from `past_key_values`, where these releases look for it."""
+        """Has a `cache`, which these releases look for under its old name."""
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            rename_cache(kwargs, OLD_CACHE_NAME)
+            super().__init__(*args, **kwargs)
 
         @property
         def cache(self) -> Any:
@@ -87,20 +90,16 @@ else:  # before 5.24: outputs have the field `past_key_values` only
         def __getitem__(self, key: Any) -> Any:
             return super().__getitem__(OLD_CACHE_NAME if key == "cache" else key)  # type: ignore[misc]
 
-    @dataclass
     class MegaModelOutput(  # type: ignore[no-redef, override]
         _HasCache, modeling_outputs.BaseModelOutputWithPoolingAndCrossAttentions
     ):
         """See transformers."""
 
-    @dataclass
     class MegaCausalLMOutput(_HasCache, modeling_outputs.CausalLMOutputWithCrossAttentions):  # type: ignore[no-redef, override]
         """See transformers."""
 
-    @dataclass
     class MegaSeq2SeqModelOutput(_HasCache, modeling_outputs.Seq2SeqModelOutput):  # type: ignore[no-redef, override]
         """See transformers."""
 
-    @dataclass
     class MegaSeq2SeqLMOutput(_HasCache, modeling_outputs.Seq2SeqLMOutput):  # type: ignore[no-redef, override]
         """See transformers."""
