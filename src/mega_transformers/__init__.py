@@ -1,36 +1,30 @@
 """MEGA (Moving Average Equipped Gated Attention, arXiv 2209.10655) for current Transformers and PyTorch.
 
 Importing this package registers its classes with transformers' Auto classes, so that `AutoModel*.from_pretrained` and
-`pipeline` load Mega checkpoints.
+`pipeline` load Mega checkpoints. It imports neither PyTorch nor transformers: the classes are imported at first use.
 """
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForAudioClassification,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForMultipleChoice,
-    AutoModelForQuestionAnswering,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
-)
+from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import registration
 from ._version import __version__
-from .models.mega.configuration_mega import MegaConfig
-from .models.mega.configuration_mega_seq2seq import MegaSeq2SeqConfig
-from .models.mega.modeling_mega import MegaForCausalLM, MegaForMaskedLM, MegaModel, MegaPreTrainedModel
-from .models.mega.modeling_mega_classification import (
-    MegaForAudioClassification,
-    MegaForMultipleChoice,
-    MegaForQuestionAnswering,
-    MegaForSequenceClassification,
-    MegaForTokenClassification,
-)
-from .models.mega.modeling_mega_pairs import MegaForSequencePairClassification
-from .models.mega.modeling_mega_seq2seq import MegaForConditionalGeneration, MegaSeq2SeqModel
-from .models.mega.tokenization_mega import register_tokenizer
+
+if TYPE_CHECKING:
+    from .models.mega.configuration_mega import MegaConfig
+    from .models.mega.configuration_mega_seq2seq import MegaSeq2SeqConfig
+    from .models.mega.modeling_mega import MegaForCausalLM, MegaForMaskedLM, MegaModel, MegaPreTrainedModel
+    from .models.mega.modeling_mega_classification import (
+        MegaForAudioClassification,
+        MegaForMultipleChoice,
+        MegaForQuestionAnswering,
+        MegaForSequenceClassification,
+        MegaForTokenClassification,
+    )
+    from .models.mega.modeling_mega_pairs import MegaForSequencePairClassification
+    from .models.mega.modeling_mega_seq2seq import MegaForConditionalGeneration, MegaSeq2SeqModel
 
 __all__ = [
     "MegaConfig",
@@ -50,19 +44,38 @@ __all__ = [
     "__version__",
 ]
 
-AutoConfig.register("mega", MegaConfig, exist_ok=True)
-for _auto, _model in (
-    (AutoModel, MegaModel),
-    (AutoModelForAudioClassification, MegaForAudioClassification),
-    (AutoModelForCausalLM, MegaForCausalLM),
-    (AutoModelForMaskedLM, MegaForMaskedLM),
-    (AutoModelForMultipleChoice, MegaForMultipleChoice),
-    (AutoModelForQuestionAnswering, MegaForQuestionAnswering),
-    (AutoModelForSequenceClassification, MegaForSequenceClassification),
-    (AutoModelForTokenClassification, MegaForTokenClassification),
-):
-    _auto.register(MegaConfig, _model, exist_ok=True)
-AutoConfig.register("mega_seq2seq", MegaSeq2SeqConfig, exist_ok=True)
-AutoModel.register(MegaSeq2SeqConfig, MegaSeq2SeqModel, exist_ok=True)
-AutoModelForSeq2SeqLM.register(MegaSeq2SeqConfig, MegaForConditionalGeneration, exist_ok=True)
-register_tokenizer()
+# module of models.mega -> the classes it defines
+_CLASSES = {
+    "configuration_mega": ["MegaConfig"],
+    "configuration_mega_seq2seq": ["MegaSeq2SeqConfig"],
+    "modeling_mega": ["MegaForCausalLM", "MegaForMaskedLM", "MegaModel", "MegaPreTrainedModel"],
+    "modeling_mega_classification": [
+        "MegaForAudioClassification",
+        "MegaForMultipleChoice",
+        "MegaForQuestionAnswering",
+        "MegaForSequenceClassification",
+        "MegaForTokenClassification",
+    ],
+    "modeling_mega_pairs": ["MegaForSequencePairClassification"],
+    "modeling_mega_seq2seq": ["MegaForConditionalGeneration", "MegaSeq2SeqModel"],
+}
+_MODULES = {name: f"{__name__}.models.mega.{module}" for module, names in _CLASSES.items() for name in names}
+_SUBPACKAGES = ("layers", "models", "ops")
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a class or subpackage when it is first asked for."""
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    """All names, also those not imported yet."""
+    return sorted({*globals(), *_MODULES, *_SUBPACKAGES})
+
+
+registration.register()

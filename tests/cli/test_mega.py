@@ -59,16 +59,15 @@ def test_usage_errors_exit_with_2() -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_postponed_package_is_loaded_at_first_use() -> None:
+def test_commands_leave_garbage_collection_as_they_found_it() -> None:
     code = """
-import sys, mega_launcher
-mega_launcher._postpone_package()
-import mega_transformers.cli
-assert "torch" not in sys.modules
-from mega_transformers import MegaConfig
-from transformers import AutoConfig
-assert isinstance(AutoConfig.for_model("mega"), MegaConfig)
-assert mega_transformers.cli.app.info.name == "mega"
+import gc
+from mega_transformers.cli.runtime import load_package
+load_package()
+assert gc.isenabled() and gc.get_freeze_count()
+gc.disable()
+load_package()
+assert not gc.isenabled()
 """
     result = run(sys.executable, "-c", code)
     assert result.returncode == 0, result.stderr

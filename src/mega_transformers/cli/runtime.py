@@ -125,11 +125,25 @@ def spinner(text: str) -> Iterator[None]:
 
 
 def load_package() -> None:
-    """Import torch, transformers and this package, which registers Mega with transformers' Auto classes."""
-    import mega_launcher
+    """Import torch, transformers and this package, with the classes that every model needs.
 
-    with spinner("Starting PyTorch"):
-        mega_launcher.load_package()
+    Imports make many objects, which all stay. Python's search for reference cycles among them would take a quarter of
+    the time, so it waits until they are there, and leaves them out from then on.
+    """
+    import gc
+
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        with spinner("Starting PyTorch"):
+            import torch  # noqa: F401
+            import transformers.modeling_utils  # noqa: F401
+
+            import mega_transformers.models  # noqa: F401
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()
 
 
 def load_libraries() -> None:

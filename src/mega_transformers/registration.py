@@ -1,0 +1,166 @@
+"""Tells transformers' Auto classes about Mega without importing a model, PyTorch or transformers itself.
+
+The Auto classes look models up in two kinds of tables. `register` fills the public kind, and asks for the classes; to
+import them takes seconds. transformers' own models are in the other kind, tables of names such as
+`MODEL_FOR_MASKED_LM_MAPPING_NAMES`: the classes are imported when one is needed. Mega's names go there too. Trainer's
+label smoothing and the checks of pipelines look into these tables as well.
+
+The tables are private to transformers, and all that depends on them is in this module. Other releases than the
+`KNOWN_RELEASES`, and tables that look different, get Mega by the public `register` when this package is imported:
+this works, and only takes longer.
+
+The tables are in two modules of transformers, which cost 0.3 s themselves and need not have been imported yet. Then a
+finder at the start of `sys.meta_path` waits for them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
+from typing import Any
+
+PACKAGE = "mega_transformers"
+KNOWN_RELEASES = range(14, 25)  # of transformers 5
+CONFIGURATIONS = "transformers.models.auto.configuration_auto"
+MODELS = "transformers.models.auto.modeling_auto"
+
+CONFIGURATION_NAMES = {"mega": "MegaConfig", "mega_seq2seq": "MegaSeq2SeqConfig"}
+"""Model type -> name of its configuration, which this package exports."""
+
+MODEL_NAMES = {
+    "AutoModel": ("MODEL_MAPPING_NAMES", {"mega": "MegaModel", "mega_seq2seq": "MegaSeq2SeqModel"}),
+    "AutoModelForAudioClassification": (
+        "MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES",
+        {"mega": "MegaForAudioClassification"},
+    ),
+    "AutoModelForCausalLM": ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", {"mega": "MegaForCausalLM"}),
+    "AutoModelForMaskedLM": ("MODEL_FOR_MASKED_LM_MAPPING_NAMES", {"mega": "MegaForMaskedLM"}),
+    "AutoModelForMultipleChoice": ("MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES", {"mega": "MegaForMultipleChoice"}),
+    "AutoModelForQuestionAnswering": (
+        "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
+        {"mega": "MegaForQuestionAnswering"},
+    ),
+    "AutoModelForSeq2SeqLM": (
+        "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+        {"mega_seq2seq": "MegaForConditionalGeneration"},
+    ),
+    "AutoModelForSequenceClassification": (
+        "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+        {"mega": "MegaForSequenceClassification"},
+    ),
+    "AutoModelForTokenClassification": (
+        "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+        {"mega": "MegaForTokenClassification"},
+    ),
+}
+"""Auto class -> the table of names behind it, and Mega's entries: model type -> class that this package exports."""
+
+
+def register() -> None:
+    """Makes the Auto classes know Mega, now or as soon as they are imported."""
+    if not _is_known_release():
+        _register_configurations(importlib.import_module(CONFIGURATIONS))
+        _register_models(importlib.import_module(MODELS))
+        return
+    if not any(isinstance(finder, _AutoModulesFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AutoModulesFinder())
+    for name in (CONFIGURATIONS, MODELS):
+        if name in sys.modules:
+            add_to(importlib.import_module(name))  # waits for another thread that is importing it
+
+
+def add_to(module: ModuleType) -> None:
+    """Adds Mega's names to one of the two modules; its classes, by `register`, if the tables look different."""
+    lazily, publicly = {
+        CONFIGURATIONS: (_add_configuration_names, _register_configurations),
+        MODELS: (_add_model_names, _register_models),
+    }[module.__name__]
+    try:
+        lazily(module)
+    except (AttributeError, KeyError, TypeError):
+        publicly(module)
+
+
+def _is_known_release() -> bool:
+    try:
+        found = re.match(r"5\.(\d+)", version("transformers"))
+    except PackageNotFoundError:
+        return False
+    return found is not None and int(found[1]) in KNOWN_RELEASES
+
+
+def _add_configuration_names(module: Any) -> None:
+    names, mapping = module.CONFIG_MAPPING_NAMES, module.CONFIG_MAPPING
+    if mapping._mapping is not names:
+        raise TypeError("CONFIG_MAPPING does not read CONFIG_MAPPING_NAMES")
+    _serve_classes()
+    names.update(CONFIGURATION_NAMES)
+
+
+def _add_model_names(module: Any) -> None:
+    for auto_class, (table, ours) in MODEL_NAMES.items():
+        names, mapping = getattr(module, table), getattr(module, auto_class)._model_mapping
+        if mapping._model_mapping is not names:
+            raise TypeError(f"{auto_class} does not read {table}")
+        # made from the names of configurations when the mapping was, perhaps before they had ours
+        mapping._reverse_config_mapping.update({name: type for type, name in CONFIGURATION_NAMES.items()})
+        names.update(ours)
+
+
+def _serve_classes() -> None:
+    """Puts the classes where all tables look for those of a model type: into `transformers.models.<model type>`."""
+    for model_type in CONFIGURATION_NAMES:
+        name = f"transformers.models.{model_type}"
+        module: Any = ModuleType(name, f"The classes of {PACKAGE}, for transformers' Auto classes.")
+        module.__getattr__ = _class_named
+        sys.modules[name] = module
+
+
+def _class_named(name: str) -> Any:
+    package = sys.modules[PACKAGE]
+    if name not in package.__all__:
+        raise AttributeError(f"{PACKAGE} has no class {name!r}", name=name)
+    return getattr(package, name)
+
+
+def _register_configurations(module: Any) -> None:
+    for model_type, name in CONFIGURATION_NAMES.items():
+        module.AutoConfig.register(model_type, getattr(sys.modules[PACKAGE], name), exist_ok=True)
+
+
+def _register_models(module: Any) -> None:
+    package = sys.modules[PACKAGE]
+    for auto_class, (_, ours) in MODEL_NAMES.items():
+        for model_type, name in ours.items():
+            configuration = getattr(package, CONFIGURATION_NAMES[model_type])
+            getattr(module, auto_class).register(configuration, getattr(package, name), exist_ok=True)
+
+
+class _AutoModulesFinder(MetaPathFinder):
+    """Finds the two modules as usual, and has `add_to` called after they have run."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """The spec that the other finders give, with a loader that calls `add_to`; None for other modules."""
+        if fullname not in (CONFIGURATIONS, MODELS):
+            return None
+        others = (finder for finder in sys.meta_path if finder is not self)
+        specs = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in specs if spec is not None), None)
+        if spec is not None and spec.loader is not None:
+            run = spec.loader.exec_module
+
+            def run_and_add(module: ModuleType) -> None:
+                run(module)
+                if module.__name__ in (CONFIGURATIONS, MODELS):  # a zip file has one loader for all its modules
+                    add_to(module)
+
+            spec.loader.exec_module = run_and_add  # type: ignore[method-assign]
+        return spec
