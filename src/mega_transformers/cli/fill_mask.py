@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..assets import DEFAULT_MODEL
+from .device import AUTO, DeviceOption, DTypeOption, resolve_placement
 from .loading import Kind, load, locate
 from .runtime import UserError, gather_texts, load_libraries, print_note, shortened
 
@@ -60,6 +61,8 @@ def fill_mask(
         str, typer.Option("--model", "-m", help="A bundled model, a folder, or an id of the Hugging Face hub.")
     ] = DEFAULT_MODEL,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Candidates per mask.")] = 5,
+    device: DeviceOption = AUTO,
+    dtype: DTypeOption = AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text instead of tables.")] = False,
 ) -> None:
     """Fill every <mask> in TEXT and show the likeliest candidates.
@@ -68,7 +71,7 @@ def fill_mask(
     in place, as transformers' fill-mask pipeline does.
     """
     wanted = gather_texts(texts or [], metavar="TEXT", example=EXAMPLE, kind=f"text with {MASK}")
-    filler = load_filler(model)
+    filler = load_filler(model, device, dtype)
     prepared = [text.replace(MASK, filler.mask_token) for text in wanted]
     check_texts(filler, prepared)
     if top_k > filler.config.vocab_size:
@@ -80,21 +83,25 @@ def fill_mask(
         show(filler, text, _candidates(filler, text, top_k))
 
 
-def load_filler(name: str) -> Filler:
-    """A bundled model, a folder's or a hub id's under transformers' fill-mask pipeline, in float32 on the CPU.
+def load_filler(name: str, device: str = AUTO, dtype: str = AUTO) -> Filler:
+    """A bundled model, a folder's or a hub id's under transformers' fill-mask pipeline.
+
+    Args:
+        name: The model.
+        device, dtype: As the command line gives them.
 
     Raises:
-        UserError: if there is no such model, or it cannot fill masks.
+        UserError: if there is no such model, device or number format, or the model cannot fill masks.
     """
     place = locate(name, KIND)
     load_libraries()
-    import torch
+    placement = resolve_placement(device, dtype)
     from transformers import FillMaskPipeline
 
-    model, tokenizer = load(place, KIND)
+    model, tokenizer = load(place, KIND, placement)
     if tokenizer.mask_token_id is None:
         raise UserError(f"the model {name} has a tokenizer without mask token, so it cannot fill masks")
-    pipeline = FillMaskPipeline(model=model, tokenizer=tokenizer, device=torch.device("cpu"))
+    pipeline = FillMaskPipeline(model=model, tokenizer=tokenizer, device=placement.device)
     return Filler(model.config, tokenizer, pipeline)
 
 

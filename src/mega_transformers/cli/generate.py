@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..assets import DEFAULT_CAUSAL_MODEL
+from .device import AUTO, DeviceOption, DTypeOption, resolve_placement
 from .loading import Kind, check_kind, load, locate
 from .runtime import STDIN, UserError, gather_texts, load_libraries, spinner
 
@@ -82,6 +83,8 @@ def generate(
             min=1, help="Try up to that many tokens at once, copied from the text: faster where texts repeat."
         ),
     ] = None,
+    device: DeviceOption = AUTO,
+    dtype: DTypeOption = AUTO,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time; shown when finished if above 1.")] = 1,
     whole: Annotated[bool, typer.Option("--whole", help="Stdin is one prompt, and not one per line.")] = False,
     stream: Annotated[
@@ -110,7 +113,7 @@ def generate(
     streams = _streams(stream, num_beams, batch_size, as_json)
     _check_lookup(prompt_lookup, num_beams, batch_size)
     texts = _gather(prompts or [], whole)
-    generator = load_generator(model, settings)
+    generator = load_generator(model, settings, device, dtype)
     ready = [generator.encode(text) for text in texts]
     if seed is not None:
         from transformers import set_seed
@@ -129,20 +132,26 @@ def generate(
         raise typer.Exit(130)
 
 
-def load_generator(name: str, settings: Settings) -> Generator:
-    """A bundled model, a folder's or a hub id's, in float32 on the CPU.
+def load_generator(name: str, settings: Settings, device: str = AUTO, dtype: str = AUTO) -> Generator:
+    """A bundled model, a folder's or a hub id's.
+
+    Args:
+        name: The model.
+        settings: How texts continue.
+        device, dtype: As the command line gives them.
 
     Raises:
-        UserError: if there is no such model, or it is no causal language model.
+        UserError: if there is no such model, device or number format, or it is not a causal language model.
     """
     place = locate(name, KIND)
     load_libraries()
+    placement = resolve_placement(device, dtype)
     from ..training.schema import RecipeError
     from ..training.streaming import check_causal
     from .generator import Generator
 
     check_kind(place, KIND, "fill its masks with mega fill-mask")
-    model, tokenizer = load(place, KIND)
+    model, tokenizer = load(place, KIND, placement)
     try:
         check_causal(model)
     except RecipeError as error:

@@ -63,7 +63,7 @@ class Generator:
     """A causal language model with its tokenizer.
 
     Args:
-        model: The model, on the CPU.
+        model: The model.
         tokenizer: Its tokenizer.
         settings: How texts go on.
 
@@ -123,8 +123,8 @@ class Generator:
         streaming = {} if write is None else {"streamer": TextStream(self.tokenizer, write)}
         with Watch(longest) as watch:
             output = self.model.generate(
-                ids,
-                attention_mask=mask,
+                ids.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
                 stopping_criteria=[watch],
                 eos_token_id=eos or None,
                 pad_token_id=padding,

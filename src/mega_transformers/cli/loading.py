@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..assets import BUNDLED_MODELS, bundled_model
+from .device import Placement
 from .runtime import UserError, spinner
 
 
@@ -81,13 +82,12 @@ def check_kind(place: Location, kind: Kind, remedy: str | None = None) -> None:
         )
 
 
-def load(place: Location, kind: Kind) -> tuple[Any, Any]:
-    """Model, in float32 and ready to predict, and tokenizer. `load_libraries` comes before.
+def load(place: Location, kind: Kind, placement: Placement) -> tuple[Any, Any]:
+    """Model, ready to predict on its device, and tokenizer. `load_libraries` comes before.
 
     Raises:
         UserError: if the files are missing or damaged, do not belong together, or are of another kind of model.
     """
-    import torch
     import transformers
 
     name = place.name
@@ -95,7 +95,7 @@ def load(place: Location, kind: Kind) -> tuple[Any, Any]:
         with spinner(f"Loading {name}"):
             tokenizer = transformers.AutoTokenizer.from_pretrained(**place.arguments)
             model, loading = getattr(transformers, kind.auto_class).from_pretrained(
-                **place.arguments, dtype=torch.float32, output_loading_info=True
+                **place.arguments, dtype=placement.dtype, output_loading_info=True
             )
     except Exception as error:  # whatever it is, the fault is in the model's files
         if place.cached_only:
@@ -122,7 +122,7 @@ def load(place: Location, kind: Kind) -> tuple[Any, Any]:
             f"the model {name} and its tokenizer do not belong together: {len(tokenizer)} tokens, but embeddings for "
             f"{model.get_input_embeddings().num_embeddings}"
         )
-    return model.eval(), tokenizer
+    return model.to(placement.device).eval(), tokenizer
 
 
 def _local_folder(name: str, kind: Kind) -> Path | None:

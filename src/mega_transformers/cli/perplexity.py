@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..assets import DEFAULT_CAUSAL_MODEL
+from .device import AUTO, DeviceOption, DTypeOption, Placement, resolve_placement
 from .loading import Kind, Location, check_kind, load, locate
 from .runtime import STDIN, UserError, load_libraries, spinner
 
@@ -44,6 +45,8 @@ def perplexity(
     ] = None,
     clean: Annotated[list[str] | None, typer.Option(help="Cleaning: wikitext, unwrap or emphasis.")] = None,
     documents: Annotated[str, typer.Option(help="Documents: whole, lines, paragraphs or sections.")] = "lines",
+    device: DeviceOption = AUTO,
+    dtype: DTypeOption = AUTO,
     json: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to.")] = None,
 ) -> None:
     """Cross entropy of texts under a causal language model: per token, character and word.
@@ -62,6 +65,7 @@ def perplexity(
             raise UserError(f"there is no file {name}")
     place = locate(model, KIND)
     load_libraries()
+    placement = resolve_placement(device, dtype)
     from ..training.cleaning import check_names
     from ..training.schema import RecipeError
 
@@ -69,7 +73,7 @@ def perplexity(
         check_names(clean or [], documents)
         reading = _reading(mode, window, stride, piece)
         texts = {name: _text(name) for name in files}
-        scores = _scores(place, texts, reading, clean or [], documents)
+        scores = _scores(place, placement, texts, reading, clean or [], documents)
     except RecipeError as error:
         raise UserError(str(error)) from error
     if json is not None:
@@ -109,13 +113,13 @@ def _text(name: str) -> str:
 
 
 def _scores(
-    place: Location, texts: dict[str, str], reading: Any, clean: list[str], documents: str
+    place: Location, placement: Placement, texts: dict[str, str], reading: Any, clean: list[str], documents: str
 ) -> dict[str, TextScore]:
     """A score for each file and, for more than one, of all together."""
     from ..training.streaming import check_causal, read_tokens, score_text
 
     check_kind(place, KIND, "judge this one with mega evaluate")
-    model, tokenizer = load(place, KIND)
+    model, tokenizer = load(place, KIND, placement)
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer of {place.name} has no tokenizer.json; save it with a fast tokenizer")
     check_causal(model)

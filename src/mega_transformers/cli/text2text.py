@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..assets import DEFAULT_PAIR_MODEL
+from .device import AUTO, DeviceOption, DTypeOption, resolve_placement
 from .loading import Kind, check_kind, load, locate
 from .runtime import STDIN, UserError, gather_texts, load_libraries, print_note, shortened, stderr_console
 
@@ -26,7 +27,7 @@ class Transducer:
     """A sequence-to-sequence model that is ready to turn texts into others.
 
     Args:
-        model: The model, on the CPU.
+        model: The model.
         tokenizer: Its tokenizer.
         arguments: For `generate`; where there is none, the model's own settings count.
     """
@@ -68,6 +69,8 @@ def text2text(
     length_penalty: Annotated[
         float | None, typer.Option(help="With beams: above the model's own prefers longer outputs.")
     ] = None,
+    device: DeviceOption = AUTO,
+    dtype: DTypeOption = AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text: text, outputs.")] = False,
 ) -> None:
     """Turn each TEXT into another and show the outputs, one per line.
@@ -76,7 +79,7 @@ def text2text(
     """
     wanted = _gather(texts or [], file)
     arguments = _arguments(num_beams, num_return_sequences, max_new_tokens, length_penalty)
-    transducer = load_transducer(model, arguments)
+    transducer = load_transducer(model, arguments, device, dtype)
     check_texts(transducer, wanted)
     for index, (text, outputs) in enumerate(_shown_late(transducer.run(wanted), len(wanted))):
         if as_json:
@@ -88,23 +91,25 @@ def text2text(
             typer.echo(output)
 
 
-def load_transducer(name: str, arguments: dict[str, Any]) -> Transducer:
-    """A bundled model, a folder's or a hub id's, in float32 on the CPU.
+def load_transducer(name: str, arguments: dict[str, Any], device: str = AUTO, dtype: str = AUTO) -> Transducer:
+    """A bundled model, a folder's or a hub id's.
 
     Args:
         name: The model.
         arguments: For `generate`.
+        device, dtype: As the command line gives them.
 
     Raises:
-        UserError: if there is no such model, it is no sequence-to-sequence model, or `arguments` ask for more outputs
-            than it has beams, or for longer ones than it makes.
+        UserError: if there is no such model, device or number format, the model is not a sequence-to-sequence model,
+            or `arguments` ask for more outputs than it has beams, or for longer ones than it makes.
     """
     place = locate(name, KIND)
     load_libraries()
+    placement = resolve_placement(device, dtype)
     check_kind(place, KIND)
     from ..training.streaming import input_limit
 
-    model, tokenizer = load(place, KIND)
+    model, tokenizer = load(place, KIND, placement)
     own = model.generation_config
     beams = arguments.get("num_beams", own.num_beams) or 1
     outputs = arguments["num_return_sequences"]

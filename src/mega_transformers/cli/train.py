@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .device import AUTO, DeviceOption, DTypeOption, resolve_placement
+
 PAIRS_PANEL = "Options for sequence-to-sequence models"
 
 
@@ -124,6 +126,8 @@ def evaluate(
             rich_help_panel=PAIRS_PANEL,
         ),
     ] = None,
+    device: DeviceOption = AUTO,
+    dtype: DTypeOption = AUTO,
     json: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to.")] = None,
 ) -> None:
     """Judge a masked language model at masked tokens, or a sequence-to-sequence model by its outputs."""
@@ -131,6 +135,7 @@ def evaluate(
 
     from ..training.schema import RecipeError
 
+    placement = resolve_placement(device, dtype)
     try:
         from ..training.evaluation import evaluate_files, evaluate_pairs, is_pair_model
         from ..training.export import write_json
@@ -140,7 +145,9 @@ def evaluate(
         report: Any
         if recipe is not None or is_pair_model(model):
             examples, checked, title = _pairs(data or [], (source, target), recipe, data_dir)
-            scores, signatures = evaluate_pairs(model, examples, checked, metric, num_beams)
+            scores, signatures = evaluate_pairs(
+                model, examples, checked, metric, num_beams, device=placement.device, dtype=placement.dtype
+            )
             report = {"scores": scores, "signatures": signatures}
             title = "; ".join([title, *signatures.values()])
             titles = titles if checked is None else checked.card.metric_titles
@@ -157,6 +164,8 @@ def evaluate(
                 masking=Masking(evaluation_probability=probability, mask=mask, random=random),
                 seed=seed,
                 batch_size=batch_size,
+                device=placement.device,
+                dtype=placement.dtype,
             )
             title = f"{probability:.0%} of tokens masked, seed {seed}"
         if json is not None:

@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from . import data, masked_lm, text_to_text
 from .baselines import NgramBaselines
 from .cleaning import check_names, documents_of
@@ -41,6 +43,8 @@ def evaluate_files(
     masking: Masking,
     seed: int,
     batch_size: int,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, dict[str, float]]:
     """As `masked_lm.evaluate`, for a saved model and text files.
 
@@ -54,13 +58,15 @@ def evaluate_files(
         masking: How tokens are masked.
         seed: Seed of the masks.
         batch_size: Blocks at a time.
+        device: Where the model runs; default: the CPU.
+        dtype: Number format of its weights.
 
     Raises:
         RecipeError: for files that cannot be read, unknown names, and what is no masked language model.
     """
     check_names(clean, documents)
     _check_files([*files, *baseline_files])
-    model, tokenizer = _load(model_name, "AutoModelForMaskedLM", "masked language model")
+    model, tokenizer = _load(model_name, "AutoModelForMaskedLM", "masked language model", device, dtype)
     masked_lm.check_tokenizer(tokenizer)
 
     def tokens(paths: list[Path], description: str) -> Any:
@@ -111,6 +117,8 @@ def evaluate_pairs(
     recipe: Recipe | None = None,
     metrics: list[str] | None = None,
     num_beams: int | None = None,
+    device: torch.device | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
     """As `text_to_text.evaluate`, for a saved model; and sacrebleu's descriptions of the metrics.
 
@@ -119,6 +127,8 @@ def evaluate_pairs(
         examples: Sources with their references.
         recipe: Its `generation` and `sequence_length` count; for None `Generation()`, and lengths as the model says.
         metrics, num_beams: In place of `generation`'s.
+        device: Where the model runs; default: the CPU.
+        dtype: Number format of its weights.
 
     Raises:
         RecipeError: for what is no sequence-to-sequence model, and for unknown metrics.
@@ -128,7 +138,7 @@ def evaluate_pairs(
     if metrics:
         changed |= {"metrics": metrics, "best_by": metrics[0]}
     generation = replace(generation, **changed)
-    model, tokenizer = _load(model_name, "AutoModelForSeq2SeqLM", "sequence-to-sequence model")
+    model, tokenizer = _load(model_name, "AutoModelForSeq2SeqLM", "sequence-to-sequence model", device, dtype)
     text_to_text.check_tokenizer(tokenizer)
     if recipe is None and model.generation_config.max_new_tokens is not None:
         generation = replace(generation, max_new_tokens=model.generation_config.max_new_tokens)
@@ -144,13 +154,15 @@ def _check_files(files: list[Path]) -> None:
             raise RecipeError(f"there is no file {file}")
 
 
-def _load(model_name: str, auto_class: str, kind: str) -> tuple[Any, Any]:
+def _load(
+    model_name: str, auto_class: str, kind: str, device: torch.device | None, dtype: torch.dtype
+) -> tuple[Any, Any]:
     import transformers
 
     import mega_transformers  # noqa: F401  (registers the models)
 
     try:
-        model = getattr(transformers, auto_class).from_pretrained(model_name)
+        model = getattr(transformers, auto_class).from_pretrained(model_name, dtype=dtype)
     except (OSError, ValueError) as error:
         raise RecipeError(f"no {kind} can be loaded from {model_name}: {error}") from None
-    return model, load_tokenizer(model_name)
+    return model.to(device or "cpu"), load_tokenizer(model_name)

@@ -1,0 +1,123 @@
+"""`--device` and `--dtype`: where a command's model runs, and in which number format."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .runtime import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+AUTO = "auto"
+DTYPES = ("float32", "bfloat16", "float16")
+DEVICE_PATTERN = re.compile(r"cpu|mps|cuda(:\d+)?")
+
+DeviceOption = Annotated[
+    str,
+    typer.Option(
+        help="Device that the model runs on: auto, cpu, cuda, cuda:N or mps; auto takes an accelerator if there is "
+        "one, and the CPU otherwise. Example: --device cuda:1"
+    ),
+]
+DTypeOption = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        help="Number format of the model: auto, float32, bfloat16 or float16; auto is float32 on every device, the "
+        "most exact one. Example: --dtype bfloat16",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model runs, and the number format of its weights."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+
+def resolve_placement(device: str = AUTO, dtype: str = AUTO) -> Placement:
+    """What the values of `--device` and `--dtype` stand for. Imports torch.
+
+    Raises:
+        UserError: see `resolve_device` and `resolve_dtype`.
+    """
+    place = resolve_device(device)
+    return Placement(place, resolve_dtype(dtype, place))
+
+
+def resolve_device(name: str = AUTO) -> torch.device:
+    """The device that a value of `--device` stands for: for "auto" cuda, mps or cpu, the first that there is.
+
+    Raises:
+        UserError: for an unknown name, and for a device that is not there.
+    """
+    import torch
+
+    found = available_devices()
+    if name == AUTO:
+        return torch.device(found[-1].partition(":")[0])
+    if not DEVICE_PATTERN.fullmatch(name):
+        raise UserError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps; this PyTorch finds {_or(found)}")
+    kind = name.partition(":")[0]
+    same = [device for device in found if device.partition(":")[0] == kind]
+    if not same:
+        raise UserError(
+            f"--device {name}: this PyTorch finds no {'CUDA' if kind == 'cuda' else 'MPS'} device; it has "
+            f"{_or(found)}; leave --device out or give --device {found[-1]}"
+        )
+    if ":" in name and name not in same:
+        raise UserError(f"--device {name}: there is no such device; give {_or(sorted(same))}")
+    return torch.device(name)
+
+
+def available_devices() -> list[str]:
+    """The devices that this PyTorch finds, "cpu" first and the one to prefer last: ["cpu", "cuda:1", "cuda:0"]."""
+    import torch
+
+    mps = ["mps"] if torch.backends.mps.is_available() else []
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return ["cpu", *mps, *(f"cuda:{index}" for index in reversed(range(count)))]
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The number format that a value of `--dtype` stands for: for "auto" float32.
+
+    Raises:
+        UserError: for an unknown name, and for a format in which the device cannot compute.
+    """
+    import torch
+
+    if name == AUTO:
+        return torch.float32
+    if name not in DTYPES:
+        raise UserError(f"--dtype {name}: expected auto, {_or(DTYPES)}")
+    dtype: torch.dtype = getattr(torch, name)
+    try:
+        _try_operators(device, dtype)
+    except (RuntimeError, TypeError) as error:  # PyTorch raises either for what it has no operator for
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"--dtype {name}: the device {device} cannot compute in it ({reason}); leave --dtype out or give --dtype "
+            "float32"
+        ) from None
+    return dtype
+
+
+def _try_operators(device: torch.device, dtype: torch.dtype) -> None:
+    """Computes with the operators that every model needs."""
+    import torch
+    import torch.nn.functional as F
+
+    numbers = torch.ones(2, 2, device=device, dtype=dtype)
+    F.layer_norm(F.softmax(numbers @ numbers, dim=-1), (2,)).sum().item()
+
+
+def _or(names: list[str] | tuple[str, ...]) -> str:
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
