@@ -9,6 +9,7 @@ import typer
 from .._version import __version__
 from .bench import bench
 from .convert import convert
+from .doctor import doctor
 from .export_legacy import export_legacy
 from .fill_mask import fill_mask
 from .generate import generate
@@ -21,7 +22,7 @@ from .train import evaluate, train
 app = typer.Typer(
     name="mega",
     help="Mega: moving average equipped gated attention. "
-    "Fill masks, write, judge texts, train, evaluate, convert, measure.",
+    "Fill masks, write, judge texts, train, evaluate, convert, measure, check.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -45,5 +46,17 @@ def options(
     """What all commands share."""
 
 
-for _command in (fill_mask, generate, text2text, perplexity, train, evaluate, convert, publish, export_legacy, bench):
+for _command in (
+    fill_mask,
+    generate,
+    text2text,
+    perplexity,
+    train,
+    evaluate,
+    convert,
+    publish,
+    export_legacy,
+    bench,
+    doctor,
+):
     app.command(_command.__name__.replace("_", "-"))(guarded(_command, load=_command in (train, evaluate)))

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import torch
 from transformers import modeling_outputs
 from transformers.generation import GenerationMixin
 
@@ -25,6 +27,8 @@ CACHE_NAME = "cache" if "cache" in _STEP_ARGUMENTS else OLD_CACHE_NAME
 def rename_cache(kwargs: dict[str, Any], name: str = "cache") -> None:
     """Renames the cache among keyword arguments, in place, whether it is called by its old or its new name.
 
+    From 5.24 on the old name is deprecated, as in transformers; before, transformers itself uses it.
+
     Args:
         kwargs: The arguments.
         name: What it is to be called.
@@ -36,12 +40,15 @@ def rename_cache(kwargs: dict[str, Any], name: str = "cache") -> None:
     if other not in kwargs:
         return
     given = kwargs.pop(other)
-    if kwargs.get(name) is None:
-        kwargs[name] = given
-    elif given is not None:
+    if given is None:
+        return
+    if kwargs.get(name) is not None:
         raise ValueError(
             "cache and past_key_values are both given, and are two names of the same argument; give cache alone"
         )
+    kwargs[name] = given
+    if other == OLD_CACHE_NAME and CACHE_NAME == "cache" and not torch.compiler.is_compiling():
+        warnings.warn("`past_key_values` is deprecated; use `cache` instead", FutureWarning, stacklevel=4)
 
 
 def takes_either_name(function: Function) -> Function:
