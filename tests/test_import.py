@@ -68,7 +68,12 @@ def ours(names: set[str]) -> set[str]:
 def test_import_imports_no_model_and_nothing_of_others() -> None:
     before = imported("")
     added = imported("import mega_transformers") - before
-    assert ours(added) == {"mega_transformers", "mega_transformers._version", "mega_transformers.registration"}
+    assert ours(added) == {
+        "mega_transformers",
+        "mega_transformers._version",
+        "mega_transformers.registration",
+        "mega_transformers.releases",
+    }
     assert not {"torch", "transformers", "numpy"} & added
     assert not imported("import torch, transformers, mega_transformers") & {
         "transformers.modeling_utils",

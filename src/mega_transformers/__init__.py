@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import registration
 from ._version import __version__
+from .releases import warn_of_untested_release
 
 if TYPE_CHECKING:
     from .models.mega.configuration_mega import MegaConfig
@@ -78,4 +79,5 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_MODULES, *_SUBPACKAGES})
 
 
+warn_of_untested_release()
 registration.register()

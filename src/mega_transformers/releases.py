@@ -1,4 +1,25 @@
 """Which releases of transformers this package is tested with, from the first to the last."""
 
+from __future__ import annotations
+
+import warnings
+from importlib.metadata import PackageNotFoundError, version
+
 OLDEST_TESTED = "5.18.0"
 NEWEST_TESTED = "5.24.0"
+
+
+def warn_of_untested_release() -> None:
+    """Warns where the installed transformers is none of the releases tested, so that nothing is silently wrong."""
+    from packaging.version import Version
+
+    try:
+        installed = version("transformers")
+    except PackageNotFoundError:  # the import that needs it says so
+        return
+    if not Version(OLDEST_TESTED) <= Version(installed) <= Version(NEWEST_TESTED):
+        warnings.warn(
+            f"transformers {installed} is installed, but mega-transformers was tested with {OLDEST_TESTED} to "
+            f"{NEWEST_TESTED}; run `mega doctor` to see whether it computes the right numbers.",
+            stacklevel=3,
+        )
