@@ -157,8 +157,8 @@ def storage(value):
 def test_long_texts_need_no_more_memory(monkeypatch):
     """What a model with chunks carries does not grow from 600 tokens to 6,000; what one without carries does."""
     made = []
-    empty_cache = streaming._empty_cache
-    monkeypatch.setattr(streaming, "_empty_cache", lambda model: made.append(empty_cache(model)) or made[-1])
+    make_cache = streaming.DynamicCache
+    monkeypatch.setattr(streaming, "DynamicCache", lambda **options: made.append(make_cache(**options)) or made[-1])
     generator = np.random.default_rng(0)
 
     def held(model, length):

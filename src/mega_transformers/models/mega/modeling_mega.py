@@ -255,7 +255,7 @@ class MegaModel(MegaPreTrainedModel):
         if given is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             raise ValueError(
                 "a cache is given, but gradient checkpointing runs every block twice, so that it cannot continue one; "
-                "leave it out, or call model.gradient_checkpointing_disable()"
+                "leave it out, or switch checkpointing off"
             )
         if config.is_decoder and (use_cache or given is not None):
             batch = leading_shape(input_ids, inputs_embeds, input_values)[0]
