@@ -73,6 +73,32 @@ assert not gc.isenabled()
     assert result.returncode == 0, result.stderr
 
 
+@pytest.mark.parametrize("end", ["", "; sys.exit(0)", "; sys.exit(3)", "; sys.exit('words')", "; 1 / 0"])
+def test_the_end_is_python_s_own_but_sooner(end: str) -> None:
+    """Output, exit code, clean-up of libraries and threads are those of a process without `_leave`."""
+    code = """
+import atexit, sys, threading, time, types
+class Late:
+    def __del__(self): print("freed")
+sys.late = Late()
+def app():
+    atexit.register(print, "cleaned up")
+    threading.Thread(target=lambda: (time.sleep(0.2), print("thread ended"))).start()
+    print("unflushed", end=" "){end}
+sys.modules["mega_transformers.cli"] = types.SimpleNamespace(app=app)
+import mega_launcher
+{without}
+mega_launcher.main()
+"""
+    command = [sys.executable, "-c"]
+    ours = run(*command, code.format(end=end, without=""))
+    usual = run(*command, code.format(end=end, without="mega_launcher._leave = lambda status: None"))
+    assert ours.returncode == usual.returncode == {"; sys.exit(3)": 3, "": 0, "; sys.exit(0)": 0}.get(end, 1)
+    assert ours.stdout.removesuffix("freed\n") == usual.stdout.removesuffix("freed\n")
+    assert "unflushed thread ended\ncleaned up\n" in ours.stdout
+    assert ours.stderr == usual.stderr
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_interrupt_exits_with_130_quietly(tmp_path: Path) -> None:
     code = """
