@@ -5,9 +5,8 @@ import them takes seconds. transformers' own models are in the other kind, table
 `MODEL_FOR_MASKED_LM_MAPPING_NAMES`: the classes are imported when one is needed. Mega's names go there too. Trainer's
 label smoothing and the checks of pipelines look into these tables as well.
 
-The tables are private to transformers, and all that depends on them is in this module. Other releases than the
-`KNOWN_RELEASES`, and tables that look different, get Mega by the public `register` when this package is imported:
-this works, and only takes longer.
+The tables are private to transformers, and all that depends on them is in this module. Other releases than those
+tested, and tables that look different, get Mega by the public `register`: this works, and only takes longer.
 
 The tables are in two modules of transformers, which cost 0.3 s themselves and need not have been imported yet. Then a
 finder at the start of `sys.meta_path` waits for them.
@@ -16,7 +15,6 @@ finder at the start of `sys.meta_path` waits for them.
 from __future__ import annotations
 
 import importlib
-import re
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -25,8 +23,9 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
+from .releases import NEWEST_TESTED, OLDEST_TESTED
+
 PACKAGE = "mega_transformers"
-KNOWN_RELEASES = range(14, 25)  # of transformers 5
 CONFIGURATIONS = "transformers.models.auto.configuration_auto"
 MODELS = "transformers.models.auto.modeling_auto"
 
@@ -88,11 +87,15 @@ def add_to(module: ModuleType) -> None:
 
 
 def _is_known_release() -> bool:
+    """Whether the tables of the installed transformers are known: patch releases do not change them."""
+    from packaging.version import Version
+
     try:
-        found = re.match(r"5\.(\d+)", version("transformers"))
+        installed = version("transformers")
     except PackageNotFoundError:
         return False
-    return found is not None and int(found[1]) in KNOWN_RELEASES
+    oldest, found, newest = (Version(name).release[:2] for name in (OLDEST_TESTED, installed, NEWEST_TESTED))
+    return oldest <= found <= newest
 
 
 def _add_configuration_names(module: Any) -> None:
