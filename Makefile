@@ -4,14 +4,16 @@ ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+OLD := .venvs/transformers-4.40.2
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-transformers lint bench clean
+.PHONY: help demo test test-transformers test-versions lint bench clean
 
 help:
 	@echo "make demo               fill masks with the bundled model"
-	@echo "make test               the tests (ARGS=... goes to pytest)"
+	@echo "make test               the tests (ARGS=... goes to pytest); makes an environment of transformers 4.40.2 too"
 	@echo "make test-transformers  transformers' own model tests on our models"
+	@echo "make test-versions      all tests on the lowest and the newest supported release of transformers"
 	@echo "make lint               ruff and mypy"
 	@echo "make bench              speed and memory against other models (ARGS=... goes to mega bench)"
 	@echo "make clean              remove .venv, caches and builds"
@@ -19,11 +21,17 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/mega fill-mask "The <mask> of the United States gave a speech."
 
+# What 4.40.2 computes is compared with what we compute. Where its environment cannot be made, pytest skips that.
 test: $(VENV)/.installed-dev
+	-@test -n "$$MEGA_OLD_PYTHON" || test -e $(OLD)/complete || $(BIN)/python -m benchmarks.peers
+	MEGA_OLD_PYTHON="$${MEGA_OLD_PYTHON:-$$(test -e $(OLD)/complete && echo $(CURDIR)/$(OLD)/bin/python)}" \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore=tests/transformers_suite --numprocesses=2 $(ARGS)
 
 test-transformers: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/transformers_suite --numprocesses=2 $(ARGS)
+
+test-versions: $(VENV)/.installed-dev
+	$(BIN)/python -m nox $(if $(ARGS),-- $(ARGS))
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/python -m ruff check .
@@ -34,7 +42,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/mega bench $(ARGS)
 
 clean:
-	rm -rf $(VENV) .venvs build dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venvs .nox build dist .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:

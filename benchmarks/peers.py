@@ -131,3 +131,12 @@ def _call(command: list[str], peer: Peer, say: Callable[[str], None]) -> None:
             f"The environment of {peer.name} could not be made: {' '.join(command)} ended with {process.returncode}:\n"
             f"{''.join(tail)}Name an existing interpreter with --peer-python {peer.name}=/path/to/python instead."
         )
+
+
+if __name__ == "__main__":  # for the tests that compare with it
+    try:
+        interpreter(
+            PEERS[OLD], {}, lambda line: print(line, flush=True) if "making" in line or "installing" in line else None
+        )
+    except RuntimeError as error:
+        sys.exit(str(error))

@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -133,15 +134,15 @@ def _finding(device: torch.device, check: str, limit: float, run: Callable[[torc
 
 def _checks() -> Iterator[tuple[str, float, Callable[[torch.device], float]]]:
     for kind in KINDS:
-        yield f"cached decoding = uncached ({kind})", LIMIT, lambda device, kind=kind: _cached_decoding(device, kind)
+        yield f"cached decoding = uncached ({kind})", LIMIT, partial(_cached_decoding, kind=kind)
     yield "reading a prompt in pieces = at once", LIMIT, _pieces
     yield "generate, greedy = the model's own logits", LIMIT, _greedy
     yield "generate, 3 beams = the model's own logits", LIMIT, _beams
     yield "generate, assisted = greedy", LIMIT, _assisted
     yield "generate, static cache = greedy", LIMIT, _static
     yield "generate, encoder-decoder = the model's own logits", LIMIT, _text_to_text
-    yield "padding on the right = no padding", LIMIT, lambda device: _padded(device, "right")
-    yield "padding on the left = no padding", LIMIT, lambda device: _padded(device, "left")
+    yield "padding on the right = no padding", LIMIT, partial(_padded, side="right")
+    yield "padding on the left = no padding", LIMIT, partial(_padded, side="left")
     yield "packed rows = documents one by one", LIMIT, _packed
     yield "save and load", 0.0, _saved
     yield "EMA and its gradients = the definition", LIMIT, _ema_gradients
@@ -149,10 +150,10 @@ def _checks() -> Iterator[tuple[str, float, Callable[[torch.device], float]]]:
         yield (
             f"{activation} attention and its gradients = the definition",
             LIMIT,
-            lambda device, activation=activation: _attention_gradients(device, activation),
+            partial(_attention_gradients, activation=activation),
         )
     for name, limit in HALF_LIMITS.items():
-        yield f"{name} = float32", limit, lambda device, name=name: _half(device, getattr(torch, name))
+        yield f"{name} = float32", limit, partial(_half, dtype=getattr(torch, name))
 
 
 # -- models and what they are given

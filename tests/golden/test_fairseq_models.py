@@ -77,7 +77,7 @@ def load(model: MegaPreTrainedModel, case: Case, name_of=our_name) -> MegaPreTra
         ours = name_of(name)
         if ours is not None:
             if tensor.shape != own[ours].shape:  # with chunks they hold 2 * chunk_size - 1 biases
-                tensor = torch.cat([tensor, torch.full_like(own[ours][tensor.numel() :], float("nan"))])
+                tensor = torch.cat([tensor, tensor.new_full((own[ours].numel() - tensor.numel(),), float("nan"))])
             state[ours] = tensor
     info = model.load_state_dict(state, strict=False)
     assert not info.unexpected_keys

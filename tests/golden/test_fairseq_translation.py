@@ -71,7 +71,7 @@ def translation_model(case: Case, device: str, attn_implementation: str) -> Mega
         if ours is None:
             continue
         if tensor.shape != own[ours].shape:  # with chunks they hold 2 * chunk_size - 1 biases
-            tensor = torch.cat([tensor, torch.full_like(own[ours][tensor.numel() :], float("nan"))])
+            tensor = torch.cat([tensor, tensor.new_full((own[ours].numel() - tensor.numel(),), float("nan"))])
         state[ours] = tensor
     info = model.load_state_dict(state, strict=False)
     assert info.missing_keys == ["lm_head.weight"] and not info.unexpected_keys

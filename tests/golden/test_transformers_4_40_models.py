@@ -16,6 +16,8 @@ from golden_io import (
     read_case,
 )
 
+from mega_transformers.models.mega.compat_mega import CACHE_NAME
+
 AUTO = {
     "MegaModel": transformers.AutoModel,
     "MegaForCausalLM": transformers.AutoModelForCausalLM,
@@ -220,8 +222,8 @@ def test_generic_encoder_decoder(name, device, attn_implementation):
         cache, logits = None, []
         for step in ids.split(1, dim=1):
             given = {**case.input, "decoder_input_ids": step}
-            part = model(**given, cache=cache, use_cache=True)
-            cache = part.cache
+            part = model(**given, **{CACHE_NAME: cache}, use_cache=True)  # a class of transformers, so its own name
+            cache = part[CACHE_NAME]
             logits.append(part.logits)
     real = case.input["attention_mask"].bool()
     reference = case.output["encoder_last_hidden_state"]
