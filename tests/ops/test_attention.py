@@ -190,3 +190,13 @@ def test_unknown_and_impossible_requests_are_refused():
         attention(q, k, v, None, rule, need_weights=True, backend="sdpa")
     with pytest.raises(ValueError, match="holds"):
         attention(q, k, v, SimpleBias(torch.zeros(5), 2), rule)
+
+
+def test_second_derivatives_are_refused_by_the_blocks():
+    """They have a backward pass of their own; `backend="reference"` gives second derivatives."""
+    q, k, v = (torch.randn(1, 9, 3, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    rule = Visibility.build(None, 9, chunk_size=None, causal=True)
+    output, _ = attention(q, k, v, None, rule, backend="blockwise")
+    with pytest.raises(RuntimeError, match="blockwise attention has no second derivatives"):
+        grad(output.square().sum(), q, create_graph=True)
+    assert torch.autograd.gradgradcheck(lambda *qkv: attention(*qkv, None, rule, backend="reference")[0], (q, k, v))

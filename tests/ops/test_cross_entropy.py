@@ -47,3 +47,18 @@ def test_half_precision_accumulates_in_float32():
     assert logits.dtype == torch.bfloat16
     assert total.dtype == torch.float32
     assert torch.allclose(total, F.cross_entropy(logits.float(), labels, reduction="sum"), rtol=1e-5)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_second_derivatives(with_bias):
+    hidden = torch.randn(7, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(5, dtype=torch.float64, requires_grad=True) if with_bias else None
+    labels = torch.tensor([0, -100, 4, 2, 2, -100, 1])
+    inputs = (hidden, weight) if bias is None else (hidden, weight, bias)
+
+    def run(hidden, weight, bias=None):
+        return linear_cross_entropy(hidden, weight, bias, labels)
+
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.autograd import grad
 
+from mega_transformers.ops.ema import chunked as chunked_module
 from mega_transformers.ops.ema import ema, ema_coefficients, ema_kernel
 from mega_transformers.ops.ema.chunked import block_size, ema_chunked
 
@@ -179,3 +180,29 @@ def test_contradicting_arguments_are_refused(options, message):
     parameters = make_parameters(2, 2, options.get("bidirectional", False))
     with pytest.raises(ValueError, match=message):
         ema(torch.zeros(1, 4, 2, dtype=torch.float64), *parameters, **options)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("truncation", [None, 5])
+@pytest.mark.parametrize("backend", ["chunked", "direct", "fft"])
+def test_second_derivatives(backend, truncation, bidirectional, monkeypatch):
+    monkeypatch.setattr(chunked_module, "block_size", lambda length: 4)
+    parameters = make_parameters(2, 2, bidirectional)
+    x = torch.randn(2, 11, 2, dtype=torch.float64, requires_grad=True)
+    options = {"bidirectional": bidirectional, "truncation": truncation, "backend": backend}
+    assert torch.autograd.gradcheck(lambda *given: ema(*given, **options), (x, *parameters))
+    assert torch.autograd.gradgradcheck(lambda *given: ema(*given, **options), (x, *parameters))
+
+
+@pytest.mark.parametrize("backend", ["chunked", "step"])
+def test_second_derivatives_with_a_state(backend, monkeypatch):
+    monkeypatch.setattr(chunked_module, "block_size", lambda length: 4)
+    parameters = make_parameters(2, 3, False)
+    x = torch.randn(2, 11 if backend == "chunked" else 1, 2, dtype=torch.float64, requires_grad=True)
+    state = torch.randn(2, 2, 3, dtype=torch.float64, requires_grad=True)
+
+    def run(x, state, *parameters):
+        return ema(x, *parameters, state=state, return_state=True, backend=backend)
+
+    assert torch.autograd.gradcheck(run, (x, state, *parameters))
+    assert torch.autograd.gradgradcheck(run, (x, state, *parameters))

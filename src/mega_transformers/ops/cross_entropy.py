@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from .autocast import no_autocast
+from .second_derivatives import gradients_with_graph
 
 CPU_BUDGET = 1 << 21
 GPU_BUDGET = 1 << 27
@@ -27,13 +28,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
             normalizer[start : start + block.numel()] = block
             total += (block - scores.gather(1, labels[some].unsqueeze(1)).squeeze(1)).sum()
         ctx.save_for_backward(hidden, weight, bias, labels, logits, rows, normalizer)
-        ctx.dense = dense
+        ctx.dense, ctx.ignore_index = dense, ignore_index
         ctx.set_materialize_grads(False)
         return total, logits
 
     @staticmethod
     def backward(ctx, dtotal, dlogits):
         hidden, weight, bias, labels, logits, rows, normalizer = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for second derivatives
+
+            def plain(hidden, weight, bias):
+                logits = F.linear(hidden, weight, bias)
+                wide = logits.to(normalizer.dtype)
+                return F.cross_entropy(wide, labels, ignore_index=ctx.ignore_index, reduction="sum"), logits
+
+            return *gradients_with_graph(plain, (hidden, weight, bias), (dtotal, dlogits)), None, None
         dhidden = torch.zeros_like(hidden)
         dweight = torch.zeros_like(weight)
         dbias = None if bias is None else torch.zeros_like(bias)

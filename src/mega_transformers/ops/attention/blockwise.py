@@ -167,6 +167,11 @@ class _BlockwiseAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, doutput):
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                'blockwise attention has no second derivatives; backend="reference" has, and models with '
+                'attn_implementation="eager"'
+            )
         q, k, v, diagonals, output = ctx.saved_tensors
         problem: _Problem = ctx.problem
         softmax = problem.activation == "softmax"

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ..relative_bias import sum_diagonals, toeplitz
+from ..second_derivatives import gradients_with_graph
 from .reference import EMACoefficients, lag_input
 
 
@@ -144,14 +145,22 @@ class _ChunkedEMA(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, diagonals, E, G, decay, keep, initial, bidirectional):
         y, H = _blocks_forward(x, diagonals, E, G, decay, keep, initial, bidirectional)
-        ctx.save_for_backward(x, diagonals, E, G, decay, keep, H)
+        ctx.save_for_backward(x, diagonals, E, G, decay, keep, initial, H)
         ctx.bidirectional, ctx.has_initial = bidirectional, initial is not None
         ctx.set_materialize_grads(False)
         return y, H[:, :, -1].clone()
 
     @staticmethod
     def backward(ctx, dy, dentering):
-        x, diagonals, E, G, decay, keep, H = ctx.saved_tensors
+        x, diagonals, E, G, decay, keep, initial, H = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for second derivatives: H depends on the inputs too
+
+            def plain(x, diagonals, E, G, decay, initial):
+                y, H = _blocks_forward(x, diagonals, E, G, decay, keep, initial, ctx.bidirectional)
+                return y, H[:, :, -1]
+
+            grads = gradients_with_graph(plain, (x, diagonals, E, G, decay, initial), (dy, dentering))
+            return *grads[:5], None, grads[5], None
         batch, m = x.shape[0], E.shape[1]
         X = _to_blocks(x, m)
         dY = _to_blocks(torch.zeros_like(x) if dy is None else dy, m)
