@@ -63,7 +63,7 @@ def test_rotary_features_give_the_same_bias(device):
     module = MegaRotaryRelativePositionalBias(config_of({"zdim": case.meta["embed_dim"]})).to(device)
     load_parameters(module, case.param, "rel_pos_bias.")
     for key, reference in case.output.items():
-        positions = torch.arange(int(key.removeprefix("bias_")))
+        positions = torch.arange(int(key.removeprefix("bias_")), device=device)
         queries, keys = module().query_features(positions), module().key_features(positions)
         assert_outputs(queries @ keys.T, reference, key)
 

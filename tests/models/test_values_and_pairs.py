@@ -171,7 +171,7 @@ def test_pipeline_of_sounds():
     classify = pipeline("audio-classification", model=model, feature_extractor=Wav2Vec2FeatureExtractor())
     sound = np.sin(np.arange(800, dtype=np.float32) / 7)
     found = classify(sound)
-    inputs = classify.feature_extractor(sound, sampling_rate=16000, return_tensors="pt")
+    inputs = classify.feature_extractor(sound, sampling_rate=16000, return_tensors="pt").to(model.device)
     probabilities = model(**inputs).logits.softmax(-1)[0]
     best = int(probabilities.argmax())
     assert found[0]["label"] == model.config.id2label[best]
