@@ -1,4 +1,4 @@
-# Everything runs in .venv, which is made and updated as needed. PYTHON is the interpreter that makes it (3.10 or later).
+# Everything runs in .venv, which is made and updated as needed. PYTHON is the interpreter that makes it (3.11 or later).
 PYTHON ?= python3
 ARGS ?=
 
@@ -46,7 +46,7 @@ clean:
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed, for example: make PYTHON=python3.12 demo")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, for example: make PYTHON=python3.12 demo")'
 	$(PYTHON) -m venv $(VENV)
 
 # What is installed depends on these two files only: the package itself is linked to, not copied.

@@ -209,7 +209,7 @@ def _met(value: float | None, target: float | None, at_least: bool) -> bool | No
 
 def now() -> str:
     """The date and time in UTC, to the second."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def machine() -> dict[str, Any]:

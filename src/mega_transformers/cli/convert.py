@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ..convert import Report
 
 
-class Dtype(str, Enum):
+class Dtype(StrEnum):
     """What weights can be stored in."""
 
     auto = "auto"
@@ -25,7 +25,7 @@ class Dtype(str, Enum):
     bfloat16 = "bfloat16"
 
 
-class Which(str, Enum):
+class Which(StrEnum):
     """Which weights of a file of fairseq to convert."""
 
     model = "model"
