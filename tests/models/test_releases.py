@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_config
+from tiny import CAUSAL, tiny_config
 from transformers import DynamicCache, EncoderDecoderCache
 from transformers.utils import TransformersKwargs
 
@@ -21,7 +21,6 @@ import mega_transformers
 from mega_transformers import MegaForCausalLM, MegaForConditionalGeneration, MegaPreTrainedModel, MegaSeq2SeqConfig
 from mega_transformers.models.mega import compat_mega
 
-CAUSAL = {"is_decoder": True, "bidirectional": False}
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 CLASSES = sorted(
     set(mega_transformers.__all__) - {"MegaConfig", "MegaSeq2SeqConfig", "MegaPreTrainedModel", "__version__"}
