@@ -31,7 +31,7 @@ def test_inference_in_pieces(monkeypatch, chunk_size, length, activation, paddin
         monkeypatch.setattr(recompute, "PIECE", 16)
         taken = []
         monkeypatch.setattr(
-            model.layers[0].nffn, "_feed", lambda x, feed=model.layers[0].nffn._feed: taken.append(x) or feed(x)
+            model.layers[0].nffn, "_feed", lambda x, r, feed=model.layers[0].nffn._feed: taken.append(x) or feed(x, r)
         )
         got = model(ids, attention_mask=mask).last_hidden_state
     assert len(taken) > 1

@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mega_transformers.layers.linear import project
+from torch.nn.modules.module import register_module_forward_hook
+
+from mega_transformers.layers.linear import is_plain, linear
 from mega_transformers.ops.few_rows import LEAST_WEIGHTS, MOST_ROWS, linear_few_rows
 
 
@@ -32,11 +34,39 @@ def test_gradients_flow():
     torch.testing.assert_close(hidden.grad[0], weight.sum(0))
 
 
-def test_hooks_of_a_layer_are_called():
-    layer, seen = torch.nn.Linear(128, 128), []
-    x = torch.randn(1, 1, 128)
+def changes(layer):
+    """Ways in which users change what calling a layer does; each counts its calls."""
+    calls = []
+    plain = layer.forward
+    yield "forward hook", lambda: layer.register_forward_hook(lambda *_: calls.append(1)), calls
+    yield "forward pre-hook", lambda: layer.register_forward_pre_hook(lambda *_: calls.append(1)), calls
+    yield "global hook", lambda: register_module_forward_hook(lambda *_: calls.append(1)), calls
+
+    class Restored:
+        def __init__(self):
+            layer.forward = lambda x: calls.append(1) or plain(x)
+
+        def remove(self):
+            del layer.forward
+
+    yield "replaced forward", Restored, calls
+
+
+def test_whatever_users_do_to_a_layer_takes_effect():
+    layer, x = torch.nn.Linear(128, 128), torch.randn(1, 1, 128)
     with torch.no_grad():
-        plain = project(layer, x)
-        layer.register_forward_hook(lambda *_: seen.append(1))
-        assert torch.allclose(project(layer, x), plain, atol=1e-6)
-    assert seen == [1]
+        expected = layer(x)
+        assert is_plain(layer)
+        for name, change, calls in changes(layer):
+            handle = change()
+            assert torch.allclose(linear(layer, x), expected, atol=1e-6)
+            assert calls == [1], name
+            calls.clear()
+            handle.remove()
+        assert is_plain(layer)
+    for hook in (layer.register_full_backward_hook, layer.register_full_backward_pre_hook):
+        handle = hook(lambda *_: None)
+        assert not is_plain(layer)
+        handle.remove()
+    torch.nn.utils.parametrizations.weight_norm(layer)
+    assert not is_plain(layer)

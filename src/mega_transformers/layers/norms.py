@@ -5,18 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 if TYPE_CHECKING:
     from ..models.mega.configuration_mega import MegaConfig
 
 EPSILON = 1e-5
-
-
-def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """1 / sqrt(mean of squares + eps) over the last dimension, in float32 at least."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return torch.rsqrt(x.square().sum(-1, keepdim=True) * (1.0 / x.shape[-1]) + eps)
 
 
 class MegaScaleNorm(nn.Module):
@@ -29,10 +24,8 @@ class MegaScaleNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., d) -> (..., d)."""
-        scale = _inverse_rms(x, self.eps)
-        if self.scalar is not None:
-            scale = scale * self.scalar
-        return x * scale.to(x.dtype)
+        size = x.shape[-1:]
+        return F.rms_norm(x, size, None if self.scalar is None else self.scalar.to(x.dtype).expand(size), self.eps)
 
 
 class MegaRMSNorm(nn.Module):
@@ -49,9 +42,10 @@ class MegaRMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., d) -> (..., d)."""
+        weight = None if self.weight is None else self.weight.to(x.dtype)
         if self.normalize:
-            x = x * _inverse_rms(x, self.eps).to(x.dtype)
-        return x if self.weight is None else x * self.weight
+            return F.rms_norm(x, x.shape[-1:], weight, self.eps)
+        return x if weight is None else x * weight
 
 
 class MegaSequenceNorm(nn.Module):

@@ -176,12 +176,29 @@ class AttentionLayout:
             parts.append(self._part(done, self.queries, key + whole * size, self.keys, 1, batch))
         return parts
 
+    def pieces(self, tokens: int) -> list[tuple[slice, AttentionLayout]] | None:
+        """The tokens in pieces of whole chunks, about that many each; None where chunks are no views, or one piece."""
+        if self.chunk is None or self.start is not None or self.reset is not None or self.keys != self.queries:
+            return None
+        step = max(1, tokens // self.chunk) * self.chunk
+        if self.queries <= step:
+            return None
+        pieces = []
+        for start in range(0, self.queries, step):
+            stop = min(start + step, self.queries)
+            real = None if self.real is None else self.real[:, start:stop]
+            piece = replace(self, queries=stop - start, keys=stop - start, real=real, tokens=None)
+            pieces.append((slice(start, stop), piece))
+        return pieces
+
     def _part(self, query: int, stop: int, key: int, key_stop: int, chunks: int, batch: int) -> Part:
         real = None if self.real is None else dropped_if_full(self.real[:, key:key_stop])
         if real is not None and chunks > 1:
             real = real.reshape(-1, self.chunk or 0)
         length, keys = (stop - query) // chunks, (key_stop - key) // chunks
-        layout = AttentionLayout(length, keys, self.causal, offset=keys - length if self.causal else 0, real=real)
+        layout = replace(
+            self, queries=length, keys=keys, chunk=None, offset=keys - length if self.causal else 0, real=real, tokens=None
+        )
         return Part(query, stop, key, key_stop, chunks, layout)
 
 

@@ -25,10 +25,11 @@ class BiasTable(NamedTuple):
         0 where there is no entry: a matrix may hold keys that no query sees.
         """
         first, stop = self.span(distance, rows, columns)
-        low, high = max(first, 0), min(stop, self.values.shape[0])
-        window = self.values[low : max(low, high)]
-        if high - low < stop - first:
-            window = F.pad(window, (low - first, stop - first - (low - first) - window.shape[0]))
+        window = self.values[max(first, 0) : max(stop, 0)]
+        missing = rows + columns - 1 - window.shape[0]
+        if missing:
+            before = min(max(-first, 0), missing)
+            window = F.pad(window, (before, missing - before))
         return toeplitz(window, rows, columns)
 
     def span(self, distance: int, rows: int, columns: int) -> tuple[int, int]:

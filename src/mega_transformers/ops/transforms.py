@@ -56,7 +56,7 @@ def loop_over_vmapped(function: Callable[..., Any], info: Any, in_dims: Any, inp
     """A rule for `torch.vmap`: calls `function` for each element, and stacks what it returns."""
     results = []
     for i in range(info.batch_size):
-        given = [x if dim is None else x.select(dim, i) for x, dim in zip(inputs, in_dims)]
+        given = [x.select(dim, i) if isinstance(dim, int) else x for x, dim in zip(inputs, in_dims)]
         results.append(function(*given))
     if torch.is_tensor(results[0]):
         return torch.stack(results), 0

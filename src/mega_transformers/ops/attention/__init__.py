@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 
@@ -130,7 +132,7 @@ def _with_weights(q, k, v, bias, layout, **options):
         real = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device)
     if real is not None:
         real = in_chunks(real.unsqueeze(-1)).squeeze(-1)
-    chunks = AttentionLayout(size, size, layout.causal, real=real)
+    chunks = replace(layout, queries=size, keys=size, chunk=None, start=None, stop=None, real=real, tokens=None)
     q, k, v = (in_chunks(x) for x in (q, k, v))
     output, weights = attention_reference(
         q, k, v, bias_table(bias, chunks), chunks, chunks=(length + padding) // size, **options

@@ -6,7 +6,7 @@ computes them again. On a CPU a tile stays in the processor's cache, which makes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -250,8 +250,9 @@ def backward_pass(
     output: torch.Tensor,
     doutput: torch.Tensor,
     call: Call,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The gradients of q, k, v and the bias' values; sums over tiles are in float32 at least."""
+    needs: Sequence[bool],
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients of q, k, v and the bias' values, None where not needed; summed over tiles in float32 at least."""
     work = _Pass(q, k, v, values, call)
     wide = torch.promote_types(q.dtype, torch.float32)
     covered = work.tiles()
@@ -260,7 +261,9 @@ def backward_pass(
     dk, dv = (
         torch.empty_like(x) if alone else torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k, v)
     )
-    dvalues = None if values is None else torch.zeros(values.shape, dtype=wide, device=values.device)
+    dvalues = None
+    if values is not None and needs[3]:
+        dvalues = torch.zeros(values.shape, dtype=wide, device=values.device)
     for tile in covered:
         rows, queries, keys = tile.rows, tile.queries, tile.keys
         hidden = _hidden(call.layout, tile, q.device)
@@ -275,7 +278,10 @@ def backward_pass(
         if call.dropout:
             kept = work.kept(weights.to(v.dtype)).to(wide)
             used, dweights = weights * kept, dweights.mul_(kept)
-        _accumulate(dv[rows, keys], used.to(v.dtype).transpose(1, 2), grad, alone)
+        if needs[2]:
+            _accumulate(dv[rows, keys], used.to(v.dtype).transpose(1, 2), grad, alone)
+        if not (needs[0] or needs[1] or dvalues is not None):
+            continue
         if work.softmax:
             delta = (doutput[rows, queries] * output[rows, queries]).sum(-1, keepdim=True).to(wide)
             dscores = dweights.sub_(delta).mul_(weights)
@@ -286,12 +292,19 @@ def backward_pass(
         if dvalues is not None:
             _add_to_table(dvalues, dscores, work, tile)
         dscores = dscores.to(q.dtype)
-        _accumulate(dk[rows, keys], dscores.transpose(1, 2), scaled, alone)
-        _assign(dq[rows, queries], dscores, k[rows, keys])
+        if needs[1]:
+            _accumulate(dk[rows, keys], dscores.transpose(1, 2), scaled, alone)
+        if needs[0]:
+            _assign(dq[rows, queries], dscores, k[rows, keys])
     # a scale per query is in the scaled queries already
     dk.mul_(work.slope * (work.scale if isinstance(work.scale, float) else 1.0))
     dq.mul_(work.scale).mul_(work.slope)
-    return dq, dk.to(k.dtype), dv.to(v.dtype), None if dvalues is None else dvalues.to(values.dtype)  # type: ignore[union-attr]
+    return (
+        dq if needs[0] else None,
+        dk.to(k.dtype) if needs[1] else None,
+        dv.to(v.dtype) if needs[2] else None,
+        None if dvalues is None or values is None else dvalues.to(values.dtype),
+    )
 
 
 def _add_to_table(dvalues: torch.Tensor, dscores: torch.Tensor, work: _Pass, tile: _Tile) -> None:
@@ -353,7 +366,8 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        return *_AttentionBackward.apply(*ctx.saved_tensors, grads[0], ctx.call), None
+        needs = tuple(ctx.needs_input_grad[:4])
+        return *_AttentionBackward.apply(*ctx.saved_tensors, grads[0], ctx.call, needs), None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
@@ -362,12 +376,13 @@ class _Attention(torch.autograd.Function):
 
 class _AttentionBackward(torch.autograd.Function):
     @staticmethod
-    def forward(q: Any, k: Any, v: Any, values: Any, output: Any, doutput: Any, call: Call) -> Any:
-        return backward_pass(q, k, v, values, output, doutput, call)
+    def forward(*inputs: Any) -> Any:
+        return backward_pass(*inputs)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        q, k, v, values, _, doutput, ctx.call = inputs
+        q, k, v, values, _, doutput, ctx.call, _ = inputs
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, values, doutput)
 
     @staticmethod
@@ -376,7 +391,7 @@ class _AttentionBackward(torch.autograd.Function):
         found, of_doutput = second_derivatives(
             lambda *given: _plain(*given, ctx.call), inputs, (doutput,), grads
         )
-        return *found, None, *of_doutput, None
+        return *found, None, *of_doutput, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
@@ -398,12 +413,11 @@ def attention_tiled(
     # drawn on the CPU: no synchronisation, and gradient checkpointing replays it
     seed = torch.randint(2**62, ()) if dropout else None
     if torch.compiler.is_compiling():
-        from .operator import tiled_operator
+        from ..compiled import attention_operator
 
-        whole = isinstance(layout.offset, int)
-        tensors = [layout.start, layout.stop, layout.real, None if whole else layout.offset]
-        offset = layout.offset if whole else 0
-        options = (offset, layout.chunk, layout.causal, zero, activation, dropout, seed)
-        return tiled_operator(q, k, v, values, tensors, *options)
-    seed = 0 if seed is None else int(seed)
-    return _Attention.apply(q, k, v, values, Call(layout, zero, activation, dropout, seed))
+        given = (layout.start, layout.stop, layout.real)
+        offset, offsets = (layout.offset, None) if isinstance(layout.offset, int) else (0, layout.offset)
+        options = (offset, layout.chunk, layout.causal, zero, activation, dropout)
+        return attention_operator(q, k, v, values, *given, offsets, seed, *options)
+    call = Call(layout, zero, activation, dropout, 0 if seed is None else int(seed))
+    return _Attention.apply(q, k, v, values, call)

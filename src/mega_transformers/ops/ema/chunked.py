@@ -166,7 +166,8 @@ class _ChunkedEMA(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         dy, dentering, _ = grads
-        found = _ChunkedEMABackward.apply(*ctx.saved_tensors, dy, dentering, ctx.bidirectional)
+        needs = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:5]), ctx.needs_input_grad[6]
+        found = _ChunkedEMABackward.apply(*ctx.saved_tensors, dy, dentering, ctx.bidirectional, needs)
         dx, ddiagonals, dE, dG, ddecay, dinitial = found
         return dx, ddiagonals, dE, dG, ddecay, None, dinitial, None
 
@@ -177,28 +178,31 @@ class _ChunkedEMA(torch.autograd.Function):
 
 class _ChunkedEMABackward(torch.autograd.Function):
     @staticmethod
-    def forward(x, diagonals, E, G, decay, keep, initial, H, dy, dentering, bidirectional):
+    def forward(x, diagonals, E, G, decay, keep, initial, H, dy, dentering, bidirectional, needs):
         batch, m = x.shape[0], E.shape[1]
-        X = _to_blocks(x, m)
         dY = _to_blocks(torch.zeros_like(x) if dy is None else dy, m)
         dH = torch.bmm(dY, G.transpose(1, 2)).unflatten(1, (batch, -1))
         if dentering is not None:
             dH[:, :, -1] += dentering
         dS = _carry_adjoint(dH, decay, keep, bidirectional)
-        T = toeplitz(diagonals, m, m)
-        dX = torch.baddbmm(torch.bmm(dY, T.transpose(1, 2)), dS.flatten(1, 2), E.transpose(1, 2))
-        return (
-            _from_blocks(dX, batch),
-            sum_diagonals(torch.bmm(X.transpose(1, 2), dY)),
-            torch.bmm(X.transpose(1, 2), dS.flatten(1, 2)),
-            torch.bmm(H.flatten(1, 2).transpose(1, 2), dY),
-            (dS * H).sum((1, 2)),
-            None if initial is None else dH[:, :, 0] + decay.unsqueeze(1) * dS[:, :, 0],
-        )
+        dx = ddiagonals = dE = dG = ddecay = dinitial = None
+        if needs[0]:
+            T = toeplitz(diagonals, m, m)
+            dX = torch.baddbmm(torch.bmm(dY, T.transpose(1, 2)), dS.flatten(1, 2), E.transpose(1, 2))
+            dx = _from_blocks(dX, batch)
+        if needs[1]:
+            X = _to_blocks(x, m).transpose(1, 2)
+            ddiagonals = sum_diagonals(torch.bmm(X, dY))
+            dE = torch.bmm(X, dS.flatten(1, 2))
+            dG = torch.bmm(H.flatten(1, 2).transpose(1, 2), dY)
+            ddecay = (dS * H).sum((1, 2))
+        if initial is not None and needs[2]:
+            dinitial = dH[:, :, 0] + decay.unsqueeze(1) * dS[:, :, 0]
+        return dx, ddiagonals, dE, dG, ddecay, dinitial
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, _, dy, dentering, ctx.bidirectional = inputs
+        *tensors, _, dy, dentering, ctx.bidirectional, _ = inputs
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, dy, dentering)
 
@@ -211,7 +215,7 @@ class _ChunkedEMABackward(torch.autograd.Function):
             return _blocks_forward(x, diagonals, E, G, decay, keep, initial, ctx.bidirectional)[:2]
 
         of_inputs, of_grads = second_derivatives(plain, [*inputs[:5], inputs[6]], (dy, dentering), grads)
-        return *of_inputs[:5], None, of_inputs[5], None, *of_grads, None
+        return *of_inputs[:5], None, of_inputs[5], None, *of_grads, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
