@@ -13,6 +13,7 @@ from ..ops.attention import attention
 from ..ops.layout import AttentionLayout, self_attention_layout
 from .dropout import MegaDropout
 from .ema import MegaMultiDimensionDampedEma
+from .gate import gated_residual
 from .linear import linear
 from .norms import MegaSequenceNorm
 from .position_bias import relative_positional_bias
@@ -138,7 +139,7 @@ class MegaMovingAverageGatedAttention(nn.Module):
     ) -> torch.Tensor:
         """Old hidden states and new ones, made of what was attended to, mixed by the update gate: (B, L, d)."""
         candidate = self.dropout(self.activation(intermediate + linear(self.h_proj, attended * F.silu(gate))))
-        return torch.lerp(residual, candidate, torch.sigmoid(update))
+        return gated_residual(residual, candidate, update)
 
     def _pieces(
         self, x: torch.Tensor, layout: AttentionLayout, cache_layer: MegaCacheLayer | None

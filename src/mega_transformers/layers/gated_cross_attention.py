@@ -12,6 +12,7 @@ from transformers.activations import ACT2FN
 from ..ops.attention import attention
 from ..ops.layout import AttentionLayout
 from .dropout import MegaDropout
+from .gate import gated_residual
 from .linear import linear
 from .norms import MegaSequenceNorm
 from .position_bias import relative_positional_bias
@@ -90,5 +91,5 @@ class MegaGatedCrossAttention(nn.Module):
             backend="reference" if eager else None,
         )
         candidate = self.dropout(self.activation(linear(self.h_proj, attended * F.silu(gate))))
-        output = torch.lerp(hidden_states, candidate, torch.sigmoid(update))
+        output = gated_residual(hidden_states, candidate, update)
         return output if self.prenorm else self.norm(output), weights

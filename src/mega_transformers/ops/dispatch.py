@@ -40,9 +40,9 @@ class Row(NamedTuple):
 
     def fits(self, length: int, **asked: object) -> bool:
         """Whether the row is for that length and everything else asked."""
-        if self.longest is not None and length > self.longest:
+        if not all(getattr(self, name) in (None, value) for name, value in asked.items()):
             return False
-        return all(getattr(self, name) in (None, value) for name, value in asked.items())
+        return self.longest is None or length <= self.longest
 
 
 EMA = (

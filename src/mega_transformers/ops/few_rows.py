@@ -14,9 +14,9 @@ def are_few_rows(x: torch.Tensor) -> bool:
     """Whether `linear_few_rows` has a faster way for x (..., d): a handful of rows on a CPU, without a gradient."""
     return (
         x.device.type == "cpu"
-        and 0 < x.numel() <= MOST_ROWS * x.shape[-1]
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and 0 < x.numel() <= MOST_ROWS * x.shape[-1]
         and not torch.is_autocast_enabled("cpu")
     )
 

@@ -48,6 +48,20 @@ class BiasTable(NamedTuple):
         return index.clamp(0, self.values.shape[0] - 1)
 
 
+class BiasMatrix(NamedTuple):
+    """A bias of all queries and keys, (L, S) or (B, L, S), for graphs that are to serve any length."""
+
+    values: torch.Tensor
+
+    def tile(self, distance: int, rows: int, columns: int) -> torch.Tensor:
+        """The matrix (L, S)."""
+        return self.values
+
+    def tiles(self, distance: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+        """The matrices (B, L, S)."""
+        return self.values
+
+
 def toeplitz(diagonals: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     """The matrices M[..., i, j] = diagonals[..., rows - 1 + j - i]: (..., rows + columns - 1) to (..., rows, columns)."""
     windows = diagonals.unfold(-1, columns, 1)

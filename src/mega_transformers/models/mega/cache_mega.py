@@ -272,14 +272,12 @@ class MegaCacheLayer(_EMAState, CacheLayerMixin):
             self._roll_back(record, recorded - count)
             self.seen -= count
         real, first = self.padding
-        first = None if first is None else first.clamp(max=self.seen)
-        stop = self._keys.length - count
-        needed = stop
-        if self.chunk_size is not None:  # the others were for rolling back
-            needed = min(stop, self.seen % self.chunk_size if first is None else self.chunk_size - 1)
-        self._keys.keep(stop - needed, stop)
-        self._values.keep(stop - needed, stop)
-        self.padding = Padding(None if real is None else real[:, stop - needed : stop], first)
+        kept = self._keys.length - count
+        self._keys.keep(0, kept)
+        self._values.keep(0, kept)
+        self.padding = Padding(
+            None if real is None else real[:, :kept], None if first is None else first.clamp(max=self.seen)
+        )
 
     def _roll_back(self, record: _Record, tokens: int) -> None:
         """The EMA's state after the first `tokens` recorded ones."""

@@ -11,7 +11,7 @@ from ..activations import ELEMENTWISE
 from ..autocast import no_autocast
 from ..dispatch import attention_form
 from ..layout import AttentionLayout, first_real_column
-from ..relative_bias import BiasTable, RelativeBias
+from ..relative_bias import BiasMatrix, BiasTable, RelativeBias, RotaryBias
 from .flex import attention_flex
 from .fused import attention_fused, is_fusable
 from .reference import attention_reference
@@ -90,10 +90,15 @@ def attention(
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
 
 
-def bias_table(bias: RelativeBias | BiasTable | None, layout: AttentionLayout) -> BiasTable | None:
+def bias_table(bias: RelativeBias | BiasTable | None, layout: AttentionLayout) -> BiasTable | BiasMatrix | None:
     """The values of a bias at all distances of a layout."""
     if bias is None or isinstance(bias, BiasTable):
         return bias
+    if torch.compiler.is_exporting() and isinstance(bias, RotaryBias):  # to cut windows would fix the length
+        column = torch.arange(layout.keys, device=bias.alpha.device)
+        query = torch.arange(layout.queries, device=bias.alpha.device)
+        query = query + (layout.offset if isinstance(layout.offset, int) else layout.offset.unsqueeze(1))
+        return BiasMatrix(bias.query_features(query) @ bias.key_features(column).t())
     low, high = layout.distances
     if not isinstance(layout.offset, int):  # bounds, which may be wider than what there is
         low, high = max(low, -bias.reach), min(high, bias.reach)
@@ -141,4 +146,5 @@ def _with_weights(q, k, v, bias, layout, **options):
     if first is not None:
         order = (column - first.unsqueeze(1)) % length
         output = output.gather(1, order.unsqueeze(-1).expand_as(output))
+        output = output.masked_fill((column < first.unsqueeze(1)).unsqueeze(-1), 0.0)  # padding that went behind
     return output, weights

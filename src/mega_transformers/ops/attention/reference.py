@@ -7,14 +7,14 @@ import torch.nn.functional as F
 
 from ..activations import ELEMENTWISE
 from ..layout import AttentionLayout
-from ..relative_bias import BiasTable
+from ..relative_bias import BiasMatrix, BiasTable
 
 
 def attention_reference(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    bias: BiasTable | None,
+    bias: BiasTable | BiasMatrix | None,
     layout: AttentionLayout,
     *,
     activation: str = "softmax",
@@ -55,7 +55,7 @@ def attention_reference(
 
 
 def _scores(
-    q: torch.Tensor, k: torch.Tensor, bias: BiasTable | None, layout: AttentionLayout, scale: float | torch.Tensor
+    q: torch.Tensor, k: torch.Tensor, bias: BiasTable | BiasMatrix | None, layout: AttentionLayout, scale: float | torch.Tensor
 ) -> torch.Tensor:
     """scale * q k^T + bias, (B, L, S), in float32 at least."""
     keys = k.transpose(1, 2)
