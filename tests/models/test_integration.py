@@ -181,7 +181,7 @@ def test_exports(form: str) -> None:
 
 # the length stays fixed where windows of it are cut (bias of element-wise attention) and where chunks are filled up
 @pytest.mark.parametrize(
-    ("form", "axes"), [("softmax", (0, 1)), ("causal", (0, 1)), ("laplace", (0,)), ("chunked", (0,))]
+    ("form", "axes"), [("softmax", (0, 1)), ("causal", (0, 1)), ("laplace", (0, 1)), ("chunked", (0,))]
 )
 def test_exports_with_open_shapes(form: str, axes: tuple[int, ...]) -> None:
     model = LastHiddenState(make(MegaModel, **FORMS[form], use_cache=False))

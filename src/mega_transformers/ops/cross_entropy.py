@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from .autocast import no_autocast
+from .autocast import autocast_dtype, no_autocast
 from .layout import is_readable
 from .transforms import loop_over_vmapped, second_derivatives
 
@@ -163,8 +163,8 @@ def linear_cross_entropy(
         The sum (a scalar, float32 at least), and the logits (T, V).
     """
     device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(device)
+    if dtype is not None:
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     with no_autocast(device):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..activations import ELEMENTWISE
-from ..autocast import no_autocast
+from ..autocast import autocast_dtype, no_autocast
 from ..dispatch import attention_form
 from ..layout import AttentionLayout, first_real_column
 from ..relative_bias import BiasMatrix, BiasTable, RelativeBias, RotaryBias
@@ -65,8 +65,7 @@ def attention(
     """
     _check(activation, need_weights, backend)
     device = v.device.type
-    if torch.is_autocast_enabled(device):
-        v = v.to(torch.get_autocast_dtype(device))
+    v = v.to(autocast_dtype(device) or v.dtype)
     if q.dtype != v.dtype:
         q, k = q.to(v.dtype), k.to(v.dtype)
     options = {"activation": activation, "dropout": dropout}
