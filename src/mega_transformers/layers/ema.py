@@ -70,7 +70,8 @@ class MegaMultiDimensionDampedEma(nn.Module):
                 inputs, coefficients, truncation=self.truncation, state=state, history=history, return_state=True
             )
             cache_layer.advance(inputs, state, coefficients, self.truncation)
-        return F.silu(torch.addcmul(y, self.residual_weight.to(x.dtype), x))
+        weight = self.residual_weight
+        return F.silu(torch.addcmul(y, weight if weight.dtype == x.dtype else weight.to(x.dtype), x))
 
     def coefficients(self) -> EMACoefficients:
         """What the recurrence needs, computed outside of autocast."""

@@ -7,4 +7,7 @@ import torch
 
 def gated_residual(residual: torch.Tensor, candidate: torch.Tensor, update: torch.Tensor) -> torch.Tensor:
     """residual + sigmoid(update) * (candidate - residual), of any equal shapes, in the dtype of the residual."""
-    return torch.lerp(residual, candidate.to(residual.dtype), torch.sigmoid(update).to(residual.dtype))
+    update = torch.sigmoid(update)
+    if not residual.dtype == candidate.dtype == update.dtype:
+        candidate, update = candidate.to(residual.dtype), update.to(residual.dtype)
+    return torch.lerp(residual, candidate, update)

@@ -110,8 +110,7 @@ class MegaMovingAverageGatedAttention(nn.Module):
         bias = self.rel_pos_bias()
         if cache is not None:
             bias = cast("MegaCacheLayer", cache.layers[self.layer_idx]).bias(bias, layout)
-            columns = cache.update(key.unsqueeze(1), value.unsqueeze(1), self.layer_idx)
-            key, value = (x.squeeze(1) for x in columns)
+            key, value = cache.update(key, value, self.layer_idx)
         backend = BACKEND_OF_IMPLEMENTATION[self.config._attn_implementation or "sdpa"]
         if output_attentions or (backend == "flex" and self.attention_activation != "softmax"):
             backend = None

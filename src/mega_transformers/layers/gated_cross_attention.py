@@ -76,7 +76,7 @@ class MegaGatedCrossAttention(nn.Module):
             key = linear(self.k_proj, encoder_hidden_states)
             value = self.activation(linear(self.v_proj, encoder_hidden_states))
             if cache is not None:
-                cache.cross_attention_cache.update(key.unsqueeze(1), value.unsqueeze(1), self.layer_idx, layout.real)
+                cache.cross_attention_cache.update(key, value, self.layer_idx, layout.real)
                 cache.is_updated[self.layer_idx] = True
         eager = self.config._attn_implementation == "eager"
         attended, weights = attention(

@@ -8,10 +8,31 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..ops.few_rows import are_few_rows
+
 if TYPE_CHECKING:
     from ..models.mega.configuration_mega import MegaConfig
 
 EPSILON = 1e-5
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """weight * x / sqrt(mean of squares + eps) over the last dimension, computed in float32 at least.
+
+    Args:
+        x: (..., d).
+        weight: (d,), or (1,) for all; or None.
+        eps: Added to the mean of squares.
+    """
+    size = x.shape[-1]
+    if weight is not None and weight.dtype != x.dtype:
+        weight = weight.to(x.dtype)
+    if are_few_rows(x) and x.dtype in (torch.float32, torch.float64):
+        # a decoding step: PyTorch's operator takes apart what is half as many calls so
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = torch.addcmul(torch.full_like(norm, eps), norm, norm, value=1.0 / size).rsqrt_()
+        return x * scale if weight is None else x * (scale * weight)
+    return F.rms_norm(x, (size,), None if weight is None else weight.expand(size), eps)
 
 
 class MegaScaleNorm(nn.Module):
@@ -24,8 +45,7 @@ class MegaScaleNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., d) -> (..., d)."""
-        size = x.shape[-1:]
-        return F.rms_norm(x, size, None if self.scalar is None else self.scalar.to(x.dtype).expand(size), self.eps)
+        return rms_norm(x, self.scalar, self.eps)
 
 
 class MegaRMSNorm(nn.Module):
@@ -42,10 +62,9 @@ class MegaRMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., d) -> (..., d)."""
-        weight = None if self.weight is None else self.weight.to(x.dtype)
         if self.normalize:
-            return F.rms_norm(x, x.shape[-1:], weight, self.eps)
-        return x if weight is None else x * weight
+            return rms_norm(x, self.weight, self.eps)
+        return x if self.weight is None else x * self.weight
 
 
 class MegaSequenceNorm(nn.Module):

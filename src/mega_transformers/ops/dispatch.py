@@ -25,6 +25,8 @@ class Row(NamedTuple):
         activation: `"softmax"`, `"laplace"` or `"relu2"`.
         fusable: Whether PyTorch's fused kernels have what is asked: bias, dtype, layout.
         one_query: Whether there is one query in a row, as in a decoding step.
+        vendor: Who made the processor.
+        weights: Least number of weights.
     """
 
     form: str
@@ -37,6 +39,8 @@ class Row(NamedTuple):
     activation: str | None = None
     fusable: bool | None = None
     one_query: bool | None = None
+    vendor: str | None = None
+    weights: int = 0
 
     def fits(self, length: int, **asked: object) -> bool:
         """Whether the row is for that length and everything else asked."""
@@ -61,6 +65,19 @@ ATTENTION = (
     Row("fused", activation="softmax", fusable=True),
     Row("tiled"),
 )
+
+
+# a linear layer for `longest` rows: PyTorch's product of a matrix and a vector is far below an AMD processor's memory
+LINEAR = (
+    Row("parts", vendor="AuthenticAMD", weights=1 << 14, longest=8),
+    Row("vector", longest=1),
+    Row("linear"),
+)
+
+
+def linear_form(vendor: str, rows: int, weights: int) -> str:
+    """The form of a linear layer for few rows on a processor."""
+    return next(row.form for row in LINEAR if weights >= row.weights and row.fits(rows, vendor=vendor))
 
 
 def ema_form(device: str, length: int, batch: int, stateful: bool, packed: bool) -> str:

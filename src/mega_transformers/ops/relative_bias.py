@@ -20,7 +20,7 @@ class BiasTable(NamedTuple):
     zero: int
 
     def tile(self, distance: int, rows: int, columns: int) -> torch.Tensor:
-        """The matrix (rows, columns) whose entry (i, j) is the bias at distance `distance + j - i`; a view if rows = 1.
+        """(1, rows, columns) with the bias at distance `distance + j - i` at row i and column j; a view if rows = 1.
 
         0 where there is no entry: a matrix may hold keys that no query sees.
         """
@@ -30,7 +30,7 @@ class BiasTable(NamedTuple):
         if missing:
             before = min(max(-first, 0), missing)
             window = F.pad(window, (before, missing - before))
-        return toeplitz(window, rows, columns)
+        return window.view(1, 1, columns) if rows == 1 else toeplitz(window, rows, columns).unsqueeze(0)
 
     def span(self, distance: int, rows: int, columns: int) -> tuple[int, int]:
         """The entries that `tile` takes, of which there need not be all: the first, and one past the last."""
@@ -54,8 +54,8 @@ class BiasMatrix(NamedTuple):
     values: torch.Tensor
 
     def tile(self, distance: int, rows: int, columns: int) -> torch.Tensor:
-        """The matrix (L, S)."""
-        return self.values
+        """(1, L, S)."""
+        return self.values.unsqueeze(0)
 
     def tiles(self, distance: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
         """The matrices (B, L, S)."""
@@ -64,8 +64,7 @@ class BiasMatrix(NamedTuple):
 
 def toeplitz(diagonals: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     """The matrices M[..., i, j] = diagonals[..., rows - 1 + j - i]: (..., rows + columns - 1) to (..., rows, columns)."""
-    windows = diagonals.unfold(-1, columns, 1)
-    return windows if rows == 1 else windows.flip(-2)
+    return diagonals.unsqueeze(-2) if rows == 1 else diagonals.unfold(-1, columns, 1).flip(-2)
 
 
 def sum_diagonals(matrix: torch.Tensor) -> torch.Tensor:

@@ -106,12 +106,12 @@ class MegaCacheLayer(_EMAState, CacheLayerMixin):
     @property
     def keys(self) -> torch.Tensor | None:  # type: ignore[override]
         """(B, 1, T, z)."""
-        return self._keys.view
+        return None if self._keys.buffer is None else self._keys.view.unsqueeze(1)
 
     @property
     def values(self) -> torch.Tensor | None:  # type: ignore[override]
         """(B, 1, T, h)."""
-        return self._values.view
+        return None if self._values.buffer is None else self._values.view.unsqueeze(1)
 
     @property
     def is_initialized(self) -> bool:  # type: ignore[override]
@@ -194,13 +194,13 @@ class MegaCacheLayer(_EMAState, CacheLayerMixin):
         """Stores new columns and returns those of the layout: what was kept of the cached ones, then the new ones.
 
         Args:
-            key_states, value_states: (B, 1, n, z) and (B, 1, n, h); of a first pass the last columns are enough.
+            key_states, value_states: (B, n, z) and (B, n, h); of a first pass the last columns are enough.
         """
         assert self._next is not None
         keep, self.chunk_size, self.padding = self._next
         limit = None if self.record_past else self.chunk_size
         keys, values = self._keys.append(key_states, limit), self._values.append(value_states, limit)
-        window = keys.shape[2]
+        window = keys.shape[1]
         self._keys.keep(window - keep, window)
         self._values.keep(window - keep, window)
         return keys, values
@@ -453,7 +453,7 @@ class MegaStaticCacheLayer(_EMAState, StaticLayer):
         """Stores new columns and returns those of the layout: all slots, but in a first pass the new ones alone."""
         step = self._step
         assert step is not None
-        window = None
+        key_states, value_states, window = key_states.unsqueeze(1), value_states.unsqueeze(1), None
         if not self.is_initialized:
             slots = self.max_cache_len if self.chunk_size is None else min(self.max_cache_len, self.chunk_size)
             self._allocate(key_states, value_states, slots)
@@ -475,7 +475,8 @@ class MegaStaticCacheLayer(_EMAState, StaticLayer):
                 self.real.scatter_(1, slot.expand_as(mask), mask)
             self.first.copy_(step.first)
             self.cumulative_length.add_(step.slot.shape[1])
-        return (keys, values) if window is None else window
+        keys, values = (keys, values) if window is None else window
+        return keys.squeeze(1), values.squeeze(1)
 
     def _allocate(self, key_states: torch.Tensor, value_states: torch.Tensor, slots: int) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
@@ -578,8 +579,8 @@ class MegaCrossCacheLayer(CacheLayerMixin):
     def update(  # type: ignore[override]
         self, key_states: torch.Tensor, value_states: torch.Tensor, real: torch.Tensor | None, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores keys (B, 1, S, z) and values (B, 1, S, d) of a source, and its padding."""
-        self.keys, self.values, self.real = key_states, value_states, real
+        """Stores keys (B, S, z) and values (B, S, d) of a source, and its padding."""
+        self.keys, self.values, self.real = key_states.unsqueeze(1), value_states.unsqueeze(1), real
         self.is_initialized = True
         return key_states, value_states
 

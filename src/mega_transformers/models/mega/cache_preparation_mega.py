@@ -161,8 +161,8 @@ def cache_of_tuples(layers: Any, config: MegaConfig) -> Cache:
         )
     for target, (keys, values, state, *_) in zip(cast(list[MegaCacheLayer], cache.layers), layers):
         target.chunk_size = chunk_size
-        target._keys.append(keys.unsqueeze(1), None)
-        target._values.append(values.unsqueeze(1), None)
+        target._keys.append(keys, None)
+        target._values.append(values, None)
         target.state = state.to(torch.promote_types(state.dtype, torch.float32))
         target.seen = keys.shape[1]
     if not config.add_cross_attention:
@@ -171,5 +171,5 @@ def cache_of_tuples(layers: Any, config: MegaConfig) -> Cache:
     _prepare_cross(cross, config, -1)
     for cross_layer, layer in zip(cross.layers, layers):
         if len(layer) >= 5 and layer[3] is not None:
-            cast(MegaCrossCacheLayer, cross_layer).update(layer[3].unsqueeze(1), layer[4].unsqueeze(1), None)
+            cast(MegaCrossCacheLayer, cross_layer).update(layer[3], layer[4], None)
     return EncoderDecoderCache(cache, cross)

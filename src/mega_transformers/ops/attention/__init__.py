@@ -65,7 +65,9 @@ def attention(
     """
     _check(activation, need_weights, backend)
     device = v.device.type
-    v = v.to(autocast_dtype(device) or v.dtype)
+    dtype = autocast_dtype(device)
+    if dtype is not None:
+        v = v.to(dtype)
     if q.dtype != v.dtype:
         q, k = q.to(v.dtype), k.to(v.dtype)
     options = {"activation": activation, "dropout": dropout}
@@ -82,7 +84,7 @@ def attention(
             if form == "fused":
                 output = attention_fused(*given, bias, own, dropout=dropout)
             elif form == "reference":
-                output, _ = attention_reference(*given, bias_table(bias, own), own, **options)
+                output, _ = attention_reference(*given, bias_table(bias, own), own, need_weights=False, **options)
             else:
                 output = FORMS[form](*given, bias_table(bias, own), own, **options)
             outputs.append(output if part.chunks == 1 else output.reshape(q.shape[0], -1, output.shape[-1]))

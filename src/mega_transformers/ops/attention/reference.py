@@ -19,15 +19,16 @@ def attention_reference(
     *,
     activation: str = "softmax",
     dropout: float = 0.0,
+    need_weights: bool = True,
     chunks: int = 1,
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Attention of (B, L, z) queries; see `mega_transformers.ops.attention.attention` for the arguments.
 
     Args:
         chunks: Of how many chunks a row's consecutive B are.
 
     Returns:
-        Output (B, L, h), and weights before dropout (B / chunks, chunks, L, S).
+        Output (B, L, h), and weights before dropout (B / chunks, chunks, L, S), or None.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
     visible = layout.visible(q.device)
@@ -48,10 +49,13 @@ def attention_reference(
         weights = ELEMENTWISE[activation].function(scores)
     if visible is not None and (activation != "softmax" or layout.has_gaps):
         weights = weights.masked_fill(~visible, 0.0)
-    # shaped as returned before its use, so that the caller's tensor gets a gradient
-    weights = weights.to(v.dtype).unflatten(0, (-1, chunks))
+    if weights.dtype != v.dtype:
+        weights = weights.to(v.dtype)
+    if need_weights:  # shaped as returned before its use, so that the caller's tensor gets a gradient
+        shaped = weights.unflatten(0, (-1, chunks))
+        weights = shaped.flatten(0, 1)
     used = F.dropout(weights, dropout) if dropout else weights
-    return torch.bmm(used.flatten(0, 1), v), weights
+    return torch.bmm(used, v), shaped if need_weights else None
 
 
 def _scores(
@@ -63,7 +67,7 @@ def _scores(
     if bias is None:
         return torch.bmm(q, keys).to(dtype) * scale
     if isinstance(layout.offset, int):
-        matrix = bias.tile(-layout.offset, layout.queries, layout.keys).unsqueeze(0)
+        matrix = bias.tile(-layout.offset, layout.queries, layout.keys)
     else:
         matrix = bias.tiles(-layout.offset, layout.queries, layout.keys)
     if isinstance(scale, float) and matrix.dtype == q.dtype == dtype:

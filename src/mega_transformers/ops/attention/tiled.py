@@ -195,7 +195,7 @@ class _Pass:
         else:
             distance, rows, columns = self.distance(tile), tile.stop - tile.start, tile.high - tile.low
             if isinstance(distance, int):
-                bias = self.table.tile(distance, rows, columns).unsqueeze(0)
+                bias = self.table.tile(distance, rows, columns)
             else:
                 bias = self.table.tiles(distance, rows, columns)
             if bias.shape[0] == queries.shape[0] and rows > 1 and bias.dtype == queries.dtype:
