@@ -3,18 +3,22 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
 from torch.nn.modules.module import register_module_forward_hook
 
 from mega_transformers.layers.linear import is_plain, linear
-from mega_transformers.ops.few_rows import LEAST_WEIGHTS, MOST_ROWS, linear_few_rows
+from mega_transformers.ops import few_rows
+from mega_transformers.ops.few_rows import MOST_ROWS, linear_few_rows
+
+LEAST_WEIGHTS = 1 << 14
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("outputs", [LEAST_WEIGHTS // 64, LEAST_WEIGHTS // 64 + 5])
 @pytest.mark.parametrize("shape", [(1, 1), (3,), (MOST_ROWS, 1), (MOST_ROWS + 1, 1), (0, 2)])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_it_is_linear(shape, outputs, dtype, with_bias):
+@pytest.mark.parametrize("vendor", ["AuthenticAMD", "GenuineIntel"])
+def test_it_is_linear(shape, outputs, dtype, with_bias, vendor, monkeypatch):
+    monkeypatch.setattr(few_rows, "vendor", lambda: vendor)
     torch.manual_seed(0)
     hidden, weight = torch.randn(*shape, 64, dtype=dtype), torch.randn(outputs, 64, dtype=dtype)
     bias = torch.randn(outputs, dtype=dtype) if with_bias else None

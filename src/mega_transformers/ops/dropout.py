@@ -22,6 +22,7 @@ def keep_mask(
     dtype: torch.dtype,
     device: torch.device,
     generator: torch.Generator | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Independent draws: 1 with probability `kept_share(p)`, else 0.
 
@@ -29,8 +30,9 @@ def keep_mask(
         shape, dtype, device: Of the result.
         p: Probability of 0.
         generator: Where random numbers come from; the device's default for None.
+        out: Memory for the result.
     """
-    mask = torch.empty(*shape, dtype=dtype, device=device)
+    mask = torch.empty(*shape, dtype=dtype, device=device) if out is None else out
     if device.type != "cpu":
         return mask.bernoulli_(kept_share(p), generator=generator)
     count = mask.numel()

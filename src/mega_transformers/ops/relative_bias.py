@@ -67,13 +67,20 @@ def toeplitz(diagonals: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     return diagonals.unsqueeze(-2) if rows == 1 else diagonals.unfold(-1, columns, 1).flip(-2)
 
 
-def sum_diagonals(matrix: torch.Tensor) -> torch.Tensor:
-    """Adjoint of `toeplitz`: sums (..., r, n) along j - i = constant to (..., r + n - 1), lowest diagonal first."""
+def sum_diagonals(matrix: torch.Tensor, scratch: torch.Tensor | None = None) -> torch.Tensor:
+    """Adjoint of `toeplitz`: sums (..., r, n) along j - i = constant to (..., r + n - 1), lowest diagonal first.
+
+    `scratch` (..., r, r + n - 1) is memory to work in.
+    """
     rows, columns = matrix.shape[-2:]
     width = rows + columns - 1
-    # flipped row a must start in column a: pad it by one column more than `width` and read with rows of `width`
-    skewed = F.pad(matrix.flip(-2), (0, rows)).flatten(-2)[..., : rows * width]
-    return skewed.unflatten(-1, (rows, width)).sum(-2)
+    # in rows of `width`, row i has to start at column rows - 1 - i
+    skewed = matrix.new_empty(*matrix.shape[:-2], rows, width) if scratch is None else scratch
+    skewed.zero_()
+    batch = skewed.view(-1, rows * width)
+    places = batch.as_strided((batch.shape[0], rows, columns), (rows * width, width - 1, 1), rows - 1)
+    places.copy_(matrix.reshape(-1, rows, columns))
+    return skewed.sum(-2)
 
 
 def rotation_angles(positions: torch.Tensor, width: int, dtype: torch.dtype) -> torch.Tensor:

@@ -6,6 +6,7 @@ computes them again. On a CPU a tile stays in the processor's cache, which makes
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from ..relative_bias import BiasTable, sum_diagonals
 from ..transforms import loop_over_vmapped, second_derivatives
 from .reference import attention_reference
 
-CPU_BUDGET = 1 << 21
+CPU_BUDGET = 1 << 20
 """Scores in a tile, at most, on a CPU."""
 DEVICE_BUDGET = 1 << 24
 """The same on other devices."""
@@ -171,6 +172,16 @@ class _Pass:
         if call.dropout and q.device.type != "meta":
             self.generator = torch.Generator(q.device).manual_seed(call.seed)
 
+        self.memory: dict[str, torch.Tensor] = {}
+
+    def scratch(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Memory that is used again for every tile: fresh pages cost as much as the work in them."""
+        size = math.prod(shape)
+        memory = self.memory.get(name)
+        if memory is None or memory.numel() < size or memory.dtype != dtype:
+            memory = self.memory[name] = torch.empty(size, dtype=dtype, device=self.q.device)
+        return memory[:size].view(*shape)
+
     def tiles(self) -> list[_Tile]:
         budget = CPU_BUDGET if self.q.device.type == "cpu" else DEVICE_BUDGET
         return tiles(self.layout, self.q.shape[0], budget)
@@ -212,14 +223,17 @@ class _Pass:
         if not self.softmax:
             weights = self.activation.core_(scores)
             return weights if hidden is None else weights.masked_fill_(hidden, 0.0)
+        if hidden is not None:
+            scores.masked_fill_(hidden, torch.finfo(scores.dtype).min)
+        weights = torch.softmax(scores, -1, out=scores)
         if hidden is None:
-            return scores.softmax(-1)
-        weights = scores.masked_fill_(hidden, torch.finfo(scores.dtype).min).softmax(-1)
+            return weights
         return weights.masked_fill_(hidden, 0.0) if self.layout.has_gaps else weights
 
     def kept(self, weights: torch.Tensor) -> torch.Tensor:
         """A dropout mask for `weights`; forward and backward pass draw the same ones."""
-        return keep_mask(weights.shape, self.call.dropout, weights.dtype, weights.device, self.generator)
+        mask = self.scratch("kept", weights.shape, weights.dtype)
+        return keep_mask(weights.shape, self.call.dropout, weights.dtype, weights.device, self.generator, mask)
 
 
 def _hidden(layout: AttentionLayout, tile: _Tile, device: torch.device) -> torch.Tensor | None:
@@ -273,11 +287,12 @@ def backward_pass(
         grad = doutput[rows, queries]
         if work.factor != 1.0:
             grad = grad * work.factor
-        dweights = torch.bmm(grad, v[rows, keys].transpose(1, 2)).to(wide)
+        dweights = work.scratch("dweights", weights.shape, grad.dtype)
+        dweights = torch.bmm(grad, v[rows, keys].transpose(1, 2), out=dweights).to(wide)
         used = weights
         if call.dropout:
-            kept = work.kept(weights.to(v.dtype)).to(wide)
-            used, dweights = weights * kept, dweights.mul_(kept)
+            kept = work.kept(weights)
+            dweights, used = dweights.mul_(kept), kept.mul_(weights)
         if needs[2]:
             _accumulate(dv[rows, keys], used.to(v.dtype).transpose(1, 2), grad, alone)
         if not (needs[0] or needs[1] or dvalues is not None):
@@ -314,7 +329,9 @@ def _add_to_table(dvalues: torch.Tensor, dscores: torch.Tensor, work: _Pass, til
     if isinstance(distance, int):
         first, stop = work.table.span(distance, rows, columns)
         low, high = max(first, 0), min(stop, dvalues.shape[0])
-        dvalues[low:high].add_(sum_diagonals(dscores.sum(0))[low - first : high - first], alpha=work.slope)
+        dscores = dscores[0] if dscores.shape[0] == 1 else dscores.sum(0)
+        skewed = work.scratch("skewed", (rows, rows + columns - 1), dscores.dtype)
+        dvalues[low:high].add_(sum_diagonals(dscores, skewed)[low - first : high - first], alpha=work.slope)
         return
     index = work.table.window(distance, rows, columns)
     dscores = dscores if index.shape[0] == dscores.shape[0] else dscores.sum(0, keepdim=True)
