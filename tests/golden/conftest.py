@@ -33,10 +33,7 @@ def attn_implementation(request, monkeypatch) -> str:
     if attention_backend is not None:
 
         def forced_attention(*args, activation, need_weights, backend, **kwargs):
-            if need_weights:
-                backend = "reference"
-            else:
-                backend = attention_backend
+            backend = "reference" if need_weights else attention_backend
             return attention(*args, activation=activation, need_weights=need_weights, backend=backend, **kwargs)
 
         monkeypatch.setattr(attention_layer, "attention", forced_attention)

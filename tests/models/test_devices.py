@@ -25,8 +25,16 @@ from mega_transformers import (
 
 DEVICE = "meta"
 BATCH, LENGTH = 8, 8192
-SIZES = {"vocab_size": 512, "hidden_size": 32, "num_hidden_layers": 2, "intermediate_size": 64,
-         "shared_representation_size": 16, "ema_projection_size": 4, "nffn_hidden_size": 64, "max_positions": LENGTH}  # fmt: skip
+SIZES = {
+    "vocab_size": 512,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 64,
+    "shared_representation_size": 16,
+    "ema_projection_size": 4,
+    "nffn_hidden_size": 64,
+    "max_positions": LENGTH,
+}
 CHUNKS = {"use_chunking": True, "chunk_size": 512}
 CAUSAL = {"is_decoder": True, "bidirectional": False}
 
@@ -79,6 +87,18 @@ def watched(model, inputs, train=True):
     return watch, output, 4 * rows * widest
 
 
+def test_the_watch_sees_what_it_is_to_see():
+    x, watch = torch.zeros(64, 2, device=DEVICE), Watch()
+    with watch:
+        x @ x.t()
+        x.double()
+        x + torch.zeros(64, 2).to(DEVICE)
+    assert watch.largest == 4 * 64 * 64 and len(watch.doubles) == 1 and len(watch.copies) == 1
+    for read in (lambda: x.sum().item(), x.nonzero, lambda: bool(x.any()), lambda: x[x > 0]):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            read()
+
+
 def make(model_class, **fields):
     with torch.device(DEVICE):
         return model_class(MegaConfig(**SIZES, **fields))
@@ -120,7 +140,8 @@ def test_every_head_in_training(model_class):
         inputs |= {f"pair_{name}": x for name, x in inputs.items()} | {"labels": labels}
     else:
         inputs["labels"] = labels
-    model = make(model_class, **(CAUSAL if model_class is MegaForCausalLM else {}), problem_type="single_label_classification")
+    fields = CAUSAL if model_class is MegaForCausalLM else {"problem_type": "single_label_classification"}
+    model = make(model_class, **fields)
     watch, _, activation_size = watched(model, inputs)
     assert watch.largest <= 4 * max(activation_size, 4 * BATCH * 1024 * SIZES["vocab_size"])
 
@@ -142,7 +163,7 @@ def test_prompts_and_decoding_steps(fields, activation, static):
 
     model = make(MegaForCausalLM, **CAUSAL, **fields, attention_activation=activation)
     cache = StaticCache(config=model.config, max_cache_len=2 * LENGTH) if static else DynamicCache(config=model.config)
-    watch, output, activation_size = watched(model, {**batch(), "cache": cache, "logits_to_keep": 1}, train=False)
+    watch, _, activation_size = watched(model, {**batch(), "cache": cache, "logits_to_keep": 1}, train=False)
     assert watch.largest <= 4 * activation_size
     for new in (1, 1, 700):
         seen = LENGTH if new == 1 else LENGTH + 2

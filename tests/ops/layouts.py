@@ -102,13 +102,12 @@ def cached_cases():
                 free = 3
                 buffer = torch.zeros(BATCH, total + free, dtype=torch.bool)
                 buffer[:, :total] = True if mask is None else mask.bool()
+                columns = total + free
                 layout = AttentionLayout(
-                    length, total + free, True, offset=torch.tensor([seen_before]), offset_bound=total + free, real=buffer
+                    length, columns, True, offset=torch.tensor([seen_before]), offset_bound=columns, real=buffer
                 )
                 seen = torch.cat([seen, torch.zeros(BATCH, length, free, dtype=torch.bool)], dim=2)
-                yield LayoutCase(
-                    f"buffer for {name}", layout, seen, distances(length, total + free, offset), queries
-                )
+                yield LayoutCase(f"buffer for {name}", layout, seen, distances(length, total + free, offset), queries)
 
 
 def cross_cases():

@@ -104,12 +104,12 @@ def test_flex_attention_agrees(kind):
         assert torch.allclose(got, expected, atol=5e-6), case.name
 
 
-def flash_by_definition(q, k, v, query_borders, key_borders, longest_query, longest_key, dropout, causal):
+def flash_by_definition(qkv, borders, longest, dropout, causal):
     """What the variable-length kernel of a GPU computes, segment by segment."""
     assert not dropout
-    outputs = []
-    for a, b, c, d in zip(query_borders[:-1], query_borders[1:], key_borders[:-1], key_borders[1:]):
-        assert b - a <= longest_query and d - c <= longest_key
+    (q, k, v), (of_queries, of_keys), outputs = qkv, borders, []
+    for a, b, c, d in zip(of_queries[:-1], of_queries[1:], of_keys[:-1], of_keys[1:]):
+        assert b - a <= longest[0] and d - c <= longest[1]
         if b > a:
             scores = torch.einsum("qhw,khw->hqk", q[a:b], k[c:d])
             if causal:
@@ -234,7 +234,7 @@ def test_second_derivatives_with_dropout_are_refused():
     q, k, v = qkv()
     output, _ = attention(q, k, v, None, self_attention_layout(None, 9), dropout=0.5, backend="tiled")
     (first,) = grad(output.square().sum(), q, create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivatives through attention with dropout=0.5"):
+    with pytest.raises(RuntimeError, match=r"second derivatives through attention with dropout=0\.5"):
         first.sum().backward()
 
 

@@ -24,9 +24,7 @@ def tokens_per_piece(x: torch.Tensor) -> int:
     return max(1, PIECE // x.shape[0])
 
 
-def recomputed(
-    wanted: bool | None, function: Callable[..., torch.Tensor], *tensors: torch.Tensor
-) -> torch.Tensor:
+def recomputed(wanted: bool | None, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
     """`function(*tensors)`, keeping only `tensors` for the backward pass where that is wanted.
 
     Random numbers are replayed. A compiler decides for itself.

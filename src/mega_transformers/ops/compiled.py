@@ -16,6 +16,15 @@ from .layout import AttentionLayout
 Optional = torch.Tensor | None
 
 
+def _call(q: torch.Tensor, k: torch.Tensor, tensors: list[Optional], options: tuple[Any, ...]) -> tiled.Call:
+    """What `attention_operator` is given as start, stop, real, offsets and seed, and after these."""
+    start, stop, real, offsets, seed = tensors
+    offset, chunk, causal, zero, activation, dropout = options
+    offset = offset if offsets is None else offsets
+    layout = AttentionLayout(q.shape[1], k.shape[1], causal, chunk, offset, start=start, stop=stop, real=real)
+    return tiled.Call(layout, zero, activation, dropout, 0 if seed is None else int(seed))
+
+
 @torch.library.custom_op("mega_transformers::attention", mutates_args=())
 def attention_operator(
     q: torch.Tensor,
@@ -35,11 +44,8 @@ def attention_operator(
     dropout: float,
 ) -> torch.Tensor:
     """`tiled.forward_pass` of plain arguments, those of an `AttentionLayout` and of a `tiled.Call`."""
-    layout = AttentionLayout(
-        q.shape[1], k.shape[1], causal, chunk, offset if offsets is None else offsets, start=start, stop=stop, real=real
-    )
-    call = tiled.Call(layout, zero, activation, dropout, 0 if seed is None else int(seed))
-    return tiled.forward_pass(q, k, v, values, call)
+    options = (offset, chunk, causal, zero, activation, dropout)
+    return tiled.forward_pass(q, k, v, values, _call(q, k, [start, stop, real, offsets, seed], options))
 
 
 @attention_operator.register_fake
@@ -69,10 +75,7 @@ def attention_backward_operator(
     needs: list[bool],
 ) -> list[torch.Tensor]:
     """`tiled.backward_pass`; the gradients that are needed."""
-    layout = AttentionLayout(
-        q.shape[1], k.shape[1], causal, chunk, offset if offsets is None else offsets, start=start, stop=stop, real=real
-    )
-    call = tiled.Call(layout, zero, activation, dropout, 0 if seed is None else int(seed))
+    call = _call(q, k, [start, stop, real, offsets, seed], (offset, chunk, causal, zero, activation, dropout))
     return [g for g in tiled.backward_pass(q, k, v, values, output, doutput, call, needs) if g is not None]
 
 
@@ -143,9 +146,7 @@ def _keep_for_cross_entropy(ctx: Any, inputs: Any, output: Any) -> None:
 
 def _cross_entropy_gradients(ctx: Any, dtotal: Optional, dlogits: Optional, _: Optional) -> Any:
     needs = list(ctx.needs_input_grad[:3])
-    found = iter(
-        linear_cross_entropy_backward_operator(*ctx.saved_tensors, dtotal, dlogits, ctx.ignore_index, needs)
-    )
+    found = iter(linear_cross_entropy_backward_operator(*ctx.saved_tensors, dtotal, dlogits, ctx.ignore_index, needs))
     return *(next(found) if needed else None for needed in needs), None, None
 
 

@@ -150,7 +150,7 @@ def linear_cross_entropy(
     """Sum of cross entropies of `F.linear(hidden, weight, bias)`, and these logits.
 
     Equal to `F.cross_entropy(logits, labels, reduction="sum")` with its gradients, for the logits too; but the
-    log-probabilities and the logits' gradient only ever exist for a few rows, and on a CPU not at all for ignored ones.
+    log-probabilities and the logits' gradient exist for a few rows, and not at all for ignored ones on a CPU.
 
     Args:
         hidden: (T, d).

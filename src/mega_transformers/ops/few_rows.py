@@ -15,7 +15,7 @@ PARTS = 4
 
 
 def are_few_rows(x: torch.Tensor) -> bool:
-    """Whether `linear_few_rows` may have a faster way for x (..., d): a handful of rows on a CPU, without a gradient."""
+    """Whether `linear_few_rows` may have a faster way for x (..., d): a handful of rows on a CPU, no gradient."""
     return (
         x.device.type == "cpu"
         and not torch.is_grad_enabled()

@@ -1,8 +1,8 @@
 """Who sees whom: for each query the range of key columns that it may see.
 
 A token at position m sees one at position n when all hold: n is no padding; same packed document; same chunk,
-floor(position / chunk_size) with positions counted from the document's first real token; n <= m in a causal model. Each
-of these bounds n by a half-open range of columns, but for padding in the middle of a row, which is a mask.
+floor(position / chunk_size) with positions counted from the document's first real token; n <= m in a causal model.
+Each of these bounds n by a half-open range of columns, but for padding in the middle of a row, which is a mask.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class AttentionLayout:
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> AttentionLayout:
         """The layout on another device, as accelerate asks for where a model is spread over several."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        moved = {k: x.to(device, non_blocking=non_blocking) for k, x in values.items() if torch.is_tensor(x)}
+        moved: Any = {k: x.to(device, non_blocking=non_blocking) for k, x in values.items() if torch.is_tensor(x)}
         return replace(self, **moved) if moved else self
 
     @property
@@ -196,9 +196,8 @@ class AttentionLayout:
         if real is not None and chunks > 1:
             real = real.reshape(-1, self.chunk or 0)
         length, keys = (stop - query) // chunks, (key_stop - key) // chunks
-        layout = replace(
-            self, queries=length, keys=keys, chunk=None, offset=keys - length if self.causal else 0, real=real, tokens=None
-        )
+        offset = keys - length if self.causal else 0
+        layout = replace(self, queries=length, keys=keys, chunk=None, offset=offset, real=real, tokens=None)
         return Part(query, stop, key, key_stop, chunks, layout)
 
 
@@ -267,19 +266,10 @@ def self_attention_layout(
         end = following.flip(1).cummin(dim=1).values.flip(1)
     if first is not None:
         end = torch.where(column < first.unsqueeze(1), torch.minimum(end, first.unsqueeze(1)), end)
-    return replace(layout, **_ranges_in_chunks(column, begin, end, chunk_size, causal))
-
-
-def _ranges_in_chunks(
-    column: torch.Tensor, begin: torch.Tensor, end: torch.Tensor, chunk_size: int | None, causal: bool
-) -> dict[str, torch.Tensor]:
-    """`start` and `stop` of queries at `column` whose documents are the columns `begin ... end - 1`."""
-    start, stop = begin, end
     if chunk_size is not None:
-        start = column - (column - begin) % chunk_size
-        stop = torch.minimum(start + chunk_size, end)
-    stop = column + 1 if causal else stop
-    return {"start": start.clamp(min=0), "stop": stop.expand(torch.broadcast_shapes(start.shape, stop.shape))}
+        begin = column - (column - begin) % chunk_size
+        end = torch.minimum(begin + chunk_size, end)
+    return replace(layout, start=begin, stop=(column + 1 if causal else end).expand_as(begin))
 
 
 def cached_layout(

@@ -63,7 +63,7 @@ class BiasMatrix(NamedTuple):
 
 
 def toeplitz(diagonals: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """The matrices M[..., i, j] = diagonals[..., rows - 1 + j - i]: (..., rows + columns - 1) to (..., rows, columns)."""
+    """M[..., i, j] = diagonals[..., rows - 1 + j - i]: (..., rows + columns - 1) to (..., rows, columns)."""
     return diagonals.unsqueeze(-2) if rows == 1 else diagonals.unfold(-1, columns, 1).flip(-2)
 
 
@@ -122,7 +122,7 @@ class SimpleBias(NamedTuple):
 
 
 class RotaryBias(NamedTuple):
-    """The rotary bias <R_i alpha, R_j beta>, R_p the rotation to position p: vectors of z numbers, z even, any shape."""
+    """The rotary bias <R_i alpha, R_j beta>, R_p the rotation to position p: vectors of z numbers, z even."""
 
     alpha: torch.Tensor
     beta: torch.Tensor

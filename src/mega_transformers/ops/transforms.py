@@ -26,6 +26,7 @@ def second_derivatives(
     """
     places = [i for i, x in enumerate(inputs) if x is not None]
     outs = [i for i, g in enumerate(output_grads) if g is not None]
+    vjp: Any = torch.func.vjp
 
     def run(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
         full: list[torch.Tensor | None] = [None] * len(inputs)
@@ -36,20 +37,13 @@ def second_derivatives(
         return tuple(result[i] for i in outs)
 
     def backward(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        _, vjp = torch.func.vjp(run, *given[: len(places)])
-        return vjp(tuple(given[len(places) :]))
+        return vjp(run, *given[: len(places)])[1](tuple(given[len(places) :]))
 
     given = [inputs[i] for i in places] + [output_grads[i] for i in outs]
-    results, vjp = torch.func.vjp(backward, *given)
-    wanted = tuple(torch.zeros_like(r) if grads[i] is None else grads[i] for i, r in zip(places, results))
-    found = vjp(wanted)
-    of_inputs: list[torch.Tensor | None] = [None] * len(inputs)
-    of_grads: list[torch.Tensor | None] = [None] * len(output_grads)
-    for place, g in zip(places, found):
-        of_inputs[place] = g
-    for place, g in zip(outs, found[len(places) :]):
-        of_grads[place] = g
-    return of_inputs, of_grads
+    results, pull = vjp(backward, *given)
+    found = pull(tuple(torch.zeros_like(r) if grads[i] is None else grads[i] for i, r in zip(places, results)))
+    of_inputs, of_grads = dict(zip(places, found)), dict(zip(outs, found[len(places) :]))
+    return [of_inputs.get(i) for i in range(len(inputs))], [of_grads.get(i) for i in range(len(output_grads))]
 
 
 def loop_over_vmapped(function: Callable[..., Any], info: Any, in_dims: Any, inputs: Any) -> Any:

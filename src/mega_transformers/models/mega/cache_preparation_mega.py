@@ -8,8 +8,9 @@ from typing import Any, cast
 import torch
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
-from .cache_mega import MegaCacheLayer, MegaCrossCacheLayer, MegaStaticCacheLayer
+from .cache_mega import MegaCacheLayer, MegaCrossCacheLayer
 from .configuration_mega import MegaConfig
+from .static_cache_mega import MegaStaticCacheLayer
 
 REMEDY = "; make one with DynamicCache(config=model.config)"
 PAIR_REMEDY = "; make one with EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache())"

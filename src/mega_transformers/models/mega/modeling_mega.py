@@ -260,8 +260,8 @@ class MegaModel(MegaPreTrainedModel):
             # not self.device, which walks through all modules to find a parameter
             cache = prepare_cache(given, config, batch, cast(Any, self.get_input_embeddings()).weight.device)
         own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
-        memory = None if own is None else cast(MegaCacheLayer, own.layers[0])
-        seen = 0 if memory is None else memory.seen
+        cache_layers = [] if own is None else cast(list[MegaCacheLayer], own.layers)
+        seen = cache_layers[0].seen if cache_layers else 0
         shape = check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_ids, seen, input_values)
         reset, documents = document_starts_of(
             shape, kwargs.get("position_ids"), kwargs.get("cu_seq_lens_q"), kwargs.get("seq_idx")
@@ -270,8 +270,8 @@ class MegaModel(MegaPreTrainedModel):
         if attention_mask is not None:
             attention_mask = attention_mask[:, -shape[1] :].to(hidden_states.device)
         chunk_size = config.chunk_size if config.use_chunking else None
-        if own is not None and reset is None:
-            layout = memory.begin(own.layers, attention_mask, shape, chunk_size, hidden_states.device)
+        if cache_layers and reset is None:
+            layout = cache_layers[0].begin(cache_layers, attention_mask, shape, chunk_size, hidden_states.device)
         elif given is not None:
             raise ValueError("packed documents cannot continue a cache; give one of the two")
         else:
@@ -326,7 +326,9 @@ class MegaModel(MegaPreTrainedModel):
             check_source(self.config, encoder_hidden_states, encoder_attention_mask, batch)
             mask, columns = encoder_attention_mask, cast(torch.Tensor, encoder_hidden_states).shape[1]
         check_crossing_positions(self.config, "the decoder's input", seen + length)
-        own = None if not isinstance(cache, EncoderDecoderCache) else cache.self_attention_cache.layers[0]
+        own = None
+        if isinstance(cache, EncoderDecoderCache):
+            own = cast(MegaCacheLayer, cache.self_attention_cache.layers[0])
         return cross_attention_layout(
             None if mask is None else mask.to(hidden_states.device),
             columns,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +71,7 @@ def attention(
         v = v.to(dtype)
     if q.dtype != v.dtype:
         q, k = q.to(v.dtype), k.to(v.dtype)
-    options = {"activation": activation, "dropout": dropout}
+    options: Any = {"activation": activation, "dropout": dropout}
     with no_autocast(device):
         if need_weights:
             return _with_weights(q, k, v, bias, layout, **options)
@@ -86,7 +87,7 @@ def attention(
             elif form == "reference":
                 output, _ = attention_reference(*given, bias_table(bias, own), own, need_weights=False, **options)
             else:
-                output = FORMS[form](*given, bias_table(bias, own), own, **options)
+                output = FORMS[form](*given, bias_table(bias, own), own, **options)  # type: ignore[arg-type]
             outputs.append(output if part.chunks == 1 else output.reshape(q.shape[0], -1, output.shape[-1]))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
 
@@ -143,7 +144,7 @@ def _with_weights(q, k, v, bias, layout, **options):
     output, weights = attention_reference(
         q, k, v, bias_table(bias, chunks), chunks, chunks=(length + padding) // size, **options
     )
-    output = output.reshape(weights.shape[0], -1, output.shape[-1])[:, :length]
+    output = output.reshape(-1, length + padding, output.shape[-1])[:, :length]
     if first is not None:
         order = (column - first.unsqueeze(1)) % length
         output = output.gather(1, order.unsqueeze(-1).expand_as(output))

@@ -36,7 +36,7 @@ def attention_fused(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    bias: RotaryBias | None,
+    bias: RelativeBias | BiasTable | None,
     layout: AttentionLayout,
     *,
     dropout: float = 0.0,
@@ -44,7 +44,7 @@ def attention_fused(
     """`attention_reference`'s output for softmax, where `is_fusable`."""
     q = q * q.shape[-1] ** -0.5
     if bias is not None:
-        assert isinstance(layout.offset, int)
+        assert isinstance(layout.offset, int) and isinstance(bias, RotaryBias)
         columns = torch.arange(layout.keys, device=q.device)
         features = bias.query_features(columns[: layout.queries] + layout.offset), bias.key_features(columns)
         of_query, of_key = (f.to(q.dtype).expand(q.shape[0], -1, -1) for f in features)
@@ -54,16 +54,16 @@ def attention_fused(
     heads = v.shape[2]
     q, k = (x.unsqueeze(2).expand(-1, -1, heads, -1) for x in (q, k))
     if not layout.has_gaps and (layout.queries == layout.keys or not layout.causal):
-        output = F.scaled_dot_product_attention(
-            *(x.transpose(1, 2) for x in (q, k, v)), dropout_p=dropout, is_causal=layout.causal, scale=1.0
-        ).transpose(1, 2)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        options = {"dropout_p": dropout, "is_causal": layout.causal, "scale": 1.0}
+        output = F.scaled_dot_product_attention(q, k, v, **options).transpose(1, 2)  # type: ignore[arg-type]
     elif layout.queries == layout.keys:
         output = _in_segments(q, k, v, layout, dropout)
     else:
         batch = torch.arange(q.shape[0] + 1, dtype=torch.int32, device=q.device)
         borders = batch * layout.queries, batch * layout.keys
-        flat = (x.flatten(0, 1) for x in (q, k, v))
-        output = flash(*flat, *borders, layout.queries, layout.keys, dropout, True).unflatten(0, (q.shape[0], -1))
+        flat = [x.flatten(0, 1) for x in (q, k, v)]
+        output = flash(flat, borders, (layout.queries, layout.keys), dropout, True).unflatten(0, (q.shape[0], -1))
     return output.flatten(2)[..., :values]
 
 
@@ -73,8 +73,8 @@ def _in_segments(
     """Attention of tokens to the real ones of their own segment, a chunk or a document: (B, L, heads, width)."""
     batch, length = q.shape[:2]
     order, borders, longest = segments(layout, batch, q.device)
-    flat = (x.flatten(0, 1)[order] for x in (q, k, v))
-    output = flash(*flat, borders, borders, longest, longest, dropout, layout.causal)
+    flat = [x.flatten(0, 1)[order] for x in (q, k, v)]
+    output = flash(flat, (borders, borders), (longest, longest), dropout, layout.causal)
     output = torch.empty_like(output).index_copy(0, order, output).unflatten(0, (batch, length))
     if layout.real is None:
         return output
@@ -109,17 +109,14 @@ def segments(layout: AttentionLayout, batch: int, device: torch.device) -> tuple
 
 
 def flash(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    query_borders: torch.Tensor,
-    key_borders: torch.Tensor,
-    longest_query: int,
-    longest_key: int,
+    qkv: list[torch.Tensor],
+    borders: tuple[torch.Tensor, torch.Tensor],
+    longest: tuple[int, int],
     dropout: float,
     causal: bool,
 ) -> torch.Tensor:
-    """PyTorch's variable-length flash kernel over tokens (T, heads, width); the last query sees the last key."""
-    return torch.ops.aten._flash_attention_forward(
-        q, k, v, query_borders, key_borders, longest_query, longest_key, dropout, causal, False, scale=1.0
-    )[0]
+    """PyTorch's variable-length flash kernel over tokens (T, heads, width); the last query sees the last key.
+
+    Borders of segments, int32, and their greatest lengths are those of queries and of keys.
+    """
+    return torch.ops.aten._flash_attention_forward(*qkv, *borders, *longest, dropout, causal, False, scale=1.0)[0]

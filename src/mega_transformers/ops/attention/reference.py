@@ -35,10 +35,7 @@ def attention_reference(
     scale: float | torch.Tensor = q.shape[-1] ** -0.5
     if activation != "softmax":
         counts = layout.counts(q.device)
-        if isinstance(counts, int):
-            scale = 1.0 / counts
-        else:
-            scale = counts.clamp(min=1).to(dtype).reciprocal().unsqueeze(2)
+        scale = 1.0 / (counts if isinstance(counts, int) else counts.clamp(min=1).to(dtype).unsqueeze(2))
     scores = _scores(q, k, bias, layout, scale)
     if activation == "softmax":
         if visible is not None:
@@ -59,7 +56,11 @@ def attention_reference(
 
 
 def _scores(
-    q: torch.Tensor, k: torch.Tensor, bias: BiasTable | BiasMatrix | None, layout: AttentionLayout, scale: float | torch.Tensor
+    q: torch.Tensor,
+    k: torch.Tensor,
+    bias: BiasTable | BiasMatrix | None,
+    layout: AttentionLayout,
+    scale: float | torch.Tensor,
 ) -> torch.Tensor:
     """scale * q k^T + bias, (B, L, S), in float32 at least."""
     keys = k.transpose(1, 2)

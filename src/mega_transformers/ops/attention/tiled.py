@@ -6,6 +6,7 @@ computes them again. On a CPU a tile stays in the processor's cache, which makes
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -100,12 +101,11 @@ def _columns(layout: AttentionLayout, rows: slice, start: int, stop: int) -> tup
     elif layout.causal:
         masked = True
     if layout.start is not None and layout.stop is not None:
-        starts, stops = (
-            (x if x.shape[0] == 1 else x[rows])[:, start:stop] for x in (layout.start, layout.stop)
-        )
+        starts, stops = ((x if x.shape[0] == 1 else x[rows])[:, start:stop] for x in (layout.start, layout.stop))
         if is_readable(starts):
-            (low, latest), (earliest, high) = starts.aminmax(), stops.aminmax()
-            low, high, masked = int(low), int(high), bool(latest > low) or bool(earliest < high)
+            low, latest = (int(x) for x in starts.aminmax())
+            earliest, high = (int(x) for x in stops.aminmax())
+            masked = latest > low or earliest < high
         else:
             masked = True
             if layout.chunk is not None and isinstance(offset, int):
@@ -131,8 +131,7 @@ def _visible(layout: AttentionLayout, tile: _Tile, device: torch.device) -> torc
     column = torch.arange(tile.low, tile.high, device=device)
     if layout.start is not None and layout.stop is not None:
         starts, stops = (
-            (x if x.shape[0] == 1 else x[tile.rows])[:, tile.queries].unsqueeze(2)
-            for x in (layout.start, layout.stop)
+            (x if x.shape[0] == 1 else x[tile.rows])[:, tile.queries].unsqueeze(2) for x in (layout.start, layout.stop)
         )
         visible = (column >= starts) & (column < stops)
     elif layout.causal:
@@ -162,7 +161,10 @@ class _Pass:
             self.slope, self.shift, self.factor = self.activation[1:4]
             counts = self.layout.counts(q.device)
             wide = torch.promote_types(q.dtype, torch.float32)
-            self.scale = 1.0 / counts if isinstance(counts, int) else counts.clamp(min=1).to(wide).reciprocal().unsqueeze(2)
+            if isinstance(counts, int):
+                self.scale = 1.0 / counts
+            else:
+                self.scale = counts.clamp(min=1).to(wide).reciprocal().unsqueeze(2)
         # slope and shift of an element-wise activation are folded into the bias
         self.folded = values if values is None or self.softmax else (values - self.shift) * self.slope
         self.table = None if self.folded is None else BiasTable(self.folded, call.zero)
@@ -199,7 +201,7 @@ class _Pass:
         if isinstance(self.scale, float):
             alpha *= self.scale
         else:
-            scale = (self.scale if self.scale.shape[0] == 1 else self.scale[tile.rows])
+            scale = self.scale if self.scale.shape[0] == 1 else self.scale[tile.rows]
             queries = queries * (scale if scale.shape[1] == 1 else scale[:, tile.queries]).to(queries.dtype)
         if self.table is None:
             scores = torch.bmm(queries, keys).mul_(alpha)
@@ -272,9 +274,7 @@ def backward_pass(
     covered = work.tiles()
     alone = len(covered) == 1 and covered[0][:2] == (0, q.shape[0]) and covered[0][4:6] == (0, k.shape[1])
     dq = torch.zeros_like(q) if call.layout.has_gaps else torch.empty_like(q)
-    dk, dv = (
-        torch.empty_like(x) if alone else torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k, v)
-    )
+    dk, dv = (torch.empty_like(x) if alone else torch.zeros(x.shape, dtype=wide, device=x.device) for x in (k, v))
     dvalues = None
     if values is not None and needs[3]:
         dvalues = torch.zeros(values.shape, dtype=wide, device=values.device)
@@ -356,7 +356,7 @@ def _accumulate(target: torch.Tensor, a: torch.Tensor, b: torch.Tensor, first: b
         target.add_(torch.bmm(a, b))
 
 
-def _plain(q: Any, k: Any, v: Any, values: Any, call: Call) -> torch.Tensor:
+def _plain(call: Call, q: Any, k: Any, v: Any, values: Any) -> torch.Tensor:
     """What is computed, in differentiable operations.
 
     Raises:
@@ -405,9 +405,7 @@ class _AttentionBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         *inputs, doutput = ctx.saved_tensors
-        found, of_doutput = second_derivatives(
-            lambda *given: _plain(*given, ctx.call), inputs, (doutput,), grads
-        )
+        found, of_doutput = second_derivatives(functools.partial(_plain, ctx.call), inputs, (doutput,), grads)
         return *found, None, *of_doutput, None, None
 
     @staticmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from ..autocast import no_autocast
@@ -82,7 +84,7 @@ def ema(
         if history is not None and history.dtype != dtype:
             history = history.to(dtype)
         form = backend or ema_form(x.device.type, length, x.shape[0], stateful, reset is not None)
-        both = {"bidirectional": bidirectional, "truncation": truncation}
+        both: Any = {"bidirectional": bidirectional, "truncation": truncation}
         new_state: torch.Tensor | None = None
         if form == "step":
             y, new_state = ema_step(inputs, coefficients, truncation=truncation, state=state, history=history)

@@ -134,7 +134,7 @@ def _from_blocks(y: torch.Tensor, batch: int) -> torch.Tensor:
 
 
 def _is_differentiated(*tensors: torch.Tensor | None) -> bool:
-    """Whether autograd or torch.func records what is done with the tensors, so that nothing may be written in place."""
+    """Whether autograd or torch.func records what is done with tensors: nothing may then be written in place."""
     if torch._C._functorch.maybe_current_level() is not None:
         return True
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)

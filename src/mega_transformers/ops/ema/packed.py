@@ -54,10 +54,8 @@ def packed_blocks(reset: torch.Tensor, size: int, documents: int | None = None) 
     positions = positions_in_documents(reset)
     place = positions % size
     block = (place == 0).cumsum(dim=1) - 1
-    if documents is None or is_readable(reset):
-        blocks = int(block.max()) + 1
-    else:
-        blocks = length // size + documents
+    exact = documents is None or is_readable(reset)
+    blocks = int(block.max()) + 1 if exact else length // size + (documents or 0)
     slot_of_token = block * size + place
     token = torch.arange(length, device=reset.device).expand(batch, length)
     empty = torch.full((batch, blocks * size), length, device=reset.device)
