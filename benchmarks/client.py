@@ -14,6 +14,9 @@ from typing import Any
 from .cases import Subject
 from .peers import REPOSITORY
 
+# Threads of an OpenMP runtime wait for more work in a loop, unless told to sleep; a waiting worker uses no processor.
+SLEEP_WHEN_IDLE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+
 
 class WorkerError(RuntimeError):
     """A worker reported an error, or died."""
@@ -25,6 +28,7 @@ class Worker:
     def __init__(self, python: Path, threads: int):
         environment = {
             **os.environ,
+            **SLEEP_WHEN_IDLE,
             "OMP_NUM_THREADS": str(threads),
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
@@ -64,9 +68,10 @@ class Worker:
         answer = self._ask("memory")
         return answer["bytes"], answer["method"]
 
-    def time(self) -> float:
-        """Seconds of a step, or of one of the like parts it is made of."""
-        return self._ask("time")["seconds"]
+    def time(self) -> tuple[float, float]:
+        """Wall and processor time of a step, or of one of the like parts it is made of, in seconds."""
+        answer = self._ask("time")
+        return answer["seconds"], answer["cpu_seconds"]
 
     def close(self) -> None:
         """End the process."""

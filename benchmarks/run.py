@@ -10,7 +10,6 @@ own.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +20,6 @@ from .cases import OURS, QUICK_DIVISOR, Case, Comparison, Series, Subject
 from .client import Worker, WorkerError
 from .peers import PEERS
 from .results import CaseResult, Measurement, Report, rows
-
-# Threads of some OpenMP runtimes keep spinning for up to 0.2 s after their work: the next worker must not meet them.
-SETTLE_SECONDS = 0.25
 
 
 class Listener(Protocol):
@@ -46,7 +42,6 @@ class Settings:
     threads: int
     quick: bool
     start: Callable[[Subject], Worker]
-    settle: float = SETTLE_SECONDS
 
 
 def run_case(case: Case, settings: Settings, listener: Listener, report: Report) -> CaseResult:
@@ -108,7 +103,6 @@ class _Group:
             ours = self.measurements.get(OURS)
             if self.measurements[subject.key].error or (ours and ours.error):
                 continue
-            time.sleep(self.settings.settle)
             try:
                 action(subject)
             except WorkerError as error:
@@ -158,7 +152,9 @@ class _Group:
         self.measurements[subject.key].memory_method = method
 
     def _time(self, subject: Subject) -> None:
-        self.measurements[subject.key].seconds.append(self.workers[subject.key].time())
+        seconds, cpu_seconds = self.workers[subject.key].time()
+        self.measurements[subject.key].seconds.append(seconds)
+        self.measurements[subject.key].cpu_seconds.append(cpu_seconds)
 
     def _close(self, key: str) -> None:
         if worker := self.workers.pop(key, None):

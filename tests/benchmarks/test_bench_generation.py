@@ -103,10 +103,12 @@ class Counting:
 def test_a_time_is_that_of_a_part_and_without_preparation(monkeypatch):
     session = Session()
     session.subject = Counting()
-    clock = iter((0.0, 8.0, 100.0, 108.0))  # steps of 8 s; what passes between them does not count
-    monkeypatch.setattr("benchmarks.worker.time.perf_counter", lambda: next(clock))
+    wall = iter((0.0, 12.0, 100.0, 112.0))  # steps of 12 s, 8 s of them at work; what passes between does not count
+    cpu = iter((0.0, 8.0, 50.0, 58.0))
+    monkeypatch.setattr("benchmarks.worker.time.perf_counter", lambda: next(wall))
+    monkeypatch.setattr("benchmarks.worker.time.process_time", lambda: next(cpu))
     monkeypatch.setattr("benchmarks.worker.BURST_SECONDS", 16.0)
-    assert session.time() == {"seconds": 2.0}
+    assert session.time() == {"seconds": 3.0, "cpu_seconds": 2.0}
     assert session.subject.asked == ["prepare", "step"] * 2
 
 

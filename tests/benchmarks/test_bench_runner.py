@@ -1,6 +1,8 @@
 """What the runner does, in which order, and what it refuses."""
 
+import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -25,10 +27,11 @@ def test_order_of_a_comparison():
 def test_warm_up_is_not_counted():
     report, _, _ = run(CASES["train-2048-full"])
     ours, theirs = report.cases[0].measurements
-    assert ours.seconds == [1.0, 2.0, 3.0] and theirs.seconds == [12.0, 10.0, 5.0]
+    assert ours.cpu_seconds == [1.0, 2.0, 3.0] and theirs.cpu_seconds == [12.0, 10.0, 5.0]
+    assert ours.seconds == [6.0, 7.0, 8.0]
     assert ours.memory_bytes == [100, 300, 200]
     (row,) = report.cases[0].rows
-    assert row.speed == 5.0 and row.memory == pytest.approx(200 / 900)
+    assert row.speed == 5.0 and row.wall_speed == 15 / 7 and row.memory == pytest.approx(200 / 900)
     assert row.agreement == 0
 
 
@@ -71,10 +74,26 @@ def test_a_real_worker():
         assert facts["parameters"] > 0 and {"python", "torch", "transformers"} <= facts["versions"].keys()
         size, method = worker.memory()
         assert size > facts["parameters"] * 4 and method in ("VmHWM", "ru_maxrss")  # the gradients at least
-        assert worker.time() > 0
+        seconds, cpu_seconds = worker.time()
+        assert 0 < cpu_seconds < 1.5 * seconds  # of one thread
         with pytest.raises(WorkerError, match="KeyError"):
             worker._ask("nonsense")
-        assert worker.time() > 0
+        assert worker.time()[0] > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_worker_that_waits_uses_no_processor(threads):
+    def ticks(worker):
+        stat = Path(f"/proc/{worker._process.pid}/stat").read_text()
+        return sum(map(int, stat.rpartition(")")[2].split()[11:13]))  # utime and stime
+
+    with Worker(Path(sys.executable), threads) as worker:
+        worker.load(Subject(OURS, OURS, Workload("train", 256)), 0, threads, None)
+        worker.time()
+        before = ticks(worker)
+        time.sleep(1)
+        assert (ticks(worker) - before) / os.sysconf("SC_CLK_TCK") < 0.1
 
 
 def test_a_worker_that_cannot_start_says_why(tmp_path):

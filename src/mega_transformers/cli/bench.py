@@ -17,7 +17,10 @@ def bench(
     repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each peer, in turns.")] = 7,
     memory_repeats: Annotated[int, typer.Option(min=1, help="Processes that each peer's memory is taken from.")] = 3,
     quick: Annotated[bool, typer.Option("--quick", help="Inputs 16 times shorter, 2 repeats: a trial run.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of a worker; all cores for none.")] = None,
+    threads: Annotated[
+        int,
+        typer.Option(min=1, help="Threads of a worker; processor time is the sum over them."),
+    ] = 1,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and inputs.")] = 0,
     output: Annotated[
         Path | None, typer.Option(help="JSON file to write; benchmarks/results/<date>-<machine>.json for none.")
@@ -37,7 +40,11 @@ def bench(
         Path | None, typer.Option("--from", help="Run nothing: show (and publish) this result file.")
     ] = None,
 ) -> None:
-    """Measure speed and peak memory against other models, in turns, and show the median ratios."""
+    """Measure processor time and peak memory against other models, in turns, and show the median ratios.
+
+    Processor time, unlike wall time, does not count what other users of a shared machine take away. Wall time is shown
+    beside it.
+    """
     from rich.console import Console
 
     console = Console()
@@ -98,7 +105,7 @@ def _run(
     repeats: int,
     memory_repeats: int,
     quick: bool,
-    threads: int | None,
+    threads: int,
     seed: int,
     output: Path | None,
     peer_python: list[str],
@@ -114,7 +121,6 @@ def _run(
     if output is not None and (output.is_dir() or output.suffix != ".json"):
         raise ValueError(f"--output {output}: expected a file name that ends in .json.")
     cores = results.available_cores()
-    threads = threads or cores
     if threads > cores:
         raise ValueError(f"--threads {threads}: this machine has {cores} cores for this process.")
     report = results.Report(
@@ -140,10 +146,12 @@ def _run(
     def start(subject: Subject) -> Worker:
         return Worker(pythons[subject.peer], threads)
 
+    ticks = results.processor_ticks()
     settings = Settings(repeats, memory_repeats, seed, threads, quick, start)
     with _Progress(console, len(chosen)) as progress:
         for case in chosen:
             report.cases.append(run_case(case, settings, progress, report))
+            report.stolen = results.stolen_share(ticks, results.processor_ticks())
             report.save(path)
     console.print(f"Wrote {path}")
     return report
