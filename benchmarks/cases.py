@@ -17,6 +17,7 @@ ROBERTA = "roberta"
 GPT2 = "gpt2"
 MARIAN = "marian"
 ONE_BY_ONE = "one-by-one"
+BEFORE = "before"
 
 QUICK_DIVISOR = 16
 
@@ -329,6 +330,26 @@ _ALL: tuple[Case, ...] = (
 )
 
 CASES: dict[str, Case] = {case.name: case for case in _ALL}
+
+
+def before_after(cases: list[Case]) -> tuple[list[Case], list[str]]:
+    """Ours against the same of another tree: a comparison for each case, or point of a series.
+
+    Returns:
+        The comparisons, and the names of the cases left out: those that call ops, which are no public interface.
+    """
+    chosen: list[Case] = []
+    left_out = []
+    for case in cases:
+        if isinstance(case, Comparison):
+            chosen.append(replace(case, against={BEFORE: Target()}))
+            continue
+        points = [(f"{case.name}/{curve}@{w.length}", w) for curve, found in case.curves.items() for w in found]
+        if any(workload.task.endswith("-op") for _, workload in points):
+            left_out.append(case.name)
+            continue
+        chosen += [Comparison(name, case.title, workload, {BEFORE: Target()}) for name, workload in points]
+    return chosen, left_out
 
 
 def select(names: list[str] | None) -> list[Case]:

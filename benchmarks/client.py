@@ -23,13 +23,18 @@ class WorkerError(RuntimeError):
 
 
 class Worker:
-    """A process that holds one subject. It computes only while a method of this class waits for its answer."""
+    """A process that holds one subject. It computes only while a method of this class waits for its answer.
 
-    def __init__(self, python: Path, threads: int):
+    It runs the benchmarks of this tree; `mega_transformers` comes from the tree `package`.
+    """
+
+    def __init__(self, python: Path, threads: int, package: Path = REPOSITORY):
+        self._source = (package / "src").resolve()
         environment = {
             **os.environ,
             **SLEEP_WHEN_IDLE,
             "OMP_NUM_THREADS": str(threads),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(self._source), os.environ.get("PYTHONPATH")))),
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
@@ -45,8 +50,12 @@ class Worker:
         )
 
     def load(self, subject: Subject, seed: int, threads: int, weights: Path | None) -> dict[str, Any]:
-        """Build the subject; gives its number of parameters and the versions in the worker's interpreter."""
-        return self._ask(
+        """Build the subject; gives its number of parameters and the versions in the worker's interpreter.
+
+        Raises:
+            WorkerError: if the package comes from elsewhere, or anything fails.
+        """
+        facts = self._ask(
             "load",
             peer=subject.peer,
             workload=subject.workload.to_dict(),
@@ -54,6 +63,9 @@ class Worker:
             threads=threads,
             weights=str(weights) if weights else None,
         )
+        if facts["package"] and not Path(facts["package"]).resolve().is_relative_to(self._source):
+            raise WorkerError(f"mega_transformers comes from {facts['package']}, not from {self._source}")
+        return facts
 
     def save(self, path: Path) -> None:
         """Write the weights as safetensors."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.cases import GPT2, MARIAN, MODERNBERT, OLD, ONE_BY_ONE, OURS, ROBERTA, Workload
+from benchmarks.cases import BEFORE, GPT2, MARIAN, MODERNBERT, OLD, ONE_BY_ONE, OURS, ROBERTA, Workload
 
 VOCABULARY = 8192
 SYMBOLS = 72
@@ -189,6 +189,7 @@ def _marian(workload: Workload) -> nn.Module:
 MODELS: dict[str, Callable[[Workload], nn.Module]] = {
     OURS: _mega(OURS),
     ONE_BY_ONE: _mega(ONE_BY_ONE),
+    BEFORE: _mega(BEFORE),
     OLD: _mega(OLD),
     MODERNBERT: _modernbert,
     ROBERTA: _roberta,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
@@ -90,10 +91,14 @@ def _yes_no(value: bool | None) -> str:
     return "" if value is None else ("yes" if value else "NO")
 
 
+def _revision(git: dict[str, Any]) -> str:
+    return (git["revision"] or "none")[:12] + (" with uncommitted changes" if git["dirty"] else "")
+
+
 def facts(report: Report) -> list[str]:
     """What the numbers depend on, one fact a line."""
-    machine, git = report.machine, report.git
-    revision = (git["revision"] or "none")[:12] + (" with uncommitted changes" if git["dirty"] else "")
+    machine = report.machine
+    before = f"; before: {_revision(report.before)}" if report.before else ""
     versions = "; ".join(
         f"{peer}: " + ", ".join(f"{name} {number}" for name, number in found.items())
         for peer, found in report.versions.items()
@@ -106,9 +111,9 @@ def facts(report: Report) -> list[str]:
     return [
         f"Machine: {machine['cpu']}{processor and f' ({processor})'}, {machine['cores']} cores used, "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB memory, {machine['system']}{stolen}",
-        f"Ratios and targets go by {cpu_title(report)}; seed {report.seed}; medians of {report.repeats} timed steps in "
-        f"turns and of up to {report.memory_repeats} processes for memory{quick}",
-        f"Date: {report.date}; revision: {revision}",
+        f"Ratios and targets go by {cpu_title(report)}; seed {report.seed}; medians of {report.repeats} timed steps "
+        f"in turns and of up to {report.memory_repeats} processes for memory{quick}",
+        f"Date: {report.date}; revision: {_revision(report.git)}{before}",
         f"Versions: {versions}",
         f"Command: `{report.command}`",
     ]
@@ -249,12 +254,15 @@ def publish(report: Report, document: Path = DOCUMENT) -> list[Path]:
     """Write tables and picture into the document between its markers; gives the files written.
 
     Raises:
-        ValueError: if the run was a quick one, or the document has not exactly one pair of markers in order.
+        ValueError: if the run was quick or against another tree, or the document has not exactly one pair of markers
+            in order.
     """
     from .plot import draw
 
     if report.quick:
         raise ValueError("A quick run uses short inputs and is not published; run without --quick.")
+    if report.before:
+        raise ValueError("A run against another tree is not published; run without --against.")
     text = document.read_text() if document.exists() else ""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"{document} needs the lines {BEGIN} and {END}, once each and in this order.")

@@ -110,6 +110,7 @@ class Report:
     """One run: everything that is written to its JSON file.
 
     Args:
+        before: State of the other tree's repository, as in `git`, of a run against one.
         stolen: Share of the processor time in which the machine had work that its host gave to others meanwhile.
     """
 
@@ -124,6 +125,7 @@ class Report:
     git: dict[str, Any]
     versions: dict[str, dict[str, str]] = field(default_factory=dict)
     cases: list[CaseResult] = field(default_factory=list)
+    before: dict[str, Any] | None = None
     stolen: float | None = None
     schema: int = SCHEMA
 
@@ -278,16 +280,16 @@ def stolen_share(before: tuple[int, int] | None, after: tuple[int, int] | None) 
     return ratio(after[1] - before[1], after[0] - before[0]) if before and after else None
 
 
-def git_state() -> dict[str, Any]:
-    """Revision of the repository and whether the tree differs from it; None where git or a commit is missing."""
-    revision = _git("rev-parse", "HEAD")
-    status = _git("status", "--porcelain")
+def git_state(tree: Path = REPOSITORY) -> dict[str, Any]:
+    """Revision of a repository and whether the tree differs from it; None where git or a commit is missing."""
+    revision = _git(tree, "rev-parse", "HEAD")
+    status = _git(tree, "status", "--porcelain")
     return {"revision": revision, "dirty": None if status is None else bool(status)}
 
 
-def _git(*arguments: str) -> str | None:
+def _git(tree: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        done = subprocess.run(["git", *arguments], cwd=tree, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
@@ -297,5 +299,5 @@ def default_path(report: Report) -> Path:
     """`benchmarks/results/<date>-<processor>-<cores>c.json`; the machine is named by its processor, not its owner."""
     processor = re.sub(r"\(R\)|\(TM\)|CPU|Processor|@", " ", report.machine["cpu"])
     slug = re.sub(r"[^a-z0-9.]+", "-", processor.lower()).strip("-")
-    quick = "-quick" if report.quick else ""
-    return REPOSITORY / "benchmarks" / "results" / f"{report.date[:10]}-{slug}-{report.machine['cores']}c{quick}.json"
+    kind = ("-before-after" if report.before else "") + ("-quick" if report.quick else "")
+    return REPOSITORY / "benchmarks" / "results" / f"{report.date[:10]}-{slug}-{report.machine['cores']}c{kind}.json"

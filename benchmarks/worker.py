@@ -2,7 +2,7 @@
 
 It reads one JSON request a line from stdin and answers each with one JSON line on stdout, `{"error": ...}` on failure:
 
-    load     peer, workload, seed, threads, weights (a file to read or null) -> parameters, versions
+    load     peer, workload, seed, threads, weights (a file to read or null) -> parameters, versions, package (a file)
     save     path                   -> writes the weights as safetensors
     check    path                   -> writes what one evaluation gives as safetensors: outputs, loss and gradients
     memory                          -> bytes, method: peak of one step above the loaded model; of decoding, the cache
@@ -41,6 +41,7 @@ class Session:
             self.subject.load_weights(weights)
         return {
             "parameters": sum(parameter.numel() for parameter in self.subject.module.parameters()),
+            "package": getattr(sys.modules.get("mega_transformers"), "__file__", None),
             "versions": {"python": platform.python_version(), **_versions("torch", "transformers", "numpy")},
         }
 

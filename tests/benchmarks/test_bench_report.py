@@ -110,6 +110,13 @@ def test_a_quick_run_is_not_published(report, tmp_path):
         publish(report, tmp_path / "performance.md")
 
 
+def test_a_run_against_another_tree_is_not_published(report, tmp_path):
+    report.before = {"revision": "b" * 40, "dirty": False}
+    assert "revision: aaaaaaaaaaaa with uncommitted changes; before: bbbbbbbbbbbb" in markdown(report)
+    with pytest.raises(ValueError, match="another tree"):
+        publish(report, tmp_path / "performance.md")
+
+
 def test_the_repository_document_has_its_markers():
     from benchmarks.report import DOCUMENT
 

@@ -120,6 +120,8 @@ def test_default_path_names_date_and_machine():
     assert results.default_path(report).name == "2024-02-03-some-core-i9-2.80ghz-3c.json"
     report.quick = True
     assert results.default_path(report).name.endswith("-quick.json")
+    report.before = {"revision": None, "dirty": None}
+    assert results.default_path(report).name.endswith("-before-after-quick.json")
 
 
 def agreement(tmp_path, ours, theirs):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from fakes import run
 
-from benchmarks.cases import CASES, MODERNBERT, OLD, OURS, ROBERTA, Subject, Workload
+from benchmarks.cases import BEFORE, CASES, MODERNBERT, OLD, OURS, ROBERTA, Subject, Workload
 from benchmarks.client import Worker, WorkerError
 
 
@@ -94,6 +94,23 @@ def test_a_worker_that_waits_uses_no_processor(threads):
         before = ticks(worker)
         time.sleep(1)
         assert (ticks(worker) - before) / os.sysconf("SC_CLK_TCK") < 0.1
+
+
+def test_a_worker_takes_the_package_from_the_tree_it_is_given(tmp_path):
+    subject = Subject(BEFORE, BEFORE, Workload("train", 24))
+    with (
+        Worker(Path(sys.executable), 1, tmp_path) as worker,
+        pytest.raises(WorkerError, match="mega_transformers comes"),
+    ):
+        worker.load(subject, 0, 1, None)
+    package = tmp_path / "src" / "mega_transformers"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('this is the other tree')")
+    with (
+        Worker(Path(sys.executable), 1, tmp_path) as worker,
+        pytest.raises(WorkerError, match="this is the other tree"),
+    ):
+        worker.load(subject, 0, 1, None)
 
 
 def test_a_worker_that_cannot_start_says_why(tmp_path):

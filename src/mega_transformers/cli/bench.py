@@ -21,6 +21,13 @@ def bench(
         int,
         typer.Option(min=1, help="Threads of a worker; processor time is the sum over them."),
     ] = 1,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="Another checkout of this repository: its package (src/mega_transformers) is the peer `before`, in "
+            "place of the other peers.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and inputs.")] = 0,
     output: Annotated[
         Path | None, typer.Option(help="JSON file to write; benchmarks/results/<date>-<machine>.json for none.")
@@ -56,13 +63,17 @@ def bench(
         if list_cases:
             _show_registry(console)
             return
+        if against is not None and not (against / "src" / "mega_transformers").is_dir():
+            raise ValueError(f"--against {against}: no src/mega_transformers there; name a clone of this repository.")
+        if against is not None and publish:
+            raise ValueError("--against and --publish exclude each other: the page holds the other peers.")
         if quick and publish:
             raise ValueError(
                 "--quick and --publish exclude each other: a quick run's numbers are not worth publishing."
             )
         if source is not None:
-            if cases:
-                raise ValueError(f"--from shows a finished run; leave out the cases ({', '.join(cases)}).")
+            if cases or against:
+                raise ValueError("--from shows a finished run; leave out the cases and --against.")
             report = Report.load(source)
         else:
             report = _run(
@@ -72,6 +83,7 @@ def bench(
                 memory_repeats=1 if quick else memory_repeats,
                 quick=quick,
                 threads=threads,
+                against=against,
                 seed=seed,
                 output=output,
                 peer_python=peer_python or [],
@@ -106,17 +118,22 @@ def _run(
     memory_repeats: int,
     quick: bool,
     threads: int,
+    against: Path | None,
     seed: int,
     output: Path | None,
     peer_python: list[str],
 ) -> Any:
     from benchmarks import results
-    from benchmarks.cases import Subject, select
+    from benchmarks.cases import BEFORE, Subject, before_after, select
     from benchmarks.client import Worker
-    from benchmarks.peers import PEERS, interpreter, parse_pythons
+    from benchmarks.peers import PEERS, REPOSITORY, interpreter, parse_pythons
     from benchmarks.run import Settings, run_case
 
     chosen = select(names)
+    if against is not None:
+        chosen, left_out = before_after(chosen)
+        if left_out:
+            console.print(f"Left out, since ops are no public interface: {', '.join(left_out)}")
     pythons = parse_pythons(peer_python)
     if output is not None and (output.is_dir() or output.suffix != ".json"):
         raise ValueError(f"--output {output}: expected a file name that ends in .json.")
@@ -133,6 +150,7 @@ def _run(
         quick=quick,
         machine=results.machine(),
         git=results.git_state(),
+        before=results.git_state(against) if against else None,
     )
     path = output or results.default_path(report)
     console.print(f"{len(chosen)} cases on {threads} of {cores} cores ({report.machine['cpu']}); results in {path}")
@@ -144,7 +162,7 @@ def _run(
                 pythons[peer.name] = interpreter(peer, pythons, lambda text: status.update(text[: console.width - 4]))
 
     def start(subject: Subject) -> Worker:
-        return Worker(pythons[subject.peer], threads)
+        return Worker(pythons[subject.peer], threads, against if against and subject.peer == BEFORE else REPOSITORY)
 
     ticks = results.processor_ticks()
     settings = Settings(repeats, memory_repeats, seed, threads, quick, start)
