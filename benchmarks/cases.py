@@ -17,6 +17,8 @@ ROBERTA = "roberta"
 GPT2 = "gpt2"
 MARIAN = "marian"
 ONE_BY_ONE = "one-by-one"
+UNCOMPILED = "uncompiled"
+MATMULS = "matmuls"
 BEFORE = "before"
 
 QUICK_DIVISOR = 16
@@ -47,6 +49,7 @@ class Workload:
         all_logits: Whether ours, too, gives the logits of every token in `"prefill"`, not those of the last alone.
         old_way: How 4.40.2 reads the prompt of `"prefill"`: in a `"training"` forward pass (with a graph), in
             `"inference"` without a cache, or `"cached"`, filling one.
+        compiled: Whether the steps of `"decode"` are compiled (`torch.compile`, a static cache); not `UNCOMPILED`'s.
     """
 
     task: str
@@ -63,6 +66,7 @@ class Workload:
     beams: int = 1
     all_logits: bool = False
     old_way: str = "training"
+    compiled: bool = False
 
     def scaled(self, divisor: int) -> Workload:
         """The same workload with length and chunk divided by `divisor`."""
@@ -181,7 +185,7 @@ _ALL: tuple[Case, ...] = (
         "train-2048-full-dropout",
         "training step, 2048 tokens, softmax, full attention, 15% labels, each model's dropouts at 0.1",
         replace(FULL_2048, dropout=0.1),
-        {OLD: Target()},
+        {OLD: Target(), MATMULS: Target()},
     ),
     Comparison(
         "train-2048-full-all-labels",
@@ -244,13 +248,20 @@ _ALL: tuple[Case, ...] = (
         "decode-2048-full",
         "a decoding step behind 2048 tokens, softmax, full attention, batch 1",
         replace(DECODE, length=2048),
-        {OLD: Target(20.0)},
+        {OLD: Target(20.0), GPT2: Target()},
     ),
     Comparison(
         "decode-512-full",
         "a decoding step behind 512 tokens, softmax, full attention, batch 1",
         replace(DECODE, length=512),
         {GPT2: Target(1.0)},
+    ),
+    Comparison(
+        "decode-512-compiled",
+        "a decoding step behind 512 tokens, softmax, full attention, batch 1, compiled with a static cache, against "
+        "steps that are not compiled with a dynamic cache",
+        replace(DECODE, length=512, compiled=True),
+        {UNCOMPILED: Target()},
     ),
     Series(
         "decode-scaling",

@@ -35,6 +35,7 @@ class Worker:
             **SLEEP_WHEN_IDLE,
             "OMP_NUM_THREADS": str(threads),
             "PYTHONPATH": os.pathsep.join(filter(None, (str(self._source), os.environ.get("PYTHONPATH")))),
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
@@ -84,6 +85,10 @@ class Worker:
         """Wall and processor time of a step, or of one of the like parts it is made of, in seconds."""
         answer = self._ask("time")
         return answer["seconds"], answer["cpu_seconds"]
+
+    def calls(self) -> int:
+        """Calls of aten functions in a step, or in one of the like parts it is made of."""
+        return self._ask("calls")["calls"]
 
     def close(self) -> None:
         """End the process."""

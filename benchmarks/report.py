@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from .cases import CASES
+from .cases import CASES, MATMULS
 from .peers import PEERS, REPOSITORY
 from .results import CaseResult, Measurement, Report, Row
 
@@ -130,14 +130,19 @@ def sizes(report: Report) -> list[str]:
     return [f"{title}: {number / 1e6:.2f}M parameters" for title, number in found.items()]
 
 
-def rates(report: Report) -> list[str]:
-    """Tokens a second of processor time, of the comparisons in which a time is that of a new token."""
+def notes(report: Report) -> list[str]:
+    """What else the rows of comparisons say: tokens a second, calls of a step, a step over its matrix products."""
     lines = []
     for case in report.cases:
         for row in case.rows:
+            if row.against == MATMULS and row.speed:
+                lines.append(f"Training step / its matrix products in {row.case}: {1 / row.speed:.2f}")
+            if row.ours_calls and not row.growth:
+                calls = f"ours {row.ours_calls}, {row.against} {row.their_calls}"
+                lines.append(f"Calls of aten functions a token in {row.case}: {calls}")
             if case.measurements[0].workload.get("new_tokens") and not row.growth and row.speed:
                 ours, theirs = (f"{1 / value:.0f}" for value in (row.ours_cpu_seconds, row.their_cpu_seconds) if value)
-                lines.append(f"Tokens a second of processor time in {case.name}: ours {ours}, {row.against} {theirs}")
+                lines.append(f"Tokens a second of processor time in {row.case}: ours {ours}, {row.against} {theirs}")
     return lines
 
 
@@ -165,7 +170,7 @@ def terminal(report: Report) -> Group:
                 grid.add_row(*line)
             parts.append(grid)
             parts += [Text(f"Not measured: {text}", style="yellow") for text in missing(case)]
-    return Group(*parts, *(Text(line) for line in (*rates(report), *facts(report), *sizes(report))))
+    return Group(*parts, *(Text(line) for line in (*notes(report), *facts(report), *sizes(report))))
 
 
 def _part(
@@ -240,7 +245,7 @@ def markdown(report: Report) -> str:
             lines += ["| " + " | ".join(line) + " |" for line in grid]
             lines += [f"- not measured: {_escape(text)}" for text in missing(case)]
     absent = [f"`{name}`" for name in CASES if name not in {case.name for case in report.cases}]
-    lines += ["", *[f"- {fact}" for fact in (*rates(report), *facts(report), *sizes(report))]]
+    lines += ["", *[f"- {fact}" for fact in (*notes(report), *facts(report), *sizes(report))]]
     if absent:
         lines.append(f"- Not in this run: {', '.join(absent)}")
     return "\n".join(lines)

@@ -22,7 +22,7 @@ SCHEMA = 2
 
 @dataclass
 class Measurement:
-    """What was measured of one subject. `error` says why something is missing."""
+    """What was measured of one subject. `error` says why something is missing; `calls` counts aten functions."""
 
     key: str
     peer: str
@@ -32,6 +32,7 @@ class Measurement:
     cpu_seconds: list[float] = field(default_factory=list)
     memory_bytes: list[int] = field(default_factory=list)
     memory_method: str | None = None
+    calls: int | None = None
     error: str | None = None
 
     @classmethod
@@ -81,6 +82,8 @@ class Row:
     speed_met: bool | None = None
     ours_bytes: float | None = None
     their_bytes: float | None = None
+    ours_calls: int | None = None
+    their_calls: int | None = None
     memory: float | None = None
     memory_target: float | None = None
     memory_met: bool | None = None
@@ -218,6 +221,7 @@ def _fill(row: Row, ours: Measurement, theirs: Measurement) -> None:
     row.ours_seconds, row.their_seconds = ours.median_seconds, theirs.median_seconds
     row.ours_cpu_seconds, row.their_cpu_seconds = ours.median_cpu_seconds, theirs.median_cpu_seconds
     row.ours_bytes, row.their_bytes = ours.median_bytes, theirs.median_bytes
+    row.ours_calls, row.their_calls = ours.calls, theirs.calls
     row.memory = ratio(row.ours_bytes, row.their_bytes)
 
 

@@ -54,7 +54,8 @@ def run_case(case: Case, settings: Settings, listener: Listener, report: Report)
     settings = replace(settings, memory_repeats=memory_repeats)
     subjects = [subject for group in case.groups for subject in group]
     checks = 2 * sum(PEERS[subject.peer].same_weights for subject in subjects)
-    listener.case(case, len(subjects) * (memory_repeats + 1 + settings.repeats) + checks)
+    calls = sum(subject.workload.task == "decode" for subject in subjects)
+    listener.case(case, len(subjects) * (memory_repeats + 1 + settings.repeats) + checks + calls)
     measurements: list[Measurement] = []
     agreements: dict[str, float | str] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -92,6 +93,8 @@ class _Group:
             self._round("warm-up", lambda subject: self.workers[subject.key].time())
             for repeat in range(self.settings.repeats):
                 self._round(f"time {repeat + 1}/{self.settings.repeats}", self._time)
+            if self.subjects[0].workload.task == "decode":
+                self._round("counting calls", self._calls)
         finally:
             for key in list(self.workers):
                 self._close(key)
@@ -155,6 +158,9 @@ class _Group:
         seconds, cpu_seconds = self.workers[subject.key].time()
         self.measurements[subject.key].seconds.append(seconds)
         self.measurements[subject.key].cpu_seconds.append(cpu_seconds)
+
+    def _calls(self, subject: Subject) -> None:
+        self.measurements[subject.key].calls = self.workers[subject.key].calls()
 
     def _close(self, key: str) -> None:
         if worker := self.workers.pop(key, None):

@@ -6,6 +6,7 @@ It reads one JSON request a line from stdin and answers each with one JSON line 
     save     path                   -> writes the weights as safetensors
     check    path                   -> writes what one evaluation gives as safetensors: outputs, loss and gradients
     memory                          -> bytes, method: peak of one step above the loaded model; of decoding, the cache
+    calls                           -> calls of aten functions in a step, or in one of its like parts
     time                            -> seconds and cpu_seconds (of all threads) of a step, or of one of its like parts
 """
 
@@ -62,6 +63,10 @@ class Session:
         size, method = self.subject.memory()
         return {"bytes": size, "method": method}
 
+    def calls(self) -> dict[str, Any]:
+        """Calls of aten functions in a step's part."""
+        return {"calls": self.subject.calls()}
+
     def time(self) -> dict[str, Any]:
         """Wall and processor time of a step's part: of one step, or the mean of as many as fill `BURST_SECONDS`."""
         seconds = cpu_seconds = 0.0
@@ -93,7 +98,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     session = Session()
-    operations = {name: getattr(session, name) for name in ("load", "save", "check", "memory", "time")}
+    operations = {name: getattr(session, name) for name in ("load", "save", "check", "memory", "calls", "time")}
     for line in sys.stdin:
         request = json.loads(line)
         try:

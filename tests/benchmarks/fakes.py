@@ -46,6 +46,10 @@ class FakeWorker:
         method = CACHE_METHOD if self.subject.workload.task == "decode" else "VmHWM"
         return BYTES.get(self.subject.peer, BYTES[OURS])[done], method
 
+    def calls(self):
+        self.journal.append((self.subject.key, "calls"))
+        return 70 if self.subject.key == OURS else 30
+
     def time(self):
         done = self.journal.count((self.subject.key, "time"))
         self.journal.append((self.subject.key, "time"))

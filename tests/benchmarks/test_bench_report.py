@@ -56,6 +56,14 @@ def test_tokens_a_second_and_what_memory_is(report):
         assert "Mega, this repository, causal: 0.00M parameters" in text
 
 
+def test_calls_of_a_step_and_the_step_over_its_matrix_products(report):
+    report.cases += run(CASES["train-2048-full-dropout"])[0].cases
+    for text in (markdown(report), shown(report, width=200)):
+        assert f"Calls of aten functions a token in decode-2048-full: ours 70, {OLD} 30" in text
+        assert "Training step / its matrix products in train-2048-full-dropout: 1.00" in text
+        assert text.count("Calls of aten") == len(CASES["decode-2048-full"].against)
+
+
 def test_the_processor_and_its_time_are_named(report):
     report.machine |= {"cpu": "Some CPU", "vendor": "Vendor", "family": "6", "flags": ["amx", "avx2"]}
     report.stolen = 0.123

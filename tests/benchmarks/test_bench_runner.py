@@ -6,9 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from fakes import run
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.cases import BEFORE, CASES, MODERNBERT, OLD, OURS, ROBERTA, Subject, Workload
+from benchmarks.build import build
+from benchmarks.cases import BEFORE, CASES, MATMULS, MODERNBERT, OLD, OURS, ROBERTA, Subject, Workload
 from benchmarks.client import Worker, WorkerError
 
 
@@ -33,6 +36,35 @@ def test_warm_up_is_not_counted():
     (row,) = report.cases[0].rows
     assert row.speed == 5.0 and row.wall_speed == 15 / 7 and row.memory == pytest.approx(200 / 900)
     assert row.agreement == 0
+
+
+def test_calls_are_counted_last_and_of_decoding_only():
+    report, journal, listener = run(CASES["decode-512-full"])
+    assert journal.index((OURS, "calls")) > max(i for i, entry in enumerate(journal) if entry[1] == "time")
+    assert (report.cases[0].rows[0].ours_calls, report.cases[0].rows[0].their_calls) == (70, 30)
+    assert listener.steps == listener.announced
+    assert not [entry for entry in run(CASES["train-2048-full"])[1] if entry[1] == "calls"]
+
+
+@pytest.mark.parametrize("chunk", [None, 32])
+def test_matrix_products_of_a_training_step(chunk):
+    length, workload = 96, Workload("train", 96, chunk=chunk)
+    subject, ours = build(MATMULS, workload, 0), build(OURS, workload, 0)
+    rows = []
+    linear = [layer for layer in ours.module.modules() if isinstance(layer, torch.nn.Linear)]
+    for layer in linear:
+        layer.register_forward_pre_hook(lambda layer, inputs: rows.append(inputs[0].shape[:-1].numel()))
+    ours.module(input_ids=ours.input_ids, labels=ours.labels)
+    assert rows == [length] * len(linear)  # each is applied once, to every token
+    with FlopCounterMode(display=False) as counter:
+        subject.step()
+    products = 3 * length * sum(layer.weight.numel() for layer in linear) + 4 * 3 * length * (chunk or length) * (
+        64 + 512
+    )
+    assert counter.get_total_flops() == 2 * products
+    with FlopCounterMode(display=False) as counter:
+        ours.step()
+    assert counter.get_total_flops() > 2 * products  # the EMA's, and what is made twice
 
 
 def test_no_speed_up_of_a_wrong_result():
