@@ -166,6 +166,9 @@ class MatmulSubject(Subject):
         for a, b, out in self.products:
             torch.matmul(a, b, out=out)
 
+    def memory(self) -> tuple[int, str]:
+        return 0, "not measured"
+
 
 class OpSubject(Subject):
     """Forward and backward of a function of batch-first `(1, length, ...)` inputs, with gradients for all of them."""

@@ -62,6 +62,7 @@ def test_matrix_products_of_a_training_step(chunk):
         64 + 512
     )
     assert counter.get_total_flops() == 2 * products
+    assert subject.memory()[0] == 0  # which gives no ratio
     with FlopCounterMode(display=False) as counter:
         ours.step()
     assert counter.get_total_flops() > 2 * products  # the EMA's, and what is made twice

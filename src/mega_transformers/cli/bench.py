@@ -49,8 +49,7 @@ def bench(
 ) -> None:
     """Measure processor time and peak memory against other models, in turns, and show the median ratios.
 
-    Processor time, unlike wall time, does not count what other users of a shared machine take away. Wall time is shown
-    beside it.
+    Unlike wall time, which is shown beside it, processor time leaves out what others take on a shared machine.
     """
     from rich.console import Console
 
