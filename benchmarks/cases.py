@@ -123,7 +123,7 @@ class Series:
         growth: Most by which time and memory may grow from a curve's first point to its last; None asks nothing.
         memory_growth: The same for memory alone, where it is another number.
         in_turns: `"all"` measures every point in turns; `"length"` only those of one length, with fewer processes.
-        memory_repeats: Most processes that a point's memory is taken from.
+        memory_repeats: Most processes that a point is measured in.
     """
 
     name: str

@@ -112,7 +112,7 @@ def facts(report: Report) -> list[str]:
         f"Machine: {machine['cpu']}{processor and f' ({processor})'}, {machine['cores']} cores used, "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB memory, {machine['system']}{stolen}",
         f"Ratios and targets go by {cpu_title(report)}; seed {report.seed}; medians of {report.repeats} timed steps "
-        f"in turns and of up to {report.memory_repeats} processes for memory{quick}",
+        f"in turns, in up to {report.memory_repeats} processes{quick}",
         f"Date: {report.date}; revision: {_revision(report.git)}{before}",
         f"Versions: {versions}",
         f"Command: `{report.command}`",
@@ -176,7 +176,7 @@ def terminal(report: Report) -> Group:
 def _part(
     rows: list[Row], title: str, headings: tuple[str, ...], cells: Callable[[Row], list[str]], met: str = ""
 ) -> Table:
-    table = Table(box=SIMPLE_HEAD)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column(title, no_wrap=True)
     for heading in headings:
         table.add_column(heading, justify="right")

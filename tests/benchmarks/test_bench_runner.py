@@ -18,13 +18,25 @@ from benchmarks.client import Worker, WorkerError
 def test_order_of_a_comparison():
     _, journal, listener = run(CASES["train-2048-full"])
     check, measuring = journal[: journal.index((OURS, "memory"))], [e for e in journal if e[1] in ("memory", "time")]
+    warm_up = "time"
     assert check.index((OLD, "check")) < check.index((OURS, "load with weights")) < check.index((OURS, "check"))
     assert (OURS, "load") not in journal
-    in_turns = [(OURS, "memory"), (OLD, "memory")] * 3 + [(OURS, "time"), (OLD, "time")] * 4
-    assert measuring == in_turns
+    process = [(peer, what) for what in ("memory", warm_up, "time") for peer in (OURS, OLD)]
+    backwards = [(peer, what) for what in ("memory", warm_up, "time") for peer in (OLD, OURS)]
+    assert measuring == process + backwards + process
     assert listener.steps == listener.announced
     starts = [key for key, what in journal if what == "start"]
     assert len(starts) == len([key for key, what in journal if what == "close"]) == 2 + 2 * 3
+
+
+def test_rounds_are_divided_among_processes_and_change_direction():
+    settings = {"repeats": 4, "memory_repeats": 2}
+    _, journal, listener = run(CASES["train-2048-full"], settings=settings)
+    measuring = [(key == OURS, what) for key, what in journal if what in ("memory", "time")]
+    ours_first = [pair[0][0] for pair in zip(measuring[::2], measuring[1::2])]
+    # of each process memory, warm-up and two rounds
+    assert ours_first == [True, True, True, False, False, False, False, True]
+    assert listener.steps == listener.announced
 
 
 def test_warm_up_is_not_counted():
