@@ -332,10 +332,9 @@ _ALL: tuple[Case, ...] = (
         "our attention back ends, forward and backward, full attention, rotary bias, z 64, h 512",
         {
             "softmax reference": _lengths(_attention("softmax", "reference"), 128, 4096),
-            "softmax sdpa": _lengths(_attention("softmax", "sdpa"), 128, 8192),
-            "softmax blockwise": _lengths(_attention("softmax", "blockwise"), 128, 8192),
+            "softmax tiled": _lengths(_attention("softmax", "tiled"), 128, 8192),
             "laplace reference": _lengths(_attention("laplace", "reference"), 128, 4096),
-            "laplace blockwise": _lengths(_attention("laplace", "blockwise"), 128, 8192),
+            "laplace tiled": _lengths(_attention("laplace", "tiled"), 128, 8192),
         },
     ),
 )
