@@ -2,9 +2,9 @@
 
 Every subject has a worker process of its own, and one worker computes at a time. Timed rounds go A B B A ..., so that
 whatever else the machine does hits all alike, a drift too. Processes are not all equally fast, the one that is started
-first least, so that there are several, started in either order. Of each, the first full step gives the memory; the next is
-a warm-up and not counted; the timed steps are divided among them. A peer that computes the same function as ours gives
-it its weights and is compared with it first, in processes of their own.
+first least, so that there are several, started in either order. Of each, the first full step gives the memory; the
+next is a warm-up and not counted; the timed steps are divided among them. A peer that computes the same function as
+ours gives it its weights and is compared with it first, in processes of their own.
 """
 
 from __future__ import annotations
@@ -55,10 +55,8 @@ def run_case(case: Case, settings: Settings, listener: Listener, report: Report)
     subjects = [subject for group in case.groups for subject in group]
     checks = 2 * sum(PEERS[subject.peer].same_weights for subject in subjects)
     calls = sum(subject.workload.task == "decode" for subject in subjects)
-    listener.case(
-        case,
-        len(subjects) * (memory_repeats + min(memory_repeats, settings.repeats) + settings.repeats) + checks + calls,
-    )
+    rounds = memory_repeats + min(memory_repeats, settings.repeats) + settings.repeats
+    listener.case(case, len(subjects) * rounds + checks + calls)
     measurements: list[Measurement] = []
     agreements: dict[str, float | str] = {}
     with tempfile.TemporaryDirectory() as folder:

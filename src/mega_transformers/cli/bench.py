@@ -15,9 +15,7 @@ def bench(
     cases: Annotated[list[str] | None, typer.Argument(help="Cases to run; all of them for none.")] = None,
     list_cases: Annotated[bool, typer.Option("--list", help="List cases and peers, and run nothing.")] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each peer, in turns.")] = 8,
-    memory_repeats: Annotated[
-        int, typer.Option(min=1, help="Processes of each peer, each with its share of the repeats.")
-    ] = 4,
+    memory_repeats: Annotated[int, typer.Option(min=1, help="Processes of each peer, which share the repeats.")] = 4,
     quick: Annotated[bool, typer.Option("--quick", help="Inputs 16 times shorter, 2 repeats: a trial run.")] = False,
     threads: Annotated[
         int,
