@@ -84,8 +84,8 @@ def _ema_op(peer: str, workload: Workload, generator: torch.Generator) -> Op:
 
 def _attention_op(peer: str, workload: Workload, generator: torch.Generator) -> Op:
     from mega_transformers.ops.attention import attention
-    from mega_transformers.ops.relative_bias import RotaryBias
     from mega_transformers.ops.layout import self_attention_layout
+    from mega_transformers.ops.relative_bias import RotaryBias
 
     module = _Parameters(alpha=(64,), beta=(64,))
     with torch.no_grad():

@@ -5,27 +5,33 @@ A graph would otherwise keep what the written-out backward passes compute again.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 
-from . import cross_entropy
-from .attention import tiled
+from .attention.tiled import Call
+from .attention.tiled import backward_pass as attention_backward
+from .attention.tiled import forward_pass as attention_forward
+from .cross_entropy import backward_pass as cross_entropy_backward
+from .cross_entropy import forward_pass as cross_entropy_forward
 from .layout import AttentionLayout
 
 Optional = torch.Tensor | None
+# a model may bring a copy of this code along, whose operators are its own
+NAMESPACE = re.sub(r"\W", "_", __name__)
 
 
-def _call(q: torch.Tensor, k: torch.Tensor, tensors: list[Optional], options: tuple[Any, ...]) -> tiled.Call:
+def _call(q: torch.Tensor, k: torch.Tensor, tensors: list[Optional], options: tuple[Any, ...]) -> Call:
     """What `attention_operator` is given as start, stop, real, offsets and seed, and after these."""
     start, stop, real, offsets, seed = tensors
     offset, chunk, causal, zero, activation, dropout = options
     offset = offset if offsets is None else offsets
     layout = AttentionLayout(q.shape[1], k.shape[1], causal, chunk, offset, start=start, stop=stop, real=real)
-    return tiled.Call(layout, zero, activation, dropout, 0 if seed is None else int(seed))
+    return Call(layout, zero, activation, dropout, 0 if seed is None else int(seed))
 
 
-@torch.library.custom_op("mega_transformers::attention", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::attention", mutates_args=())
 def attention_operator(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -43,9 +49,9 @@ def attention_operator(
     activation: str,
     dropout: float,
 ) -> torch.Tensor:
-    """`tiled.forward_pass` of plain arguments, those of an `AttentionLayout` and of a `tiled.Call`."""
+    """`forward_pass` of plain arguments, those of an `AttentionLayout` and of a `Call`."""
     options = (offset, chunk, causal, zero, activation, dropout)
-    return tiled.forward_pass(q, k, v, values, _call(q, k, [start, stop, real, offsets, seed], options))
+    return attention_forward(q, k, v, values, _call(q, k, [start, stop, real, offsets, seed], options))
 
 
 @attention_operator.register_fake
@@ -53,7 +59,7 @@ def _(q, k, v, *rest):
     return v.new_empty(q.shape[0], q.shape[1], v.shape[2])
 
 
-@torch.library.custom_op("mega_transformers::attention_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::attention_backward", mutates_args=())
 def attention_backward_operator(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -74,9 +80,9 @@ def attention_backward_operator(
     dropout: float,
     needs: list[bool],
 ) -> list[torch.Tensor]:
-    """`tiled.backward_pass`; the gradients that are needed."""
+    """Its backward pass; the gradients that are needed."""
     call = _call(q, k, [start, stop, real, offsets, seed], (offset, chunk, causal, zero, activation, dropout))
-    return [g for g in tiled.backward_pass(q, k, v, values, output, doutput, call, needs) if g is not None]
+    return [g for g in attention_backward(q, k, v, values, output, doutput, call, needs) if g is not None]
 
 
 @attention_backward_operator.register_fake
@@ -98,12 +104,12 @@ def _attention_gradients(ctx: Any, doutput: torch.Tensor) -> Any:
 attention_operator.register_autograd(_attention_gradients, setup_context=_keep_for_attention)
 
 
-@torch.library.custom_op("mega_transformers::linear_cross_entropy", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::linear_cross_entropy", mutates_args=())
 def linear_cross_entropy_operator(
     hidden: torch.Tensor, weight: torch.Tensor, bias: Optional, labels: torch.Tensor, ignore_index: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`cross_entropy.forward_pass`."""
-    return cross_entropy.forward_pass(hidden, weight, bias, labels, ignore_index)
+    """The forward pass of `ops.cross_entropy`."""
+    return cross_entropy_forward(hidden, weight, bias, labels, ignore_index)
 
 
 @linear_cross_entropy_operator.register_fake
@@ -113,7 +119,7 @@ def _(hidden, weight, bias, labels, ignore_index):
     return total, hidden.new_empty(hidden.shape[0], weight.shape[0]), normalizer
 
 
-@torch.library.custom_op("mega_transformers::linear_cross_entropy_backward", mutates_args=())
+@torch.library.custom_op(f"{NAMESPACE}::linear_cross_entropy_backward", mutates_args=())
 def linear_cross_entropy_backward_operator(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -126,8 +132,8 @@ def linear_cross_entropy_backward_operator(
     ignore_index: int,
     needs: list[bool],
 ) -> list[torch.Tensor]:
-    """`cross_entropy.backward_pass`; the gradients that are needed."""
-    found = cross_entropy.backward_pass(
+    """Its backward pass; the gradients that are needed."""
+    found = cross_entropy_backward(
         hidden, weight, bias, labels, logits, normalizer, dtotal, dlogits, ignore_index, needs
     )
     return [g for g in found if g is not None]
