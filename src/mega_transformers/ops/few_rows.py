@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import torch
@@ -25,8 +24,7 @@ def are_few_rows(x: torch.Tensor) -> bool:
     )
 
 
-@functools.cache
-def vendor() -> str:
+def _vendor() -> str:
     """Who made the processor, as /proc/cpuinfo names it; "" where that cannot be read."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -34,6 +32,8 @@ def vendor() -> str:
         return ""
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
 
+
+VENDOR = _vendor()  # not when it is asked for, which may be while a graph is made
 
 def linear_few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`F.linear`, in the form that `ops.dispatch` has for few rows on this processor.
@@ -50,7 +50,7 @@ def linear_few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
     if not are_few_rows(x) or weight.dtype not in (torch.float32, torch.float64) or not weight.is_contiguous():
         return F.linear(x, weight, bias)
     rows = x.numel() // width
-    form = linear_form(vendor(), rows, outputs * width)
+    form = linear_form(VENDOR, rows, outputs * width)
     if form == "vector":
         vector = x.reshape(width)
         product = torch.mv(weight, vector) if bias is None else torch.addmv(bias, weight, vector)
