@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from safetensors import safe_open
+from torch._dynamo.backends.common import aot_autograd
+from torch.utils._pytree import tree_leaves
+from transformers import DynamicCache
 
 from mega_transformers import (
     MegaConfig,
@@ -119,6 +123,57 @@ def test_base_model_compiles_in_one_graph(form: str, mask: bool, training: bool)
     loss_of(actual).backward()
     assert_same_outputs(actual, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gradients(model), wanted, rtol=1e-3, atol=1e-5)
+
+
+def graphs_of(model, *calls, **options) -> int:
+    """How many graphs a compiled model makes of calls, given as keyword arguments."""
+    torch.compiler.reset()
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, backend=count, fullgraph=True)
+    for call in calls:
+        compiled(**call, **options)
+    return len(graphs)
+
+
+def test_packed_rows_compile_in_one_graph() -> None:
+    borders = torch.tensor([0, 4, LENGTH])
+    assert graphs_of(make(MegaModel), {"input_ids": torch.arange(LENGTH)[None], "cu_seq_lens_q": borders}) == 1
+
+
+@pytest.mark.parametrize("form", ["causal", "causal chunked"])
+def test_steps_of_a_growing_cache_compile_once(form: str) -> None:
+    """Into a graph of the first length, and one of any; with chunks also of their borders."""
+    fields = {"use_chunking": True, "chunk_size": 4} if "chunked" in form else {}
+    model = make(MegaForCausalLM, **FORMS["causal"], **fields)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(torch.arange(5)[None], cache=cache)
+        steps = [{"input_ids": torch.tensor([[token]])} for token in range(3, 20)]
+        assert graphs_of(model, *steps, cache=cache) <= (2 if not fields else 6)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "laplace", "relu2"])
+def test_graphs_do_not_grow_with_the_square(activation: str) -> None:
+    """Attention and loss are operators that compilers call, forward and backward."""
+    torch.compiler.reset()
+    sizes = []
+
+    def look(graph, inputs):
+        values = [node.meta.get("val") for node in graph.graph.nodes]
+        sizes.append(max(x.numel() for x in tree_leaves(values) if torch.is_tensor(x)))
+        return make_boxed_func(graph.forward)
+
+    length = 600
+    model = make(MegaForMaskedLM, attention_activation=activation, max_positions=length).train()
+    ids = torch.randint(3, 50, (1, length))
+    compiled = torch.compile(model, backend=aot_autograd(fw_compiler=look, bw_compiler=look), fullgraph=True)
+    compiled(ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
+    assert len(sizes) == 2 and 0 < max(sizes) < length * length / 4
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -35,6 +35,7 @@ def _vendor() -> str:
 
 VENDOR = _vendor()  # not when it is asked for, which may be while a graph is made
 
+
 def linear_few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """`F.linear`, in the form that `ops.dispatch` has for few rows on this processor.
 
