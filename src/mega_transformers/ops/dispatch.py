@@ -25,6 +25,7 @@ class Row(NamedTuple):
         activation: `"softmax"`, `"laplace"` or `"relu2"`.
         fusable: Whether PyTorch's fused kernels have what is asked: bias, dtype, layout.
         one_query: Whether there is one query in a row, as in a decoding step.
+        one_row: Whether there is one row in the batch.
         vendor: Who made the processor.
         weights: Least number of weights.
     """
@@ -39,6 +40,7 @@ class Row(NamedTuple):
     activation: str | None = None
     fusable: bool | None = None
     one_query: bool | None = None
+    one_row: bool | None = None
     vendor: str | None = None
     weights: int = 0
 
@@ -53,6 +55,8 @@ EMA = (
     Row("step", longest=1, stateful=True),
     # the only form whose graph does not depend on the length
     Row("fft", exported=True, stateful=False, packed=False),
+    Row("direct", device="cpu", compiled=False, stateful=False, packed=False, longest=32),
+    Row("fft", device="cpu", compiled=False, stateful=False, packed=False, longest=64, one_row=True),
     Row("direct", device="cpu", compiled=False, stateful=False, packed=False, longest=64),
     Row("chunked"),
 )
@@ -61,7 +65,7 @@ ATTENTION = (
     # whoever loads an exported graph needs no operator of ours
     Row("reference", exported=True),
     Row("reference", one_query=True),
-    Row("reference", device="cpu", longest=64),
+    Row("reference", device="cpu", longest=128),
     Row("fused", activation="softmax", fusable=True),
     Row("tiled"),
 )
@@ -82,7 +86,7 @@ def linear_form(vendor: str, rows: int, weights: int) -> str:
 
 def ema_form(device: str, length: int, batch: int, stateful: bool, packed: bool) -> str:
     """The form of the EMA for (batch, length) tokens on a type of device."""
-    return _first(EMA, length, device=device, stateful=stateful, packed=packed)
+    return _first(EMA, length, device=device, stateful=stateful, packed=packed, one_row=batch == 1)
 
 
 def attention_form(device: str, keys: int, one_query: bool, activation: str, fusable: bool) -> str:

@@ -50,14 +50,18 @@ def linear_few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | 
     outputs, width = weight.shape
     if not are_few_rows(x) or weight.dtype not in (torch.float32, torch.float64) or not weight.is_contiguous():
         return F.linear(x, weight, bias)
-    rows = x.numel() // width
-    form = linear_form(VENDOR, rows, outputs * width)
+    return in_form(linear_form(VENDOR, x.numel() // width, outputs * width), x, weight, bias)
+
+
+def in_form(form: str, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """`F.linear` as `"linear"`, as `"vector"` (one row), or as `"parts"` (a number of outputs that can be divided)."""
+    outputs, width = weight.shape
     if form == "vector":
         vector = x.reshape(width)
         product = torch.mv(weight, vector) if bias is None else torch.addmv(bias, weight, vector)
         return product.view(*x.shape[:-1], outputs)
     if form == "parts" and outputs % PARTS == 0:
-        return _in_parts(x, weight, bias, rows).view(*x.shape[:-1], outputs)
+        return _in_parts(x, weight, bias, x.numel() // width).view(*x.shape[:-1], outputs)
     return F.linear(x, weight, bias)
 
 

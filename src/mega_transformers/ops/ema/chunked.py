@@ -186,16 +186,18 @@ class _ChunkedEMABackward(torch.autograd.Function):
             dH[:, :, -1] += dentering
         dS = _carry_adjoint(dH, decay, keep, bidirectional)
         dx = ddiagonals = dE = dG = ddecay = dinitial = None
-        if needs[0]:
-            T = toeplitz(diagonals, m, m)
-            dX = torch.baddbmm(torch.bmm(dY, T.transpose(1, 2)), dS.flatten(1, 2), E.transpose(1, 2))
-            dx = _from_blocks(dX, batch)
         if needs[1]:
             X = _to_blocks(x, m).transpose(1, 2)
-            ddiagonals = sum_diagonals(torch.bmm(X, dY))
+            # some channels at a time, in memory that is used again
+            ddiagonals = torch.cat([sum_diagonals(part) for part in torch.bmm(X, dY).split(64)])
             dE = torch.bmm(X, dS.flatten(1, 2))
+            del X
             dG = torch.bmm(H.flatten(1, 2).transpose(1, 2), dY)
             ddecay = (dS * H).sum((1, 2))
+        if needs[0]:
+            dX = torch.bmm(dY, toeplitz(diagonals, m, m).transpose(1, 2))
+            del dY
+            dx = _from_blocks(dX.baddbmm_(dS.flatten(1, 2), E.transpose(1, 2)), batch)
         if initial is not None and needs[2]:
             dinitial = dH[:, :, 0] + decay.unsqueeze(1) * dS[:, :, 0]
         return dx, ddiagonals, dE, dG, ddecay, dinitial
