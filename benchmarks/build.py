@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from benchmarks.cases import Workload
+from benchmarks.cases import MATMULS, Workload
 from benchmarks.generation import DecodingSubject, GenerationSubject, PrefillSubject
 from benchmarks.models import MODELS
 from benchmarks.ops import OPS
-from benchmarks.subjects import ModelSubject, OpSubject, Subject
+from benchmarks.subjects import MatmulSubject, ModelSubject, OpSubject, Subject
 
 
 def build(peer: str, workload: Workload, seed: int) -> Subject:
@@ -18,10 +18,12 @@ def build(peer: str, workload: Workload, seed: int) -> Subject:
     if workload.task in OPS:
         return OpSubject(OPS[workload.task](peer, workload, generator), workload)
     module = MODELS[peer](workload)
+    if peer == MATMULS:
+        return MatmulSubject(module, workload, generator)
     if workload.task == "prefill":
         return PrefillSubject(peer, module, workload, generator)
     if workload.task == "decode":
-        return DecodingSubject(module, workload, generator)
+        return DecodingSubject(peer, module, workload, generator)
     if workload.task == "generate":
         return GenerationSubject(peer, module, workload, generator)
     return ModelSubject(module, workload, generator)

@@ -17,6 +17,9 @@ ROBERTA = "roberta"
 GPT2 = "gpt2"
 MARIAN = "marian"
 ONE_BY_ONE = "one-by-one"
+UNCOMPILED = "uncompiled"
+MATMULS = "matmuls"
+BEFORE = "before"
 
 QUICK_DIVISOR = 16
 
@@ -46,6 +49,7 @@ class Workload:
         all_logits: Whether ours, too, gives the logits of every token in `"prefill"`, not those of the last alone.
         old_way: How 4.40.2 reads the prompt of `"prefill"`: in a `"training"` forward pass (with a graph), in
             `"inference"` without a cache, or `"cached"`, filling one.
+        compiled: Whether the steps of `"decode"` are compiled (`torch.compile`, a static cache); not `UNCOMPILED`'s.
     """
 
     task: str
@@ -62,6 +66,7 @@ class Workload:
     beams: int = 1
     all_logits: bool = False
     old_way: str = "training"
+    compiled: bool = False
 
     def scaled(self, divisor: int) -> Workload:
         """The same workload with length and chunk divided by `divisor`."""
@@ -118,7 +123,7 @@ class Series:
         growth: Most by which time and memory may grow from a curve's first point to its last; None asks nothing.
         memory_growth: The same for memory alone, where it is another number.
         in_turns: `"all"` measures every point in turns; `"length"` only those of one length, with fewer processes.
-        memory_repeats: Most processes that a point's memory is taken from.
+        memory_repeats: Most processes that a point is measured in.
     """
 
     name: str
@@ -180,7 +185,7 @@ _ALL: tuple[Case, ...] = (
         "train-2048-full-dropout",
         "training step, 2048 tokens, softmax, full attention, 15% labels, each model's dropouts at 0.1",
         replace(FULL_2048, dropout=0.1),
-        {OLD: Target()},
+        {OLD: Target(), MATMULS: Target()},
     ),
     Comparison(
         "train-2048-full-all-labels",
@@ -243,13 +248,20 @@ _ALL: tuple[Case, ...] = (
         "decode-2048-full",
         "a decoding step behind 2048 tokens, softmax, full attention, batch 1",
         replace(DECODE, length=2048),
-        {OLD: Target(20.0)},
+        {OLD: Target(20.0), GPT2: Target()},
     ),
     Comparison(
         "decode-512-full",
         "a decoding step behind 512 tokens, softmax, full attention, batch 1",
         replace(DECODE, length=512),
         {GPT2: Target(1.0)},
+    ),
+    Comparison(
+        "decode-512-compiled",
+        "a decoding step behind 512 tokens, softmax, full attention, batch 1, compiled with a static cache, against "
+        "steps that are not compiled with a dynamic cache",
+        replace(DECODE, length=512, compiled=True),
+        {UNCOMPILED: Target()},
     ),
     Series(
         "decode-scaling",
@@ -320,15 +332,34 @@ _ALL: tuple[Case, ...] = (
         "our attention back ends, forward and backward, full attention, rotary bias, z 64, h 512",
         {
             "softmax reference": _lengths(_attention("softmax", "reference"), 128, 4096),
-            "softmax sdpa": _lengths(_attention("softmax", "sdpa"), 128, 8192),
-            "softmax blockwise": _lengths(_attention("softmax", "blockwise"), 128, 8192),
+            "softmax tiled": _lengths(_attention("softmax", "tiled"), 128, 8192),
             "laplace reference": _lengths(_attention("laplace", "reference"), 128, 4096),
-            "laplace blockwise": _lengths(_attention("laplace", "blockwise"), 128, 8192),
+            "laplace tiled": _lengths(_attention("laplace", "tiled"), 128, 8192),
         },
     ),
 )
 
 CASES: dict[str, Case] = {case.name: case for case in _ALL}
+
+
+def before_after(cases: list[Case]) -> tuple[list[Case], list[str]]:
+    """Ours against the same of another tree: a comparison for each case, or point of a series.
+
+    Returns:
+        The comparisons, and the names of the cases left out: those that call ops, which are no public interface.
+    """
+    chosen: list[Case] = []
+    left_out = []
+    for case in cases:
+        if isinstance(case, Comparison):
+            chosen.append(replace(case, against={BEFORE: Target()}))
+            continue
+        points = [(f"{case.name}/{curve}@{w.length}", w) for curve, found in case.curves.items() for w in found]
+        if any(workload.task.endswith("-op") for _, workload in points):
+            left_out.append(case.name)
+            continue
+        chosen += [Comparison(name, case.title, workload, {BEFORE: Target()}) for name, workload in points]
+    return chosen, left_out
 
 
 def select(names: list[str] | None) -> list[Case]:

@@ -14,18 +14,28 @@ from typing import Any
 from .cases import Subject
 from .peers import REPOSITORY
 
+# Threads of an OpenMP runtime wait for more work in a loop, unless told to sleep; a waiting worker uses no processor.
+SLEEP_WHEN_IDLE = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+
 
 class WorkerError(RuntimeError):
     """A worker reported an error, or died."""
 
 
 class Worker:
-    """A process that holds one subject. It computes only while a method of this class waits for its answer."""
+    """A process that holds one subject. It computes only while a method of this class waits for its answer.
 
-    def __init__(self, python: Path, threads: int):
+    It runs the benchmarks of this tree; `mega_transformers` comes from the tree `package`.
+    """
+
+    def __init__(self, python: Path, threads: int, package: Path = REPOSITORY):
+        self._source = (package / "src").resolve()
         environment = {
             **os.environ,
+            **SLEEP_WHEN_IDLE,
             "OMP_NUM_THREADS": str(threads),
+            "PYTHONPATH": os.pathsep.join(filter(None, (str(self._source), os.environ.get("PYTHONPATH")))),
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
         }
@@ -41,8 +51,12 @@ class Worker:
         )
 
     def load(self, subject: Subject, seed: int, threads: int, weights: Path | None) -> dict[str, Any]:
-        """Build the subject; gives its number of parameters and the versions in the worker's interpreter."""
-        return self._ask(
+        """Build the subject; gives its number of parameters and the versions in the worker's interpreter.
+
+        Raises:
+            WorkerError: if the package comes from elsewhere, or anything fails.
+        """
+        facts = self._ask(
             "load",
             peer=subject.peer,
             workload=subject.workload.to_dict(),
@@ -50,6 +64,9 @@ class Worker:
             threads=threads,
             weights=str(weights) if weights else None,
         )
+        if facts["package"] and not Path(facts["package"]).resolve().is_relative_to(self._source):
+            raise WorkerError(f"mega_transformers comes from {facts['package']}, not from {self._source}")
+        return facts
 
     def save(self, path: Path) -> None:
         """Write the weights as safetensors."""
@@ -64,9 +81,14 @@ class Worker:
         answer = self._ask("memory")
         return answer["bytes"], answer["method"]
 
-    def time(self) -> float:
-        """Seconds of a step, or of one of the like parts it is made of."""
-        return self._ask("time")["seconds"]
+    def time(self) -> tuple[float, float]:
+        """Wall and processor time of a step, or of one of the like parts it is made of, in seconds."""
+        answer = self._ask("time")
+        return answer["seconds"], answer["cpu_seconds"]
+
+    def calls(self) -> int:
+        """Calls of aten functions in a step, or in one of the like parts it is made of."""
+        return self._ask("calls")["calls"]
 
     def close(self) -> None:
         """End the process."""

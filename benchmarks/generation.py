@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cases import OLD, ONE_BY_ONE, Workload
+from benchmarks.cases import OLD, ONE_BY_ONE, UNCOMPILED, Workload
 from benchmarks.memory import CACHE_METHOD
 from benchmarks.models import SYMBOLS, VOCABULARY
 from benchmarks.subjects import Subject, random_tokens
@@ -48,10 +49,17 @@ class PrefillSubject(Subject):
 
 
 class DecodingSubject(Subject):
-    """Decoding steps, a token each, behind a cached context; every run of them starts from the same cache."""
+    """Decoding steps, a token each, behind a cached context; every run of them starts from the same cache.
 
-    def __init__(self, module: nn.Module, workload: Workload, generator: torch.Generator):
+    Compiled ones find the addresses of a static cache fixed, so that its contents are what is copied.
+    """
+
+    def __init__(self, peer: str, module: nn.Module, workload: Workload, generator: torch.Generator):
         super().__init__(module.eval(), workload)
+        self.one_token: Callable[..., Any] = module
+        self.compiled = workload.compiled and peer != UNCOMPILED
+        if self.compiled:
+            self.one_token = torch.compile(module, dynamic=False)
         self.cache_name = "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
         self.parts = workload.new_tokens
         self.context = random_tokens((1, workload.length), generator)
@@ -63,7 +71,13 @@ class DecodingSubject(Subject):
         with torch.inference_mode():
             if self.cache_of_context is None:
                 self._read_context()
-            self.cache = copy.deepcopy(self.cache_of_context)
+            if not self.compiled:
+                self.cache = copy.deepcopy(self.cache_of_context)
+                return
+            for layer, of_context in zip(self.cache.layers, self.cache_of_context.layers):
+                for name, value in vars(of_context).items():
+                    if isinstance(value, Tensor):
+                        getattr(layer, name).copy_(value)
 
     def step(self, length: int | None = None) -> None:
         with torch.inference_mode():
@@ -87,15 +101,22 @@ class DecodingSubject(Subject):
 
     def _read_context(self) -> None:
         """Fill the cache; the last token on its own, so that no buffer has to grow in the first step that counts."""
-        self.cache = None
         chunk, length = self.workload.chunk, self.workload.length
+        self.cache = self._static_cache() if self.compiled else None
         for piece in self.context[:, :-1].split(CHUNKS_A_PIECE * chunk if chunk else length, dim=1):
             self._forward(piece)
         self._forward(self.context[:, -1:])
-        self.cache_of_context = self.cache
+        self.cache_of_context = copy.deepcopy(self.cache) if self.compiled else self.cache
+
+    def _static_cache(self) -> Any:
+        from transformers import StaticCache
+
+        length = self.workload.length + self.workload.new_tokens
+        return StaticCache(config=self.module.config, max_cache_len=length)
 
     def _forward(self, input_ids: Tensor) -> Tensor:
-        output = self.module(input_ids=input_ids, use_cache=True, **{self.cache_name: self.cache})
+        forward = self.one_token if input_ids.shape[1] == 1 else self.module
+        output = forward(input_ids=input_ids, use_cache=True, **{self.cache_name: self.cache})
         self.cache = getattr(output, self.cache_name)
         return output.logits
 

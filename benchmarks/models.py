@@ -9,13 +9,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.cases import GPT2, MARIAN, MODERNBERT, OLD, ONE_BY_ONE, OURS, ROBERTA, Workload
+from benchmarks.cases import (
+    BEFORE,
+    GPT2,
+    MARIAN,
+    MATMULS,
+    MODERNBERT,
+    OLD,
+    ONE_BY_ONE,
+    OURS,
+    ROBERTA,
+    UNCOMPILED,
+    Workload,
+)
 
 VOCABULARY = 8192
 SYMBOLS = 72
 WIDTH = 256
 LAYERS = 4
 HIDDEN = 512
+SHARED = 64
 # Mega's small parameters, by the ends of their names, are drawn with these deviations: wide enough that a mistake in
 # scores or bias shows in the outputs. Of a causal model the outputs of a few tokens behind many are compared, in which
 # attention is to have a larger part.
@@ -50,7 +63,7 @@ def _mega(peer: str) -> Callable[[Workload], nn.Module]:
             intermediate_size=HIDDEN,
             nffn_hidden_size=HIDDEN,
             ema_projection_size=16,
-            shared_representation_size=64,
+            shared_representation_size=SHARED,
             bidirectional=not causal,
             is_decoder=causal,
             use_chunking=workload.chunk is not None,
@@ -187,9 +200,7 @@ def _marian(workload: Workload) -> nn.Module:
 
 
 MODELS: dict[str, Callable[[Workload], nn.Module]] = {
-    OURS: _mega(OURS),
-    ONE_BY_ONE: _mega(ONE_BY_ONE),
-    OLD: _mega(OLD),
+    **{peer: _mega(peer) for peer in (OURS, ONE_BY_ONE, UNCOMPILED, MATMULS, BEFORE, OLD)},
     MODERNBERT: _modernbert,
     ROBERTA: _roberta,
     GPT2: _gpt2,

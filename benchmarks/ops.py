@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,9 @@ def _ema_layer(peer: str, workload: Workload, generator: torch.Generator) -> Op:
     def call(x: Tensor) -> Tensor:
         if peer == OLD:  # length first; with one row the transposition is a view, and costs nothing
             return ema(x.transpose(0, 1))[0].transpose(0, 1)
-        return ema.activate(ema(x)[0], x, ema.residual_weight)
+        result = ema(x)
+        # a checkout before November 2026 leaves the activation to its caller
+        return result if torch.is_tensor(result) else ema.activate(result[0], x, result[1])
 
     return Op(ema, call, [x], gradient)
 
@@ -64,7 +66,7 @@ class _Parameters(nn.Module):
 
 
 def _ema_op(peer: str, workload: Workload, generator: torch.Generator) -> Op:
-    from mega_transformers.ops.ema import ema
+    from mega_transformers.ops.ema import ema, ema_coefficients
 
     states, channels = (2 * WIDTH, 16, 1), (1, workload.length, WIDTH)
     module = _Parameters(
@@ -74,7 +76,7 @@ def _ema_op(peer: str, workload: Workload, generator: torch.Generator) -> Op:
     parameters = list(module.parameters())
 
     def call(x: Tensor) -> Tensor:
-        return cast(Tensor, ema(x, *parameters, bidirectional=True, backend=workload.backend))
+        return ema(x, ema_coefficients(*parameters), bidirectional=True, backend=workload.backend)[0]
 
     x, gradient = torch.randn(channels, generator=generator), torch.randn(channels, generator=generator)
     return Op(module, call, [x], gradient)
@@ -82,8 +84,8 @@ def _ema_op(peer: str, workload: Workload, generator: torch.Generator) -> Op:
 
 def _attention_op(peer: str, workload: Workload, generator: torch.Generator) -> Op:
     from mega_transformers.ops.attention import attention
+    from mega_transformers.ops.layout import self_attention_layout
     from mega_transformers.ops.relative_bias import RotaryBias
-    from mega_transformers.ops.visibility import Visibility
 
     module = _Parameters(alpha=(64,), beta=(64,))
     with torch.no_grad():
@@ -92,8 +94,8 @@ def _attention_op(peer: str, workload: Workload, generator: torch.Generator) -> 
     bias = RotaryBias(*module.parameters())
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        visibility = Visibility.build(None, q.shape[1], chunk_size=workload.chunk)
-        return attention(q, k, v, bias, visibility, activation=workload.attention, backend=workload.backend)[0]
+        layout = self_attention_layout(None, q.shape[1], chunk_size=workload.chunk)
+        return attention(q, k, v, bias, layout, activation=workload.attention, backend=workload.backend)[0]
 
     q, k, v, gradient = (torch.randn(1, workload.length, n, generator=generator) for n in (64, 64, HIDDEN, HIDDEN))
     return Op(module, call, [q, k, v], gradient)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from .cases import GPT2, MARIAN, MODERNBERT, OLD, ONE_BY_ONE, OURS, ROBERTA
+from .cases import BEFORE, GPT2, MARIAN, MATMULS, MODERNBERT, OLD, ONE_BY_ONE, OURS, ROBERTA, UNCOMPILED
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -51,6 +51,9 @@ PEERS: dict[str, Peer] = {
         Peer(GPT2, "GPT-2 (sdpa)"),
         Peer(MARIAN, "Marian (sdpa)"),
         Peer(ONE_BY_ONE, "Mega, this repository, a prompt at a time", same_weights=True),
+        Peer(UNCOMPILED, "Mega, this repository, not compiled", same_weights=True),
+        Peer(MATMULS, "the matrix products of our training step alone"),
+        Peer(BEFORE, "Mega of the tree named by --against", same_weights=True),
     )
 }
 

@@ -35,11 +35,11 @@ def draw(report: Report, path: Path) -> None:
         lines, 2, figsize=(11, sum(heights) + 0.6 * lines), height_ratios=heights, squeeze=False, layout="constrained"
     )
     if rows:
-        _bars(axes[0, 0], rows, "speed", "speed_target", "times faster than the peer (longer is better)")
+        _bars(axes[0, 0], rows, "speed", "speed_target", "speed-up in processor time (longer is better)")
         _bars(axes[0, 1], rows, "memory", "memory_target", "share of the peer's memory (shorter is better)")
         axes[0, 1].set_yticklabels([])
     for line, case in zip(axes[int(bool(rows)) :], series):
-        _curves(line[0], case, "median_seconds", 1.0, "seconds a step")
+        _curves(line[0], case, "median_cpu_seconds", 1.0, "processor seconds a step")
         _curves(line[1], case, "median_bytes", 2**20, f"{case.memory_kind}, MiB")
     temporary = path.with_name(f".{path.name}.new.png")
     figure.savefig(temporary, dpi=130, facecolor="white")

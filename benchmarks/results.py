@@ -17,20 +17,22 @@ from .cases import OURS, Case, Comparison, Series, Subject
 from .memory import CACHE_METHOD
 from .peers import REPOSITORY
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass
 class Measurement:
-    """What was measured of one subject. `error` says why something is missing."""
+    """What was measured of one subject. `error` says why something is missing; `calls` counts aten functions."""
 
     key: str
     peer: str
     workload: dict[str, Any]
     parameters: int | None = None
     seconds: list[float] = field(default_factory=list)
+    cpu_seconds: list[float] = field(default_factory=list)
     memory_bytes: list[int] = field(default_factory=list)
     memory_method: str | None = None
+    calls: int | None = None
     error: str | None = None
 
     @classmethod
@@ -40,8 +42,13 @@ class Measurement:
 
     @property
     def median_seconds(self) -> float | None:
-        """Median time of a step, or of one of its like parts."""
+        """Median wall time of a step, or of one of its like parts."""
         return median(self.seconds) if self.seconds else None
+
+    @property
+    def median_cpu_seconds(self) -> float | None:
+        """Median processor time of a step, or of one of its like parts, summed over threads."""
+        return median(self.cpu_seconds) if self.cpu_seconds else None
 
     @property
     def median_bytes(self) -> float | None:
@@ -55,7 +62,8 @@ class Row:
 
     Args:
         growth: Whether this is a curve's growth: "ours" is then its last point and "their" its first.
-        speed: Peer's median time over ours; of a curve, last median time over first.
+        speed: Peer's median processor time over ours; of a curve, last median over first.
+        wall_speed: The same of wall time, which has no target.
         memory: Our median peak over the peer's; of a curve, last over first.
         agreement: Largest difference of the checked tensors over what is allowed, 1 at most; None if not checked.
         refused: Why there is no ratio.
@@ -66,11 +74,16 @@ class Row:
     growth: bool = False
     ours_seconds: float | None = None
     their_seconds: float | None = None
+    wall_speed: float | None = None
+    ours_cpu_seconds: float | None = None
+    their_cpu_seconds: float | None = None
     speed: float | None = None
     speed_target: float | None = None
     speed_met: bool | None = None
     ours_bytes: float | None = None
     their_bytes: float | None = None
+    ours_calls: int | None = None
+    their_calls: int | None = None
     memory: float | None = None
     memory_target: float | None = None
     memory_met: bool | None = None
@@ -97,7 +110,12 @@ class CaseResult:
 
 @dataclass
 class Report:
-    """One run: everything that is written to its JSON file."""
+    """One run: everything that is written to its JSON file.
+
+    Args:
+        before: State of the other tree's repository, as in `git`, of a run against one.
+        stolen: Share of the processor time in which the machine had work that its host gave to others meanwhile.
+    """
 
     date: str
     command: str
@@ -110,6 +128,8 @@ class Report:
     git: dict[str, Any]
     versions: dict[str, dict[str, str]] = field(default_factory=dict)
     cases: list[CaseResult] = field(default_factory=list)
+    before: dict[str, Any] | None = None
+    stolen: float | None = None
     schema: int = SCHEMA
 
     def save(self, path: Path) -> None:
@@ -129,7 +149,10 @@ class Report:
         try:
             data = json.loads(path.read_text())
             if data.get("schema") != SCHEMA:
-                raise ValueError(f"{path} has schema {data.get('schema')!r}; this code reads {SCHEMA}.")
+                raise ValueError(
+                    f"{path} has schema {data.get('schema')!r}; this code reads {SCHEMA}. Schema 1 has no processor "
+                    "time: run the benchmark again."
+                )
             data["cases"] = [
                 CaseResult(
                     **{
@@ -169,10 +192,9 @@ def _comparison(
         row.agreement = agreement
     if row.refused:
         return row
-    row.ours_seconds, row.their_seconds = ours.median_seconds, theirs.median_seconds
-    row.ours_bytes, row.their_bytes = ours.median_bytes, theirs.median_bytes
-    row.speed = ratio(row.their_seconds, row.ours_seconds)
-    row.memory = ratio(row.ours_bytes, row.their_bytes)
+    _fill(row, ours, theirs)
+    row.speed = ratio(row.their_cpu_seconds, row.ours_cpu_seconds)
+    row.wall_speed = ratio(row.their_seconds, row.ours_seconds)
     row.speed_met = _met(row.speed, row.speed_target, at_least=True)
     row.memory_met = _met(row.memory, row.memory_target, at_least=False)
     return row
@@ -187,13 +209,20 @@ def _growth(case: Series, curve: str, found: dict[str, Measurement]) -> Row:
     if first.error or last.error:
         row.refused = first.error or last.error
         return row
-    row.ours_seconds, row.their_seconds = last.median_seconds, first.median_seconds
-    row.ours_bytes, row.their_bytes = last.median_bytes, first.median_bytes
-    row.speed = ratio(row.ours_seconds, row.their_seconds)
-    row.memory = ratio(row.ours_bytes, row.their_bytes)
+    _fill(row, last, first)
+    row.speed = ratio(row.ours_cpu_seconds, row.their_cpu_seconds)
+    row.wall_speed = ratio(row.ours_seconds, row.their_seconds)
     row.speed_met = _met(row.speed, case.growth, at_least=False)
     row.memory_met = _met(row.memory, row.memory_target, at_least=False)
     return row
+
+
+def _fill(row: Row, ours: Measurement, theirs: Measurement) -> None:
+    row.ours_seconds, row.their_seconds = ours.median_seconds, theirs.median_seconds
+    row.ours_cpu_seconds, row.their_cpu_seconds = ours.median_cpu_seconds, theirs.median_cpu_seconds
+    row.ours_bytes, row.their_bytes = ours.median_bytes, theirs.median_bytes
+    row.ours_calls, row.their_calls = ours.calls, theirs.calls
+    row.memory = ratio(row.ours_bytes, row.their_bytes)
 
 
 def ratio(numerator: float | None, denominator: float | None) -> float | None:
@@ -215,7 +244,7 @@ def now() -> str:
 def machine() -> dict[str, Any]:
     """Processor, cores usable by this process, memory and system."""
     return {
-        "cpu": _cpu_model(),
+        **_processor(),
         "cores": available_cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
@@ -227,26 +256,44 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cpu_model() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+def _processor() -> dict[str, Any]:
+    """Model, vendor, family, and which of the wide instruction sets there are; Linux on x86 tells them all."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().partition("\n\n")[0].splitlines() if cpuinfo.exists() else []
+    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = facts.get("flags", "").split()
+    return {
+        "cpu": facts.get("model name") or platform.processor() or platform.machine(),
+        "vendor": facts.get("vendor_id"),
+        "family": facts.get("cpu family"),
+        "flags": [name for name in ("amx", "avx512", "avx2") if any(flag.startswith(name) for flag in flags)],
+    }
 
 
-def git_state() -> dict[str, Any]:
-    """Revision of the repository and whether the tree differs from it; None where git or a commit is missing."""
-    revision = _git("rev-parse", "HEAD")
-    status = _git("status", "--porcelain")
+def processor_ticks() -> tuple[int, int] | None:
+    """Ticks since boot in which cores had work, stolen ones included, and those stolen; None without /proc/stat."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, stat.read_text().split()[1:11])
+    return user + nice + system + irq + softirq + steal, steal
+
+
+def stolen_share(before: tuple[int, int] | None, after: tuple[int, int] | None) -> float | None:
+    """`Report.stolen` of the time between two answers of `processor_ticks`."""
+    return ratio(after[1] - before[1], after[0] - before[0]) if before and after else None
+
+
+def git_state(tree: Path = REPOSITORY) -> dict[str, Any]:
+    """Revision of a repository and whether the tree differs from it; None where git or a commit is missing."""
+    revision = _git(tree, "rev-parse", "HEAD")
+    status = _git(tree, "status", "--porcelain")
     return {"revision": revision, "dirty": None if status is None else bool(status)}
 
 
-def _git(*arguments: str) -> str | None:
+def _git(tree: Path, *arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        done = subprocess.run(["git", *arguments], cwd=tree, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
@@ -256,5 +303,5 @@ def default_path(report: Report) -> Path:
     """`benchmarks/results/<date>-<processor>-<cores>c.json`; the machine is named by its processor, not its owner."""
     processor = re.sub(r"\(R\)|\(TM\)|CPU|Processor|@", " ", report.machine["cpu"])
     slug = re.sub(r"[^a-z0-9.]+", "-", processor.lower()).strip("-")
-    quick = "-quick" if report.quick else ""
-    return REPOSITORY / "benchmarks" / "results" / f"{report.date[:10]}-{slug}-{report.machine['cores']}c{quick}.json"
+    kind = ("-before-after" if report.before else "") + ("-quick" if report.quick else "")
+    return REPOSITORY / "benchmarks" / "results" / f"{report.date[:10]}-{slug}-{report.machine['cores']}c{kind}.json"

@@ -1,16 +1,15 @@
 """The runner: for each case checks that peers agree, then measures memory and, in turns, time.
 
-Every subject has a worker process of its own, and one worker computes at a time. Rounds go A B A B ..., so that
-whatever else the machine does hits all alike. Memory is taken before timing, each repeat in a fresh process and at its
-first full step; the last of these processes stays for the timing, whose first step is a warm-up and not counted. A
-peer that computes the same function as ours gives it its weights and is compared with it first, in processes of their
-own.
+Every subject has a worker process of its own, and one worker computes at a time. Timed rounds go A B B A ..., so that
+whatever else the machine does hits all alike, a drift too. Processes are not all equally fast, the one that is started
+first least, so that there are several, started in either order. Of each, the first full step gives the memory; the
+next is a warm-up and not counted; the timed steps are divided among them. A peer that computes the same function as
+ours gives it its weights and is compared with it first, in processes of their own.
 """
 
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,9 +20,6 @@ from .cases import OURS, QUICK_DIVISOR, Case, Comparison, Series, Subject
 from .client import Worker, WorkerError
 from .peers import PEERS
 from .results import CaseResult, Measurement, Report, rows
-
-# Threads of some OpenMP runtimes keep spinning for up to 0.2 s after their work: the next worker must not meet them.
-SETTLE_SECONDS = 0.25
 
 
 class Listener(Protocol):
@@ -46,7 +42,6 @@ class Settings:
     threads: int
     quick: bool
     start: Callable[[Subject], Worker]
-    settle: float = SETTLE_SECONDS
 
 
 def run_case(case: Case, settings: Settings, listener: Listener, report: Report) -> CaseResult:
@@ -59,7 +54,9 @@ def run_case(case: Case, settings: Settings, listener: Listener, report: Report)
     settings = replace(settings, memory_repeats=memory_repeats)
     subjects = [subject for group in case.groups for subject in group]
     checks = 2 * sum(PEERS[subject.peer].same_weights for subject in subjects)
-    listener.case(case, len(subjects) * (memory_repeats + 1 + settings.repeats) + checks)
+    calls = sum(subject.workload.task == "decode" for subject in subjects)
+    rounds = memory_repeats + min(memory_repeats, settings.repeats) + settings.repeats
+    listener.case(case, len(subjects) * rounds + checks + calls)
     measurements: list[Measurement] = []
     agreements: dict[str, float | str] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -92,23 +89,27 @@ class _Group:
     def run(self) -> list[Measurement]:
         try:
             self._check()
-            for repeat in range(self.settings.memory_repeats):
-                self._round(f"memory {repeat + 1}/{self.settings.memory_repeats}", self._memory)
-            self._round("warm-up", lambda subject: self.workers[subject.key].time())
-            for repeat in range(self.settings.repeats):
-                self._round(f"time {repeat + 1}/{self.settings.repeats}", self._time)
+            processes, repeats = self.settings.memory_repeats, self.settings.repeats
+            for process in range(processes):
+                self._close_all()
+                self._round(f"memory {process + 1}/{processes}", self._memory, process % 2)
+                rounds = range(process, repeats, processes)
+                if rounds:
+                    self._round("warm-up", lambda subject: self.workers[subject.key].time(), process % 2)
+                for turn, repeat in enumerate(rounds, process):
+                    self._round(f"time {repeat + 1}/{repeats}", self._time, turn % 2)
+            if self.subjects[0].workload.task == "decode":
+                self._round("counting calls", self._calls)
         finally:
-            for key in list(self.workers):
-                self._close(key)
+            self._close_all()
         return list(self.measurements.values())
 
-    def _round(self, what: str, action: Callable[[Subject], object]) -> None:
-        for subject in self.subjects:
+    def _round(self, what: str, action: Callable[[Subject], object], backwards: int = 0) -> None:
+        for subject in reversed(self.subjects) if backwards else self.subjects:
             self.listener.step(f"{subject.key}: {what}")
             ours = self.measurements.get(OURS)
             if self.measurements[subject.key].error or (ours and ours.error):
                 continue
-            time.sleep(self.settings.settle)
             try:
                 action(subject)
             except WorkerError as error:
@@ -150,7 +151,6 @@ class _Group:
         self.report.versions[subject.peer] = facts["versions"]
 
     def _memory(self, subject: Subject) -> None:
-        self._close(subject.key)
         worker = self.workers[subject.key] = self.settings.start(subject)
         self._load(worker, subject)
         size, method = worker.memory()
@@ -158,7 +158,16 @@ class _Group:
         self.measurements[subject.key].memory_method = method
 
     def _time(self, subject: Subject) -> None:
-        self.measurements[subject.key].seconds.append(self.workers[subject.key].time())
+        seconds, cpu_seconds = self.workers[subject.key].time()
+        self.measurements[subject.key].seconds.append(seconds)
+        self.measurements[subject.key].cpu_seconds.append(cpu_seconds)
+
+    def _calls(self, subject: Subject) -> None:
+        self.measurements[subject.key].calls = self.workers[subject.key].calls()
+
+    def _close_all(self) -> None:
+        for key in list(self.workers):
+            self._close(key)
 
     def _close(self, key: str) -> None:
         if worker := self.workers.pop(key, None):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from benchmarks.cases import Workload
 from benchmarks.memory import measure
-from benchmarks.models import VOCABULARY
+from benchmarks.models import HIDDEN, LAYERS, SHARED, VOCABULARY
 from benchmarks.ops import Op
 
 FIRST_TOKEN = 5  # ids below are kept for the special tokens
@@ -49,6 +49,13 @@ class Subject:
         self.step(min(TOUCH_LENGTH, self.workload.length))
         self.forget()
         return measure(self.step)
+
+    def calls(self) -> int:
+        """Calls of aten functions in a step's part, those that others make included."""
+        self.prepare()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            self.step()
+        return round(sum(event.name.startswith("aten::") for event in profile.events()) / self.parts)
 
     def forget(self) -> None:
         """Drop what earlier steps left in memory: gradients, optimiser state, kernels cached by the module."""
@@ -123,6 +130,44 @@ class ModelSubject(Subject):
         result.loss.backward()
         self.module.train()
         return {"loss": result.loss.detach(), "output": result.logits.detach(), **self._gradients()}
+
+
+class MatmulSubject(Subject):
+    """The matrix products of Mega's training step alone, forward and backward, at their shapes.
+
+    Those are every linear layer's three and attention's six; the EMA's are left out, and none is made twice, as a step
+    may do to save memory. They write into memory that was there before.
+    """
+
+    def __init__(self, module: nn.Module, workload: Workload, generator: torch.Generator):
+        super().__init__(module, workload)
+        self.products: list[tuple[Tensor, Tensor, Tensor]] = []
+
+        def randn(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator)
+
+        group = workload.chunk or workload.length
+        groups = workload.length // group
+        for layer in module.modules():
+            if isinstance(layer, nn.Linear):
+                weight = layer.weight.detach()
+                x, gradient = randn(workload.length, layer.in_features), randn(workload.length, layer.out_features)
+                self._add((x, weight.T), (gradient, weight), (gradient.T, x))
+        for _ in range(LAYERS):
+            q, k = randn(groups, group, SHARED), randn(groups, group, SHARED)
+            v, gradient = randn(groups, group, HIDDEN), randn(groups, group, HIDDEN)
+            weights = randn(groups, group, group)
+            self._add((q, k.mT), (weights, v), (gradient, v.mT), (weights.mT, gradient), (weights, k), (weights.mT, q))
+
+    def _add(self, *products: tuple[Tensor, Tensor]) -> None:
+        self.products += [(a, b, a @ b) for a, b in products]
+
+    def step(self, length: int | None = None) -> None:
+        for a, b, out in self.products:
+            torch.matmul(a, b, out=out)
+
+    def memory(self) -> tuple[int, str]:
+        return 0, "not measured"
 
 
 class OpSubject(Subject):

@@ -2,11 +2,12 @@
 
 It reads one JSON request a line from stdin and answers each with one JSON line on stdout, `{"error": ...}` on failure:
 
-    load     peer, workload, seed, threads, weights (a file to read or null) -> parameters, versions
+    load     peer, workload, seed, threads, weights (a file to read or null) -> parameters, versions, package (a file)
     save     path                   -> writes the weights as safetensors
     check    path                   -> writes what one evaluation gives as safetensors: outputs, loss and gradients
     memory                          -> bytes, method: peak of one step above the loaded model; of decoding, the cache
-    time                            -> seconds of a step, or of one of its like parts (a token of several)
+    calls                           -> calls of aten functions in a step, or in one of its like parts
+    time                            -> seconds and cpu_seconds (of all threads) of a step, or of one of its like parts
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import traceback
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-BURST_SECONDS = 0.2
+BURST_SECONDS = 0.2  # of processor time
 
 
 class Session:
@@ -41,6 +42,7 @@ class Session:
             self.subject.load_weights(weights)
         return {
             "parameters": sum(parameter.numel() for parameter in self.subject.module.parameters()),
+            "package": getattr(sys.modules.get("mega_transformers"), "__file__", None),
             "versions": {"python": platform.python_version(), **_versions("torch", "transformers", "numpy")},
         }
 
@@ -61,16 +63,23 @@ class Session:
         size, method = self.subject.memory()
         return {"bytes": size, "method": method}
 
+    def calls(self) -> dict[str, Any]:
+        """Calls of aten functions in a step's part."""
+        return {"calls": self.subject.calls()}
+
     def time(self) -> dict[str, Any]:
-        """Seconds of a step's part: of one step, or the mean of as many short ones as fill `BURST_SECONDS`."""
-        seconds, steps = 0.0, 0
-        while steps == 0 or seconds < BURST_SECONDS:
+        """Wall and processor time of a step's part: of one step, or the mean of as many as fill `BURST_SECONDS`."""
+        seconds = cpu_seconds = 0.0
+        steps = 0
+        while steps == 0 or cpu_seconds < BURST_SECONDS:
             self.subject.prepare()
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             self.subject.step()
+            cpu_seconds += time.process_time() - cpu_start
             seconds += time.perf_counter() - start
             steps += 1
-        return {"seconds": seconds / (steps * self.subject.parts)}
+        parts = steps * self.subject.parts
+        return {"seconds": seconds / parts, "cpu_seconds": cpu_seconds / parts}
 
 
 def _versions(*names: str) -> dict[str, str]:
@@ -89,7 +98,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     session = Session()
-    operations = {name: getattr(session, name) for name in ("load", "save", "check", "memory", "time")}
+    operations = {name: getattr(session, name) for name in ("load", "save", "check", "memory", "calls", "time")}
     for line in sys.stdin:
         request = json.loads(line)
         try:

@@ -116,7 +116,7 @@ def test_missing_files_are_named(tmp_path: Path, bpe: list[Path], present: list[
 
 
 def test_what_is_saved_names_robertas_class(tmp_path: Path, bpe: list[Path]) -> None:
-    """So that a folder saved here loads without this package, and in transformers 4.40.2."""
+    """So that a folder saved here loads without this package."""
     AutoTokenizer.from_pretrained(folder_with(tmp_path / "model", *bpe)).save_pretrained(tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "RobertaTokenizer"

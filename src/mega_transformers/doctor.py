@@ -22,9 +22,9 @@ from transformers import DynamicCache
 from . import MegaConfig, MegaForCausalLM, MegaForConditionalGeneration, MegaForMaskedLM, MegaSeq2SeqConfig
 from ._version import __version__
 from .ops.attention import attention
-from .ops.ema import ema
+from .ops.ema import ema, ema_coefficients
+from .ops.layout import self_attention_layout
 from .ops.relative_bias import RotaryBias
-from .ops.visibility import Visibility
 from .releases import NEWEST_TESTED, OLDEST_TESTED
 
 LIBRARIES = (
@@ -322,8 +322,8 @@ def _ema_gradients(device: torch.device) -> float:
     parameters = [torch.randn(shape).to(device) for shape in shapes]
     return _with_gradients(
         [x, *parameters],
-        lambda *given: ema(*given, bidirectional=True),
-        lambda *given: ema(*given, bidirectional=True, backend="reference"),
+        lambda x, *given: ema(x, ema_coefficients(*given), bidirectional=True)[0],
+        lambda x, *given: ema(x, ema_coefficients(*given), bidirectional=True, backend="reference")[0],
     )
 
 
@@ -332,11 +332,11 @@ def _attention_gradients(device: torch.device, activation: str) -> float:
     alpha, beta = (torch.randn(1, 16).to(device) for _ in range(2))
     mask = torch.ones(2, 150, dtype=torch.long, device=device)
     mask[0, 120:] = 0
-    rule = Visibility.build(mask, 150, chunk_size=None, causal=True)
+    layout = self_attention_layout(mask, 150, causal=True)
 
     def run(backend: str | None) -> Callable[..., torch.Tensor]:
         def attended(q, k, v, alpha, beta):
-            return attention(q, k, v, RotaryBias(alpha, beta), rule, activation=activation, backend=backend)[0]
+            return attention(q, k, v, RotaryBias(alpha, beta), layout, activation=activation, backend=backend)[0]
 
         return attended
 

@@ -10,7 +10,7 @@ from fakes import run
 from typer.testing import CliRunner
 
 from benchmarks.cases import CASES
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, REPOSITORY
 
 # By name: the command line's package has a function called `bench`, which hides the module of that name.
 module = importlib.import_module("mega_transformers.cli.bench")
@@ -41,10 +41,13 @@ def test_list():
         (["--output", "somewhere.txt"], "--output somewhere.txt"),
         (["--quick", "--publish"], "exclude each other"),
         (["--from", "none.json"], "none.json"),
+        (["--against", "docs"], "--against docs: no src/mega_transformers there"),
+        (["--against", ".", "--publish"], "exclude each other"),
         (["ema-op", "--from", "none.json"], "leave out the cases"),
     ],
 )
-def test_wrong_options(arguments, message):
+def test_wrong_options(arguments, message, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)
     result = invoke(*arguments)
     assert result.exit_code == 2
     assert message in result.output and "Traceback" not in result.output

@@ -1,10 +1,13 @@
 """What is measured of causal models: each subject does the work it says, from the same start every time."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 
 from benchmarks.build import build
-from benchmarks.cases import CASES, GPT2, MARIAN, OLD, ONE_BY_ONE, OURS, Workload
+from benchmarks.cases import BEFORE, CASES, GPT2, MARIAN, OLD, ONE_BY_ONE, OURS, UNCOMPILED, Workload
 from benchmarks.generation import tensor_bytes
 from benchmarks.memory import CACHE_METHOD
 from benchmarks.models import MODELS
@@ -21,6 +24,28 @@ def test_decoding_continues_the_context(peer, chunk):
     with torch.no_grad():
         whole = subject.module(torch.cat([subject.context, subject.new_tokens], dim=1), use_cache=False).logits
     torch.testing.assert_close(output, whole[:, DECODE.length :], atol=2e-5, rtol=2e-5)
+
+
+def test_compiled_steps_continue_the_context_in_a_static_cache(monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
+    workload = replace(DECODE, compiled=True)
+    subject, uncompiled = build(OURS, workload, 0), build(UNCOMPILED, workload, 0)
+    expected = uncompiled.evaluate()["output"]
+    graphs = []
+    for _ in range(3):
+        torch.testing.assert_close(subject.evaluate()["output"], expected, atol=2e-5, rtol=2e-5)
+        addresses = [layer.keys.data_ptr() for layer in subject.cache.layers]
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert addresses == [layer.keys.data_ptr() for layer in subject.cache.layers]
+    assert graphs[0] == graphs[-1] > 0  # none is compiled again
+    assert type(subject.cache).__name__ == "StaticCache" != type(uncompiled.cache).__name__
+    assert BEFORE in MODELS and build(BEFORE, workload, 0).compiled and not uncompiled.compiled
+
+
+def test_calls_are_those_of_one_token():
+    steps = build(GPT2, DECODE, 0), build(GPT2, replace(DECODE, new_tokens=2), 0)
+    few, many = sorted(subject.calls() for subject in steps)
+    assert 50 < few <= many < 1.1 * few
 
 
 def test_every_run_of_steps_starts_behind_the_context():
@@ -103,10 +128,12 @@ class Counting:
 def test_a_time_is_that_of_a_part_and_without_preparation(monkeypatch):
     session = Session()
     session.subject = Counting()
-    clock = iter((0.0, 8.0, 100.0, 108.0))  # steps of 8 s; what passes between them does not count
-    monkeypatch.setattr("benchmarks.worker.time.perf_counter", lambda: next(clock))
+    wall = iter((0.0, 12.0, 100.0, 112.0))  # steps of 12 s, 8 s of them at work; what passes between does not count
+    cpu = iter((0.0, 8.0, 50.0, 58.0))
+    monkeypatch.setattr("benchmarks.worker.time.perf_counter", lambda: next(wall))
+    monkeypatch.setattr("benchmarks.worker.time.process_time", lambda: next(cpu))
     monkeypatch.setattr("benchmarks.worker.BURST_SECONDS", 16.0)
-    assert session.time() == {"seconds": 2.0}
+    assert session.time() == {"seconds": 3.0, "cpu_seconds": 2.0}
     assert session.subject.asked == ["prepare", "step"] * 2
 
 

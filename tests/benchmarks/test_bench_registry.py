@@ -4,7 +4,17 @@ import sys
 
 import pytest
 
-from benchmarks.cases import CASES, ONE_BY_ONE, OURS, QUICK_DIVISOR, Comparison, Series, select
+from benchmarks.cases import (
+    BEFORE,
+    CASES,
+    ONE_BY_ONE,
+    OURS,
+    QUICK_DIVISOR,
+    Comparison,
+    Series,
+    before_after,
+    select,
+)
 from benchmarks.peers import PEERS, interpreter, parse_pythons
 
 
@@ -67,6 +77,18 @@ def test_series_in_turns():
     by_length = sets(CASES["ema-crossover"])
     assert all(len(lengths) == 1 for lengths in by_length) and len(by_length) > 1
     assert isinstance(CASES["ema-crossover"], Series)
+
+
+def test_before_and_after_is_every_case_that_calls_no_op():
+    chosen, left_out = before_after(select(None))
+    assert left_out == ["ema-crossover", "attention-crossover"]
+    names = [case.name for case in chosen]
+    assert len(set(names)) == len(names)
+    assert set(names) >= {case.name for case in CASES.values() if isinstance(case, Comparison)}
+    assert {f"infer-scaling/encoder@{length}" for length in (4096, 65536)} <= set(names)
+    for case in chosen:
+        assert list(case.against) == [BEFORE] and PEERS[BEFORE].same_weights
+        assert [subject.peer for subject in case.scaled(QUICK_DIVISOR).groups[0]] == [OURS, BEFORE]
 
 
 def test_select():

@@ -42,17 +42,39 @@ def test_markdown_rows_have_every_column(report):
     rows = {(name.strip("`"), against): outcome for name, against, *outcome in cells}
     outcome = rows["train-8192-chunk512", OLD]
     assert outcome[:5] == ["2.00 s", "10.00 s", "5.00x", "≥ 4x", "yes"]
-    assert outcome[5:] == ["0.0 MiB", "0.0 MiB", "0.22", "≤ 0.35", "yes"]
+    assert outcome[5:8] == ["7.00 s", "15.00 s", "2.14x"]
+    assert outcome[8:] == ["0.0 MiB", "0.0 MiB", "0.22", "≤ 0.35", "yes"]
     assert "with uncommitted changes" in markdown(report)
     assert "Not in this run: `train-2048-full`" in markdown(report)
 
 
 def test_tokens_a_second_and_what_memory_is(report):
     for text in (markdown(report), shown(report, width=200)):
-        assert f"Tokens a second in decode-2048-full: ours 0, {OLD} 0" in text
-        assert text.count("time of a step / peak memory in MiB") == 1
-        assert text.count("time of a step / memory of the cache in MiB") == 1
+        assert f"Tokens a second of processor time in decode-2048-full: ours 0, {OLD} 0" in text
+        assert text.count("sum of 2 threads / wall time / peak memory in MiB") == 1
+        assert text.count("sum of 2 threads / wall time / memory of the cache in MiB") == 1
         assert "Mega, this repository, causal: 0.00M parameters" in text
+
+
+def test_calls_of_a_step_and_the_step_over_its_matrix_products(report):
+    report.cases += run(CASES["train-2048-full-dropout"])[0].cases
+    for text in (markdown(report), shown(report, width=200)):
+        assert f"Calls of aten functions a token in decode-2048-full: ours 70, {OLD} 30" in text
+        assert "Training step / its matrix products in train-2048-full-dropout: 1.00" in text
+        assert text.count("Calls of aten") == len(CASES["decode-2048-full"].against)
+
+
+def test_the_processor_and_its_time_are_named(report):
+    report.machine |= {"cpu": "Some CPU", "vendor": "Vendor", "family": "6", "flags": ["amx", "avx2"]}
+    report.stolen = 0.123
+    for text in (markdown(report), shown(report, width=300)):
+        assert "Machine: Some CPU (Vendor, family 6, amx, avx2)" in text
+        assert "stolen by the host: 12.3% of the time cores had work" in text
+        assert "processor time, sum of 2 threads" in text
+    report.threads, report.stolen = 1, None
+    report.machine |= {"vendor": None, "family": None, "flags": []}
+    text = markdown(report)
+    assert "processor time, one thread" in text and "Machine: Some CPU, " in text and "stolen" not in text
 
 
 def test_small_and_large_sizes():
@@ -93,6 +115,13 @@ def test_publish_needs_its_markers(report, tmp_path, text):
 def test_a_quick_run_is_not_published(report, tmp_path):
     report.quick = True
     with pytest.raises(ValueError, match="quick"):
+        publish(report, tmp_path / "performance.md")
+
+
+def test_a_run_against_another_tree_is_not_published(report, tmp_path):
+    report.before = {"revision": "b" * 40, "dirty": False}
+    assert "revision: aaaaaaaaaaaa with uncommitted changes; before: bbbbbbbbbbbb" in markdown(report)
+    with pytest.raises(ValueError, match="another tree"):
         publish(report, tmp_path / "performance.md")
 
 

@@ -15,14 +15,16 @@ from benchmarks.results import Measurement, Report
 CASE = Comparison("c", "a case", Workload("train", 8), {OLD: Target(speed=4.0, memory=0.25)})
 
 
-def measured(peer, seconds, sizes, key=None, length=8):
-    return Measurement(key or peer, peer, Workload("train", length).to_dict(), 1, seconds, sizes, "VmHWM")
+def measured(peer, cpu_seconds, sizes, key=None, length=8):
+    wall = [20 * second for second in cpu_seconds] if peer == OURS else cpu_seconds
+    return Measurement(key or peer, peer, Workload("train", length).to_dict(), 1, wall, cpu_seconds, sizes, "VmHWM")
 
 
 def test_ratios_are_of_medians():
     ours, theirs = measured(OURS, [1.0, 9.0, 2.0], [4, 1, 2]), measured(OLD, [8.0, 7.0, 100.0], [8, 80, 7])
     (row,) = results.rows(CASE, [ours, theirs], {OLD: 0.5})
-    assert (row.ours_seconds, row.their_seconds, row.ours_bytes, row.their_bytes) == (2.0, 8.0, 2, 8)
+    assert (row.ours_cpu_seconds, row.their_cpu_seconds, row.ours_bytes, row.their_bytes) == (2.0, 8.0, 2, 8)
+    assert (row.ours_seconds, row.their_seconds, row.wall_speed) == (40.0, 8.0, 0.2)
     assert row.speed == 4.0 and row.memory == 0.25
     assert row.speed_met is True and row.memory_met is True  # a target that is just reached is met
     assert row.agreement == 0.5 and row.refused is None
@@ -79,7 +81,7 @@ def test_file_round_trip(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["r.json"]
     data = json.loads(path.read_text())
     assert data["schema"] == results.SCHEMA
-    assert {"cpu", "cores", "memory_bytes"} <= data["machine"].keys()
+    assert {"cpu", "vendor", "family", "flags", "cores", "memory_bytes"} <= data["machine"].keys()
     assert data["git"].keys() == {"revision", "dirty"}
     for name in ("date", "command", "seed", "threads", "repeats", "versions"):
         assert data[name] is not None
@@ -93,6 +95,20 @@ def test_other_files_are_refused(tmp_path, text):
         Report.load(path)
 
 
+def test_a_file_without_processor_time_is_refused_with_the_remedy(tmp_path):
+    path = tmp_path / "r.json"
+    path.write_text('{"schema": 1, "cases": []}')
+    with pytest.raises(ValueError, match=r"no processor time: run the benchmark again"):
+        Report.load(path)
+
+
+def test_stolen_time_is_a_share_of_the_time_cores_had_work():
+    assert results.stolen_share((100, 10), (180, 30)) == 0.25
+    assert results.stolen_share(None, None) is results.stolen_share((1, 1), (1, 1)) is None
+    if ticks := results.processor_ticks():
+        assert ticks[0] > ticks[1] >= 0
+
+
 def test_missing_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="not a result file"):
         Report.load(tmp_path / "none.json")
@@ -104,6 +120,8 @@ def test_default_path_names_date_and_machine():
     assert results.default_path(report).name == "2024-02-03-some-core-i9-2.80ghz-3c.json"
     report.quick = True
     assert results.default_path(report).name.endswith("-quick.json")
+    report.before = {"revision": None, "dirty": None}
+    assert results.default_path(report).name.endswith("-before-after-quick.json")
 
 
 def agreement(tmp_path, ours, theirs):

@@ -14,9 +14,9 @@ from mega_transformers.ops.ema import ema
 IMPLEMENTATIONS = {
     "eager": ("eager", None, None),
     "sdpa": ("sdpa", None, None),
-    "fused+fft": ("sdpa", "sdpa", "fft"),
-    "blockwise+chunked": ("sdpa", "blockwise", "chunked"),
-    "blockwise+direct": ("sdpa", "blockwise", "direct"),
+    "reference+fft": ("sdpa", "reference", "fft"),
+    "tiled+chunked": ("sdpa", "tiled", "chunked"),
+    "tiled+direct": ("sdpa", "tiled", "direct"),
     "reference+reference": ("sdpa", "reference", "reference"),
 }
 
@@ -33,12 +33,7 @@ def attn_implementation(request, monkeypatch) -> str:
     if attention_backend is not None:
 
         def forced_attention(*args, activation, need_weights, backend, **kwargs):
-            if need_weights:
-                backend = "reference"
-            elif attention_backend == "sdpa" and activation != "softmax":
-                backend = "blockwise"  # there is no fused form of element-wise attention
-            else:
-                backend = attention_backend
+            backend = "reference" if need_weights else attention_backend
             return attention(*args, activation=activation, need_weights=need_weights, backend=backend, **kwargs)
 
         monkeypatch.setattr(attention_layer, "attention", forced_attention)

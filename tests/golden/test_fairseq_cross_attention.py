@@ -17,16 +17,15 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from mega_transformers.layers import MegaBlock, MegaGatedCrossAttention
 from mega_transformers.models.mega.cache_preparation_mega import prepare_cache
-from mega_transformers.ops.crossing import Crossing
-from mega_transformers.ops.visibility import Visibility
+from mega_transformers.ops.layout import AttentionLayout, cross_attention_layout, self_attention_layout
 
 
-def crossing_of(case: Case, length: int, start: int = 0) -> Crossing:
+def cross_layout_of(case: Case, length: int, start: int = 0) -> AttentionLayout:
     """The authors' positions are columns, padding counted."""
     source = case.input["key" if "key" in case.input else "encoder_out"]
     padding = case.input.get("key_padding_mask", case.input.get("encoder_padding_mask"))
     mask = None if padding is None else ~padding
-    return Crossing.build(mask, source.shape[1], length, start=start, count_padding=True)
+    return cross_attention_layout(mask, source.shape[1], length, start=start, count_padding=True)
 
 
 def pair_of_caches(config, batch: int, device: str) -> EncoderDecoderCache:
@@ -42,10 +41,10 @@ def test_cross_attention(name, device, attn_implementation):
     module = MegaGatedCrossAttention(config).to(device).eval()
     load_parameters(module, case.param)
     inputs = {part: case.input[part].clone().requires_grad_() for part in ("query", "key")}
-    crossing = crossing_of(case, inputs["query"].shape[1])
-    output, _ = module(inputs["query"], inputs["key"], crossing)
+    layout = cross_layout_of(case, inputs["query"].shape[1])
+    output, _ = module(inputs["query"], inputs["key"], layout)
     assert_outputs(output, case.output["y"], "y")
-    _, weights = module(inputs["query"], inputs["key"], crossing, output_attentions=True)
+    _, weights = module(inputs["query"], inputs["key"], layout, output_attentions=True)
     assert_outputs(weights.squeeze(1), case.output["attn"], "weights")
     (output * case.input["loss_weight"]).sum().backward()
     assert_gradients(module, case, inputs)
@@ -55,7 +54,7 @@ def test_cross_attention(name, device, attn_implementation):
         for step, query in enumerate(case.input["query"].split(1, dim=1)):
             # only the first step is shown the source
             source = case.input["key"] if step == 0 else None
-            output, _ = module(query, source, crossing_of(case, 1, step), cache=cache)
+            output, _ = module(query, source, cross_layout_of(case, 1, step), cache=cache)
             assert_outputs(output, case.output["y_step"][:, step : step + 1], f"y of step {step}")
 
 
@@ -68,31 +67,31 @@ def test_decoder_block(name, device, attn_implementation):
     load_parameters(module, case.param)
     inputs = {part: case.input[part].clone().requires_grad_() for part in ("x", "encoder_out")}
     length = inputs["x"].shape[1]
-    crossing = crossing_of(case, length)
+    layout = cross_layout_of(case, length)
     output = module(
         inputs["x"],
         inputs["encoder_out"],
-        visibility=Visibility.build(None, length, causal=True),
-        crossing=crossing,
+        layout=self_attention_layout(None, length, causal=True),
+        cross_layout=layout,
     )
     assert_outputs(output, case.output["y"], "y")
     (output * case.input["loss_weight"]).sum().backward()
     assert_gradients(module, case, inputs)
 
     mask = ~case.input["decoder_padding_mask"]
-    rule = Visibility.build(mask, length, causal=True)
-    output = module(case.input["x"], case.input["encoder_out"], visibility=rule, crossing=crossing)
+    padded = self_attention_layout(mask, length, causal=True)
+    output = module(case.input["x"], case.input["encoder_out"], layout=padded, cross_layout=layout)
     assert_outputs(output[mask], case.output["y_padded"][mask], "y at real tokens of padded rows")
 
     cache = pair_of_caches(config, output.shape[0], device)
-    memory = cache.self_attention_cache.layers[0]
+    layers = cache.self_attention_cache.layers
     with torch.no_grad():
         for step, x in enumerate(case.input["x"].split(1, dim=1)):
             output = module(
                 x,
                 case.input["encoder_out"] if step == 0 else None,
-                visibility=memory.rule(None, 1, None),
-                crossing=crossing_of(case, 1, step),
+                layout=layers[0].begin(layers, None, (x.shape[0], 1), None, x.device),
+                cross_layout=cross_layout_of(case, 1, step),
                 cache=cache,
             )
             assert_outputs(output, case.output["y_step"][:, step : step + 1], f"y of step {step}")

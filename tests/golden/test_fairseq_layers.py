@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from golden_io import (
@@ -22,19 +24,19 @@ from mega_transformers.layers import (
     MegaSequenceNorm,
 )
 from mega_transformers.ops.ema import ema, ema_coefficients, ema_kernel
-from mega_transformers.ops.visibility import Visibility
+from mega_transformers.ops.layout import AttentionLayout, self_attention_layout
 
 
-class AuthorsVisibility(Visibility):
+class AuthorsLayout(AttentionLayout):
     """The authors' divisor of element-wise causal attention: it counts padded keys too.
 
     That changes nothing at real tokens if the padding is on the right, but results and gradients at padding.
     """
 
-    def counts(self, groups: int, device: torch.device) -> torch.Tensor:
+    def counts(self, device: torch.device) -> int | torch.Tensor:
         if not self.causal:
-            return super().counts(groups, device)
-        return torch.arange(1, self.group_size + 1, device=device).unsqueeze(0)
+            return super().counts(device)
+        return torch.arange(1, self.queries + 1, device=device).unsqueeze(0)
 
 
 def mask_of(case: Case) -> torch.Tensor | None:
@@ -51,9 +53,10 @@ def leaf(case: Case) -> torch.Tensor:
     return case.input["x"].clone().requires_grad_()
 
 
-def visibility_of(case: Case, config, mask, kind=Visibility) -> Visibility:
+def layout_of(case: Case, config, mask, kind=AttentionLayout) -> AttentionLayout:
     chunk_size = config.chunk_size if config.use_chunking else None
-    return kind.build(mask, case.input["x"].shape[1], chunk_size=chunk_size, causal=config.is_decoder)
+    layout = self_attention_layout(mask, case.input["x"].shape[1], chunk_size=chunk_size, causal=config.is_decoder)
+    return kind(**{field.name: getattr(layout, field.name) for field in fields(layout) if field.init})
 
 
 @pytest.mark.parametrize("name", fairseq_files("norm_*"))
@@ -80,8 +83,7 @@ def test_ema(name, device, attn_implementation):
     module = MegaMultiDimensionDampedEma(config).to(device)
     load_parameters(module, case.param, "move.")
     x = leaf(case)
-    averaged, residual_weight = module(x, mask_of(case))
-    output = module.activate(averaged, x, residual_weight)
+    output = module(x, self_attention_layout(mask_of(case), x.shape[1]))
     assert_outputs(output, case.output["y"], "y")
     backward(case, output)
     assert_gradients(module, case, {"x": x}, "move.")
@@ -104,7 +106,7 @@ def test_ema_in_pieces(name, pieces, device):
     parameters = [case.param[key] for key in ("delta", "alpha", "beta", "gamma")]
     state, outputs = None, []
     for piece in real.split(pieces, dim=1):
-        y, state = ema(piece, *parameters, state=state, return_state=True)
+        y, state = ema(piece, ema_coefficients(*parameters), state=state, return_state=True)
         outputs.append(y)
     y = torch.nn.functional.silu(torch.cat(outputs, dim=1) + case.param["omega"] * x)
     assert_outputs(y, case.output["y"], "y")
@@ -135,10 +137,10 @@ def test_gated_attention(name, device, attn_implementation):
     case = read_fairseq(name, device)
     module = gated_attention(case, attn_implementation, device)
     x = leaf(case)
-    visibility = visibility_of(case, module.config, mask_of(case), AuthorsVisibility)
-    output, _ = module(x, visibility)
+    layout = layout_of(case, module.config, mask_of(case), AuthorsLayout)
+    output, _ = module(x, layout)
     assert_outputs(output, case.output["y"], "y")
-    _, weights = module(x, visibility, output_attentions=True)
+    _, weights = module(x, layout, output_attentions=True)
     assert_outputs(weights, case.output["attn"], "attention weights")
     if case.grad:
         backward(case, output)
@@ -147,11 +149,11 @@ def test_gated_attention(name, device, attn_implementation):
 
 @pytest.mark.parametrize("name", fairseq_files("mega_attn_*_pad"))
 def test_gated_attention_at_real_tokens(name, device, attn_implementation):
-    """With this package's own rule of visibility."""
+    """With this package's own layout."""
     case = read_fairseq(name, device)
     module = gated_attention(case, attn_implementation, device)
     mask = mask_of(case)
-    output, _ = module(case.input["x"], visibility_of(case, module.config, mask))
+    output, _ = module(case.input["x"], layout_of(case, module.config, mask))
     assert_outputs(output[mask], case.output["y"][mask], "y")
 
 
@@ -163,12 +165,12 @@ def test_block(name, device, attn_implementation):
     module = MegaBlock(config).to(device).eval()
     load_parameters(module, case.param)
     x = leaf(case)
-    output = module(x, visibility=visibility_of(case, config, mask_of(case)))
+    output = module(x, layout=layout_of(case, config, mask_of(case)))
     assert_outputs(output, case.output["y"], "y")
     backward(case, output)
     assert_gradients(module, case, {"x": x})
 
     if "y_padded" in case.output:
         mask = ~case.input["decoder_padding_mask"]
-        output = module(x, visibility=visibility_of(case, config, mask))
+        output = module(x, layout=layout_of(case, config, mask))
         assert_outputs(output[mask], case.output["y_padded"][mask], "y at real tokens of padded rows")

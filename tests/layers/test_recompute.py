@@ -31,7 +31,7 @@ def test_inference_in_pieces(monkeypatch, chunk_size, length, activation, paddin
         monkeypatch.setattr(recompute, "PIECE", 16)
         taken = []
         monkeypatch.setattr(
-            model.layers[0].nffn, "_feed", lambda x, feed=model.layers[0].nffn._feed: taken.append(x) or feed(x)
+            model.layers[0].nffn, "_feed", lambda x, r, feed=model.layers[0].nffn._feed: taken.append(x) or feed(x, r)
         )
         got = model(ids, attention_mask=mask).last_hidden_state
     assert len(taken) > 1
@@ -51,3 +51,22 @@ def test_recomputation_gives_the_same_gradients(monkeypatch, dropout):
         results.append([output, *(p.grad for n, p in model.named_parameters() if "pooler" not in n)])
     for got, expected in zip(*results):
         assert torch.allclose(got, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("wanted", [None, True, False])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_nothing_runs_three_times(monkeypatch, checkpointing, wanted):
+    """What gradient checkpointing computes again is not recomputed within."""
+    monkeypatch.setattr(recompute, "MIN_ELEMENTS", 0)
+    model = make_model(recompute_activations=wanted).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    block, calls = model.layers[0], []
+    block.nffn.fc2.register_forward_hook(lambda *_: calls.append("fc2"))
+    block.mega_layer.h_proj.register_forward_hook(lambda *_: calls.append("h_proj"))
+    model(torch.arange(20).view(2, 10)).last_hidden_state.sum().backward()
+    # the feed-forward's product is its last operation: what is needed of it is there before
+    expected = {"fc2": 1, "h_proj": 2 if wanted is not False else 1}
+    if checkpointing:
+        expected = {"fc2": 2, "h_proj": 2}
+    assert {name: calls.count(name) for name in expected} == expected

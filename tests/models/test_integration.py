@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from safetensors import safe_open
+from torch._dynamo.backends.common import aot_autograd
+from torch.utils._pytree import tree_leaves
+from transformers import DynamicCache
 
 from mega_transformers import (
     MegaConfig,
@@ -121,6 +125,57 @@ def test_base_model_compiles_in_one_graph(form: str, mask: bool, training: bool)
     torch.testing.assert_close(gradients(model), wanted, rtol=1e-3, atol=1e-5)
 
 
+def graphs_of(model, *calls, **options) -> int:
+    """How many graphs a compiled model makes of calls, given as keyword arguments."""
+    torch.compiler.reset()
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, backend=count, fullgraph=True)
+    for call in calls:
+        compiled(**call, **options)
+    return len(graphs)
+
+
+def test_packed_rows_compile_in_one_graph() -> None:
+    borders = torch.tensor([0, 4, LENGTH])
+    assert graphs_of(make(MegaModel), {"input_ids": torch.arange(LENGTH)[None], "cu_seq_lens_q": borders}) == 1
+
+
+@pytest.mark.parametrize("form", ["causal", "causal chunked"])
+def test_steps_of_a_growing_cache_compile_once(form: str) -> None:
+    """Into a graph of the first length, and one of any; with chunks also of their borders."""
+    fields = {"use_chunking": True, "chunk_size": 4} if "chunked" in form else {}
+    model = make(MegaForCausalLM, **FORMS["causal"], **fields)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(torch.arange(5)[None], cache=cache)
+        steps = [{"input_ids": torch.tensor([[token]])} for token in range(3, 20)]
+        assert graphs_of(model, *steps, cache=cache) <= (2 if not fields else 6)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "laplace", "relu2"])
+def test_graphs_do_not_grow_with_the_square(activation: str) -> None:
+    """Attention and loss are operators that compilers call, forward and backward."""
+    torch.compiler.reset()
+    sizes = []
+
+    def look(graph, inputs):
+        values = [node.meta.get("val") for node in graph.graph.nodes]
+        sizes.append(max(x.numel() for x in tree_leaves(values) if torch.is_tensor(x)))
+        return make_boxed_func(graph.forward)
+
+    length = 600
+    model = make(MegaForMaskedLM, attention_activation=activation, max_positions=length).train()
+    ids = torch.randint(3, 50, (1, length))
+    compiled = torch.compile(model, backend=aot_autograd(fw_compiler=look, bw_compiler=look), fullgraph=True)
+    compiled(ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
+    assert len(sizes) == 2 and 0 < max(sizes) < length * length / 4
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_compiled_models_take_other_lengths(form: str) -> None:
     """By default PyTorch compiles a second length with the length left open."""
@@ -181,7 +236,7 @@ def test_exports(form: str) -> None:
 
 # the length stays fixed where windows of it are cut (bias of element-wise attention) and where chunks are filled up
 @pytest.mark.parametrize(
-    ("form", "axes"), [("softmax", (0, 1)), ("causal", (0, 1)), ("laplace", (0,)), ("chunked", (0,))]
+    ("form", "axes"), [("softmax", (0, 1)), ("causal", (0, 1)), ("laplace", (0, 1)), ("chunked", (0,))]
 )
 def test_exports_with_open_shapes(form: str, axes: tuple[int, ...]) -> None:
     model = LastHiddenState(make(MegaModel, **FORMS[form], use_cache=False))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tiny import CAUSAL, SIZES, tiny_config
 
 import mega_transformers
@@ -26,6 +27,18 @@ def make(architecture: str, seed: int = 0, **fields: Any) -> Any:
         causal = CAUSAL if architecture == "MegaForCausalLM" else {}
         config = tiny_config(**{**causal, **fields})
     model = getattr(mega_transformers, architecture)(config).eval()
+    randomise(model)
+    return model
+
+
+def encoder_decoder() -> Any:
+    """transformers' own wrapper, with an encoder narrower than the decoder."""
+    sides = {
+        "encoder": {**SIZES, "hidden_size": 6, "model_type": "mega"},
+        "decoder": {**SIZES, **CAUSAL, "add_cross_attention": True, "model_type": "mega"},
+    }
+    config = transformers.EncoderDecoderConfig(**sides, decoder_start_token_id=2, pad_token_id=1, eos_token_id=2)
+    model = transformers.EncoderDecoderModel(config).eval()
     randomise(model)
     return model
 

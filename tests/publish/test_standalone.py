@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from folders import inputs_of, make, save
+from folders import encoder_decoder, inputs_of, make, save
 from safetensors.torch import load_file, save_file
 
 import mega_transformers
@@ -174,8 +174,6 @@ def test_auto_map_has_every_registered_class():
 
 
 def test_wrapper_has_no_code(tmp_path):
-    from legacy_cases import encoder_decoder
-
     source = save(encoder_decoder(), tmp_path / "source")
     with pytest.raises(PublishError, match=r"EncoderDecoderConfig.*leave --standalone out"):
         publish_folder(source, tmp_path / "output", with_code=True)

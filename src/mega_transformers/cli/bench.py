@@ -14,10 +14,20 @@ import typer
 def bench(
     cases: Annotated[list[str] | None, typer.Argument(help="Cases to run; all of them for none.")] = None,
     list_cases: Annotated[bool, typer.Option("--list", help="List cases and peers, and run nothing.")] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each peer, in turns.")] = 7,
-    memory_repeats: Annotated[int, typer.Option(min=1, help="Processes that each peer's memory is taken from.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each peer, in turns.")] = 8,
+    memory_repeats: Annotated[int, typer.Option(min=1, help="Processes of each peer, which share the repeats.")] = 4,
     quick: Annotated[bool, typer.Option("--quick", help="Inputs 16 times shorter, 2 repeats: a trial run.")] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of a worker; all cores for none.")] = None,
+    threads: Annotated[
+        int,
+        typer.Option(min=1, help="Threads of a worker; processor time is the sum over them."),
+    ] = 1,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="Another checkout of this repository: its package (src/mega_transformers) is the peer `before`, in "
+            "place of the other peers.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and inputs.")] = 0,
     output: Annotated[
         Path | None, typer.Option(help="JSON file to write; benchmarks/results/<date>-<machine>.json for none.")
@@ -37,7 +47,10 @@ def bench(
         Path | None, typer.Option("--from", help="Run nothing: show (and publish) this result file.")
     ] = None,
 ) -> None:
-    """Measure speed and peak memory against other models, in turns, and show the median ratios."""
+    """Measure processor time and peak memory against other models, in turns, and show the median ratios.
+
+    Unlike wall time, which is shown beside it, processor time leaves out what others take on a shared machine.
+    """
     from rich.console import Console
 
     console = Console()
@@ -49,13 +62,17 @@ def bench(
         if list_cases:
             _show_registry(console)
             return
+        if against is not None and not (against / "src" / "mega_transformers").is_dir():
+            raise ValueError(f"--against {against}: no src/mega_transformers there; name a clone of this repository.")
+        if against is not None and publish:
+            raise ValueError("--against and --publish exclude each other: the page holds the other peers.")
         if quick and publish:
             raise ValueError(
                 "--quick and --publish exclude each other: a quick run's numbers are not worth publishing."
             )
         if source is not None:
-            if cases:
-                raise ValueError(f"--from shows a finished run; leave out the cases ({', '.join(cases)}).")
+            if cases or against:
+                raise ValueError("--from shows a finished run; leave out the cases and --against.")
             report = Report.load(source)
         else:
             report = _run(
@@ -65,6 +82,7 @@ def bench(
                 memory_repeats=1 if quick else memory_repeats,
                 quick=quick,
                 threads=threads,
+                against=against,
                 seed=seed,
                 output=output,
                 peer_python=peer_python or [],
@@ -98,23 +116,27 @@ def _run(
     repeats: int,
     memory_repeats: int,
     quick: bool,
-    threads: int | None,
+    threads: int,
+    against: Path | None,
     seed: int,
     output: Path | None,
     peer_python: list[str],
 ) -> Any:
     from benchmarks import results
-    from benchmarks.cases import Subject, select
+    from benchmarks.cases import BEFORE, Subject, before_after, select
     from benchmarks.client import Worker
-    from benchmarks.peers import PEERS, interpreter, parse_pythons
+    from benchmarks.peers import PEERS, REPOSITORY, interpreter, parse_pythons
     from benchmarks.run import Settings, run_case
 
     chosen = select(names)
+    if against is not None:
+        chosen, left_out = before_after(chosen)
+        if left_out:
+            console.print(f"Left out, since ops are no public interface: {', '.join(left_out)}")
     pythons = parse_pythons(peer_python)
     if output is not None and (output.is_dir() or output.suffix != ".json"):
         raise ValueError(f"--output {output}: expected a file name that ends in .json.")
     cores = results.available_cores()
-    threads = threads or cores
     if threads > cores:
         raise ValueError(f"--threads {threads}: this machine has {cores} cores for this process.")
     report = results.Report(
@@ -127,6 +149,7 @@ def _run(
         quick=quick,
         machine=results.machine(),
         git=results.git_state(),
+        before=results.git_state(against) if against else None,
     )
     path = output or results.default_path(report)
     console.print(f"{len(chosen)} cases on {threads} of {cores} cores ({report.machine['cpu']}); results in {path}")
@@ -138,12 +161,14 @@ def _run(
                 pythons[peer.name] = interpreter(peer, pythons, lambda text: status.update(text[: console.width - 4]))
 
     def start(subject: Subject) -> Worker:
-        return Worker(pythons[subject.peer], threads)
+        return Worker(pythons[subject.peer], threads, against if against and subject.peer == BEFORE else REPOSITORY)
 
+    ticks = results.processor_ticks()
     settings = Settings(repeats, memory_repeats, seed, threads, quick, start)
     with _Progress(console, len(chosen)) as progress:
         for case in chosen:
             report.cases.append(run_case(case, settings, progress, report))
+            report.stolen = results.stolen_share(ticks, results.processor_ticks())
             report.save(path)
     console.print(f"Wrote {path}")
     return report

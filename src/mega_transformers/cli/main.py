@@ -10,7 +10,6 @@ from .._version import __version__
 from .bench import bench
 from .convert import convert
 from .doctor import doctor
-from .export_legacy import export_legacy
 from .fill_mask import fill_mask
 from .generate import generate
 from .perplexity import perplexity
@@ -55,7 +54,6 @@ for _command in (
     evaluate,
     convert,
     publish,
-    export_legacy,
     bench,
     doctor,
 ):

@@ -48,9 +48,9 @@ def publish(
     load_libraries()
     from ..publish import publish_folder
 
-    source = model_folder(folder)
+    source = _model_folder(folder)
     target = output.expanduser() if output is not None else Path(f"{source.resolve().name}-hub")
-    with stages() as stage, told_as_user_errors():
+    with _stages() as stage, _told_as_user_errors():
         report = publish_folder(
             source,
             target,
@@ -66,7 +66,7 @@ def publish(
     _print(report, repo_id)
 
 
-def model_folder(name: str) -> Path:
+def _model_folder(name: str) -> Path:
     """The folder that a user names, or that of a bundled model."""
     from ..assets import BUNDLED_MODELS, bundled_model
 
@@ -80,8 +80,8 @@ def model_folder(name: str) -> Path:
 
 
 @contextmanager
-def told_as_user_errors() -> Iterator[None]:
-    """Errors of publishing and exporting as messages for the user."""
+def _told_as_user_errors() -> Iterator[None]:
+    """Errors of publishing as messages for the user."""
     from ..convert import ConversionError
 
     try:
@@ -91,7 +91,7 @@ def told_as_user_errors() -> Iterator[None]:
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str], None]]:
+def _stages() -> Iterator[Callable[[str], None]]:
     """What is being done, beside a spinner on stderr; nothing where that is no terminal."""
     console = stderr_console()
     if not console.is_terminal:
@@ -110,7 +110,7 @@ def stages() -> Iterator[Callable[[str], None]]:
         yield show
 
 
-def print_files(title: str, files: dict[str, tuple[int, str]]) -> None:
+def _print_files(title: str, files: dict[str, tuple[int, str]]) -> None:
     """A table of files: name, bytes and what they are."""
     from rich.console import Console
     from rich.table import Table
@@ -132,7 +132,7 @@ def _print(report: PublishReport, repo_id: str | None) -> None:
     files = {name: each for name, each in report.files.items() if each[1] != CODE}
     if sizes:
         files[f"{len(sizes)} files *.py"] = (sum(sizes), CODE)
-    print_files(f"{report.folder}: {report.architecture}", files)
+    _print_files(f"{report.folder}: {report.architecture}", files)
     if report.added:
         typer.echo(f"Added to the card: {', '.join(report.added)}")
     if report.left_out:

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
+from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..ops.continuation import Continuation
-from ..ops.crossing import Crossing
-from ..ops.visibility import Visibility
+from ..ops.layout import AttentionLayout
 from .feed_forward import MegaNormalizedFeedForwardNetwork
 from .gated_attention import MegaMovingAverageGatedAttention
 from .gated_cross_attention import MegaGatedCrossAttention
 
 if TYPE_CHECKING:
-    from transformers.cache_utils import Cache, EncoderDecoderCache
-
     from ..models.mega.configuration_mega import MegaConfig
 
 
@@ -33,24 +30,28 @@ class MegaBlock(GradientCheckpointingLayer):
         self,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
-        visibility: Visibility | Continuation | None = None,
-        crossing: Crossing | None = None,
+        layout: AttentionLayout | None = None,
+        cross_layout: AttentionLayout | None = None,
         output_attentions: bool = False,
         cache: Cache | None = None,
     ) -> torch.Tensor:
         """(B, L, d) -> (B, L, d).
 
         Args:
-            hidden_states, visibility, output_attentions: As in `MegaMovingAverageGatedAttention.forward`.
+            hidden_states, layout, output_attentions: As in `MegaMovingAverageGatedAttention.forward`.
             encoder_hidden_states: (B, S, d of the encoder), for a block with cross-attention; not where cached. By
                 position, since gradient checkpointing differentiates with respect to positional arguments only.
-            crossing: Padding and positions of cross-attention.
+            cross_layout: Padding and positions of cross-attention.
             cache: What was remembered of the tokens before; with cross-attention an `EncoderDecoderCache`.
         """
-        pair = cast("EncoderDecoderCache", cache) if self.cross_attn is not None else None
+        # gradient checkpointing recomputes the whole block: nothing in it twice
+        recompute = False if self.gradient_checkpointing and self.training else None
+        pair = cache if isinstance(cache, EncoderDecoderCache) else None
         own = cache if pair is None else pair.self_attention_cache
-        hidden_states, _ = self.mega_layer(hidden_states, visibility, output_attentions, own)
+        hidden_states, _ = self.mega_layer(hidden_states, layout, output_attentions, own, recompute)
         if self.cross_attn is not None:
-            assert crossing is not None
-            hidden_states, _ = self.cross_attn(hidden_states, encoder_hidden_states, crossing, output_attentions, pair)
-        return hidden_states if self.nffn is None else self.nffn(hidden_states)
+            assert cross_layout is not None
+            hidden_states, _ = self.cross_attn(
+                hidden_states, encoder_hidden_states, cross_layout, output_attentions, pair
+            )
+        return hidden_states if self.nffn is None else self.nffn(hidden_states, recompute)

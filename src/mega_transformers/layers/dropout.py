@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..ops.dropout import dropout
+
 
 class MegaDropout(nn.Module):
     """Dropout on (B, L, features).
@@ -20,18 +22,13 @@ class MegaDropout(nn.Module):
         self.p = p
         self.featurewise = featurewise
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, L, f) -> (B, L, f); at once where nothing is dropped: a block of a decoding step calls it five times."""
-        return super().__call__(x) if self.training and self.p else x
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, f) -> (B, L, f)."""
         if not self.training or self.p == 0:
             return x
         if self.featurewise:
             return x * F.dropout(x.new_ones(x.shape[0], 1, x.shape[2]), self.p)
-        # unlike F.dropout on a CPU, this keeps a mask of bytes
-        return torch.native_dropout(x, self.p, True)[0]
+        return dropout(x, self.p)
 
     def extra_repr(self) -> str:
         return f"p={self.p}, featurewise={self.featurewise}"

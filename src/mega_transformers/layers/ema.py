@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..ops.autocast import no_autocast
-from ..ops.ema import ema, ema_coefficients, ema_continued
+from ..ops.ema import EMACoefficients, PackedBlocks, block_size, ema, ema_coefficients, packed_blocks
+from ..ops.layout import AttentionLayout
 
 if TYPE_CHECKING:
     from ..models.mega.cache_mega import MegaCacheLayer
@@ -38,53 +39,50 @@ class MegaMultiDimensionDampedEma(nn.Module):
         self.residual_weight = nn.Parameter(torch.empty(config.hidden_size, dtype=dtype))
 
     def forward(
-        self,
-        x: torch.Tensor,
-        mask: torch.Tensor | None = None,
-        document_starts: torch.Tensor | None = None,
-        num_documents: int | None = None,
-        cache_layer: MegaCacheLayer | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Convolves, and leaves the rest, which no other token has a part in, to `activate`.
+        self, x: torch.Tensor, layout: AttentionLayout | None = None, cache_layer: MegaCacheLayer | None = None
+    ) -> torch.Tensor:
+        """(B, L, d) to (B, L, d).
 
         Args:
             x: (B, L, d).
-            mask: (B, L), 1 or True at real tokens; padding contributes nothing.
-            document_starts: (B, L) bool, True at the first token of every packed document.
-            num_documents: An upper bound of the documents in a row, if known.
+            layout: Which tokens are padding, and so contribute nothing; and where packed documents start.
             cache_layer: What was remembered of the tokens before, brought up to date; not with documents, nor in two
                 directions.
-
-        Returns:
-            The EMA alone, (B, L, d), and `residual_weight`: from a call, which hooks may have to bring weights for.
         """
-        if mask is not None:
-            x = x * mask.unsqueeze(-1).to(x.dtype)
-        parameters = (
-            self.damping_factor,
-            self.decay_factor,
-            self.ema_expansion_matrix,
-            self.kernel_projection_matrix,
-        )
+        inputs, packed = x, None
+        if layout is not None and layout.tokens is not None:
+            inputs = x * layout.tokens.unsqueeze(-1).to(x.dtype)
+        if layout is not None and layout.reset is not None:
+            packed = _packed(layout, layout.reset)
         if cache_layer is None:
-            averaged = ema(
-                x,
-                *parameters,
+            y, _ = ema(
+                inputs,
+                self.coefficients(),
                 bidirectional=self.bidirectional,
                 truncation=self.truncation,
-                document_starts=document_starts,
-                num_documents=num_documents,
+                reset=None if layout is None else layout.reset,
+                packed=packed,
             )
-            return cast(torch.Tensor, averaged), self.residual_weight
-        with no_autocast(x.device.type):
-            coefficients = cache_layer.coefficients(lambda: ema_coefficients(*parameters))
-            averaged, state = ema_continued(
-                x, coefficients, truncation=self.truncation, state=cache_layer.state, history=cache_layer.history
+        else:
+            coefficients = cache_layer.remembered("coefficients", self.coefficients)
+            state, history = cache_layer.state, cache_layer.history
+            y, state = ema(
+                inputs, coefficients, truncation=self.truncation, state=state, history=history, return_state=True
             )
-        cache_layer.advance(x, state, coefficients, self.truncation)
-        return averaged, self.residual_weight
+            cache_layer.advance(inputs, state, coefficients, self.truncation)
+        weight = self.residual_weight
+        return F.silu(torch.addcmul(y, weight if weight.dtype == x.dtype else weight.to(x.dtype), x))
 
-    @staticmethod
-    def activate(y: torch.Tensor, x: torch.Tensor, residual_weight: torch.Tensor) -> torch.Tensor:
-        """silu(y + residual_weight * x) of the EMA y and its input x, (B, L, d) each."""
-        return F.silu(torch.addcmul(y, residual_weight.to(x.dtype), x))
+    def coefficients(self) -> EMACoefficients:
+        """What the recurrence needs, computed outside of autocast."""
+        with no_autocast(self.damping_factor.device.type):
+            return ema_coefficients(
+                self.damping_factor, self.decay_factor, self.ema_expansion_matrix, self.kernel_projection_matrix
+            )
+
+
+def _packed(layout: AttentionLayout, reset: torch.Tensor) -> PackedBlocks:
+    """Where packed tokens go, worked out by the first layer."""
+    if "packed" not in layout.plans:
+        layout.plans["packed"] = packed_blocks(reset, block_size(layout.queries), layout.documents)
+    return layout.plans["packed"]

@@ -9,7 +9,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from .dropout import MegaDropout
-from .linear import project
+from .linear import linear
 from .norms import MegaSequenceNorm
 from .recompute import recomputed, takes_pieces, tokens_per_piece
 
@@ -23,6 +23,7 @@ class MegaNormalizedFeedForwardNetwork(nn.Module):
     def __init__(self, config: MegaConfig) -> None:
         super().__init__()
         self.prenorm = config.normalize_before_ffn
+        self.recompute = config.recompute_activations
         self.activation = ACT2FN[config.activation]
         self.dropout = MegaDropout(config.dropout_prob, config.use_feature_dropout)
         self.hidden_dropout = MegaDropout(config.nffn_activation_dropout_prob, config.use_feature_dropout)
@@ -30,16 +31,16 @@ class MegaNormalizedFeedForwardNetwork(nn.Module):
         self.fc1 = nn.Linear(config.hidden_size, config.nffn_hidden_size)
         self.fc2 = nn.Linear(config.nffn_hidden_size, config.hidden_size)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, L, d) -> (B, L, d)."""
+    def forward(self, x: torch.Tensor, recompute: bool | None = None) -> torch.Tensor:
+        """(B, L, d) -> (B, L, d); `recompute` overrides `config.recompute_activations`."""
         if not self.training and takes_pieces(x):
-            return torch.cat([self._feed(piece) for piece in x.split(tokens_per_piece(x), dim=1)], dim=1)
-        return self._feed(x)
+            return torch.cat([self._feed(piece, False) for piece in x.split(tokens_per_piece(x), dim=1)], dim=1)
+        return self._feed(x, self.recompute if recompute is None else recompute)
 
-    def _feed(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = project(self.fc1, self.norm(x) if self.prenorm else x)
-        output = x + self.dropout(recomputed(self._contract, hidden))
+    def _feed(self, x: torch.Tensor, recompute: bool | None) -> torch.Tensor:
+        hidden = linear(self.fc1, self.norm(x) if self.prenorm else x)
+        output = x + self.dropout(recomputed(recompute, self._contract, hidden))
         return output if self.prenorm else self.norm(output)
 
     def _contract(self, hidden: torch.Tensor) -> torch.Tensor:
-        return project(self.fc2, self.hidden_dropout(self.activation(hidden)))
+        return linear(self.fc2, self.hidden_dropout(self.activation(hidden)))

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
 
-from ..ops.attention import attention, attention_rectangular
-from ..ops.continuation import Continuation
-from ..ops.visibility import Visibility
+from ..ops.attention import attention
+from ..ops.layout import AttentionLayout, self_attention_layout
 from .dropout import MegaDropout
 from .ema import MegaMultiDimensionDampedEma
-from .linear import project
+from .gate import gated_residual
+from .linear import linear
 from .norms import MegaSequenceNorm
 from .position_bias import relative_positional_bias
 from .recompute import recomputed, takes_pieces, tokens_per_piece
@@ -22,6 +22,7 @@ from .recompute import recomputed, takes_pieces, tokens_per_piece
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
 
+    from ..models.mega.cache_mega import MegaCacheLayer
     from ..models.mega.configuration_mega import MegaConfig
 
 BACKEND_OF_IMPLEMENTATION = {"eager": "reference", "sdpa": None, "flex_attention": "flex"}
@@ -37,6 +38,7 @@ class MegaMovingAverageGatedAttention(nn.Module):
         self.prenorm = config.normalize_before_mega
         self.attention_activation = config.attention_activation
         self.attention_dropout = config.attention_probs_dropout_prob
+        self.recompute = config.recompute_activations
         self.layer_idx = layer_idx
         d, h, z = config.hidden_size, config.intermediate_size, config.shared_representation_size
         self.split_sizes = [d, z, h, d]
@@ -55,122 +57,101 @@ class MegaMovingAverageGatedAttention(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        visibility: Visibility | Continuation | None = None,
+        layout: AttentionLayout | None = None,
         output_attentions: bool = False,
         cache: Cache | None = None,
+        recompute: bool | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Applies the layer.
 
         Args:
             hidden_states: (B, L, d).
-            visibility: Who sees whom; by default every token sees its chunk, or the past of it in a decoder. With
-                `cache` a `Continuation`.
+            layout: Who sees whom; by default every token sees its chunk, or the past of it in a decoder.
             output_attentions: Whether to return the weights, whatever the implementation.
             cache: What was remembered of the tokens before, brought up to date.
+            recompute: Overrides `config.recompute_activations`.
 
         Returns:
             (B, L, d), and the attention weights or None: (B, K, n, n) for K chunks of n tokens; (B, 1, L, T) where
-            tokens continue cached ones, for the T columns that may be seen.
+            tokens follow cached ones, for the T columns that may be seen.
         """
-        if visibility is None:
-            visibility = default_visibility(self.config, hidden_states.shape[1])
-        cache_layer = None if cache is None else cast(Any, cache.layers[self.layer_idx])
-        residual = hidden_states
-        x = self.norm(residual) if self.prenorm else residual
-        averaged, weight = self.ema_gate(x, visibility.mask, visibility.starts, visibility.num_documents, cache_layer)
-        rule = visibility.fresh if isinstance(visibility, Continuation) else visibility
-        whole = self.training or output_attentions or (cache_layer is not None and cache_layer.record_past)
-        if rule is not None and not whole and takes_pieces(x) and self.config._attn_implementation != "eager":
-            output = torch.empty_like(residual)
-            pieces = rule.pieces(tokens_per_piece(x))
-            for where, part in pieces:
+        if layout is None:
+            layout = default_layout(self.config, hidden_states.shape[1])
+        cache_layer = None if cache is None else cast("MegaCacheLayer", cache.layers[self.layer_idx])
+        recompute = self.recompute if recompute is None else recompute
+        x = self.norm(hidden_states) if self.prenorm else hidden_states
+        averaged = self.dropout(self.ema_gate(x, layout, cache_layer))
+        pieces = None if output_attentions else self._pieces(x, layout, cache_layer)
+        if pieces is None:
+            output, weights = self._attend(hidden_states, x, averaged, layout, output_attentions, cache, recompute)
+        else:
+            output, weights = torch.empty_like(hidden_states), None
+            for where, piece in pieces:
                 # the last piece holds all that a later token may see
                 remember = cache if where.stop == x.shape[1] else None
-                output[:, where], _ = self._attend(
-                    residual[:, where], x[:, where], averaged[:, where], weight, part, False, remember, visibility
-                )
-            weights = None
-        else:
-            output, weights = self._attend(residual, x, averaged, weight, rule, output_attentions, cache, visibility)
-        if not self.prenorm:
-            output = self.norm(output)
-        return output, weights
+                given = hidden_states[:, where], x[:, where], averaged[:, where]
+                output[:, where], _ = self._attend(*given, piece, False, remember, recompute)
+        return output if self.prenorm else self.norm(output), weights
 
     def _attend(
         self,
         residual: torch.Tensor,
         x: torch.Tensor,
         averaged: torch.Tensor,
-        weight: torch.Tensor,
-        rule: Visibility | None,
+        layout: AttentionLayout,
         output_attentions: bool,
         cache: Cache | None,
-        continuation: Visibility | Continuation,
+        recompute: bool | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Everything between the EMA and a norm behind, which tokens of other chunks have no part in.
-
-        The tokens see each other by `rule`, or, for None, the cached ones too, by `continuation`.
-        """
-        value = self.hidden_dropout(self.activation(project(self.v_proj, x)))
-        update, shared, gate, intermediate = recomputed(self._base, averaged, x, weight).split(
-            self.split_sizes, dim=-1
-        )
-        shared = F.silu(shared)
-        query, key = (torch.addcmul(bias, shared, weight) for weight, bias in zip(self.qk_weight, self.qk_bias))
-
-        keys, values, past_bias = key, value, None
+        """Everything between the EMA and a norm after the residual, which tokens of other chunks do not affect."""
+        value = self.hidden_dropout(self.activation(linear(self.v_proj, x)))
+        update, shared, gate, intermediate = linear(self.mx_proj, averaged).split(self.split_sizes, dim=-1)
+        query, key = torch.addcmul(self.qk_bias, F.silu(shared).unsqueeze(-2), self.qk_weight).unbind(-2)
+        bias = self.rel_pos_bias()
         if cache is not None:
-            window = cache.update(key.unsqueeze(1), value.unsqueeze(1), self.layer_idx, continuation)
-            keys, values = (columns.squeeze(1) for columns in window)
-            cache_layer = cast(Any, cache.layers[self.layer_idx])
-            if rule is None or cache_layer.is_compileable:  # compiled steps find what the first pass made
-                past_bias = cache_layer.past_bias(self.rel_pos_bias(), keys.shape[1])
+            bias = cast("MegaCacheLayer", cache.layers[self.layer_idx]).bias(bias, layout)
+            key, value = cache.update(key, value, self.layer_idx)
         backend = BACKEND_OF_IMPLEMENTATION[self.config._attn_implementation or "sdpa"]
-        if backend == "flex" and self.attention_activation != "softmax":
+        if output_attentions or (backend == "flex" and self.attention_activation != "softmax"):
             backend = None
-        activation = self.attention_activation
-        dropout = self.attention_dropout if self.training else 0.0
-        need_weights = output_attentions or backend == "reference"
-        if rule is None:
-            attended, weights = attention_rectangular(
-                query,
-                keys,
-                values,
-                past_bias,
-                cast(Continuation, continuation),
-                activation=activation,
-                dropout=dropout,
-                need_weights=need_weights,
-            )
-        else:
-            attended, weights = attention(
-                query,
-                key,
-                value,
-                self.rel_pos_bias(),
-                rule,
-                activation=activation,
-                dropout=dropout,
-                need_weights=need_weights,
-                backend=None if output_attentions else backend,
-            )
-        candidate = recomputed(self._candidate, attended, gate, intermediate)
-        return recomputed(self._gated_residual, residual, update, candidate), weights
+        attended, weights = attention(
+            query,
+            key,
+            value,
+            bias,
+            layout,
+            activation=self.attention_activation,
+            dropout=self.attention_dropout if self.training else 0.0,
+            need_weights=output_attentions or backend == "reference",
+            backend=backend,
+        )
+        output = recomputed(recompute, self._gated, residual, attended, update, gate, intermediate)
+        return output, weights
 
-    def _base(self, averaged: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """What gates, queries and keys come from: (B, L, d + z + h + d)."""
-        return project(self.mx_proj, self.dropout(self.ema_gate.activate(averaged, x, weight)))
+    def _gated(
+        self,
+        residual: torch.Tensor,
+        attended: torch.Tensor,
+        update: torch.Tensor,
+        gate: torch.Tensor,
+        intermediate: torch.Tensor,
+    ) -> torch.Tensor:
+        """Old hidden states and new ones, made of what was attended to, mixed by the update gate: (B, L, d)."""
+        candidate = self.dropout(self.activation(intermediate + linear(self.h_proj, attended * F.silu(gate))))
+        return gated_residual(residual, candidate, update)
 
-    def _candidate(self, attended: torch.Tensor, gate: torch.Tensor, intermediate: torch.Tensor) -> torch.Tensor:
-        """New hidden states before their activation, (B, L, d)."""
-        return intermediate + project(self.h_proj, attended * F.silu(gate))
-
-    def _gated_residual(self, residual: torch.Tensor, update: torch.Tensor, candidate: torch.Tensor) -> torch.Tensor:
-        """Old and new hidden states mixed by the update gate, (B, L, d)."""
-        return torch.addcmul(residual, torch.sigmoid(update), self.dropout(self.activation(candidate)) - residual)
+    def _pieces(
+        self, x: torch.Tensor, layout: AttentionLayout, cache_layer: MegaCacheLayer | None
+    ) -> list[tuple[slice, AttentionLayout]] | None:
+        """The tokens in pieces of whole chunks, for inference on a CPU; None where they are not to be cut."""
+        if self.training or not takes_pieces(x) or self.config._attn_implementation == "eager":
+            return None
+        if cache_layer is not None and (cache_layer.is_initialized or cache_layer.record_past):
+            return None
+        return layout.pieces(tokens_per_piece(x))
 
 
-def default_visibility(config: MegaConfig, length: int) -> Visibility:
-    """The rule for a batch without padding or packing."""
+def default_layout(config: MegaConfig, length: int) -> AttentionLayout:
+    """The layout of a batch without padding or packing."""
     chunk_size = config.chunk_size if config.use_chunking else None
-    return Visibility.build(None, length, chunk_size=chunk_size, causal=config.is_decoder)
+    return self_attention_layout(None, length, chunk_size=chunk_size, causal=config.is_decoder)

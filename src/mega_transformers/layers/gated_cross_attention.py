@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers.activations import ACT2FN
 
-from ..ops.attention import attention_cross
-from ..ops.crossing import Crossing
+from ..ops.attention import attention
+from ..ops.layout import AttentionLayout
 from .dropout import MegaDropout
-from .linear import project
+from .gate import gated_residual
+from .linear import linear
 from .norms import MegaSequenceNorm
 from .position_bias import relative_positional_bias
 
 if TYPE_CHECKING:
     from transformers.cache_utils import EncoderDecoderCache
 
+    from ..models.mega.cache_mega import MegaCrossCacheLayer
     from ..models.mega.configuration_mega import MegaConfig
 
 
@@ -47,7 +49,7 @@ class MegaGatedCrossAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None,
-        crossing: Crossing,
+        layout: AttentionLayout,
         output_attentions: bool = False,
         cache: EncoderDecoderCache | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -56,53 +58,38 @@ class MegaGatedCrossAttention(nn.Module):
         Args:
             hidden_states: (B, L, d) of the decoder.
             encoder_hidden_states: (B, S, d of the encoder); not needed where keys and values are cached.
-            crossing: Padding and positions.
+            layout: Padding and positions.
             output_attentions: Whether to return the weights, whatever the implementation.
             cache: Keys and values of the encoder's states, stored by the first forward pass.
 
         Returns:
             (B, L, d), and the attention weights (B, 1, L, S) or None.
         """
-        residual = hidden_states
-        x = self.norm(residual) if self.prenorm else residual
-        update, gate, query = project(self.q_proj, x).split(self.split_sizes, dim=-1)
-        key, value, bias = self._columns(encoder_hidden_states, crossing, cache)
+        x = self.norm(hidden_states) if self.prenorm else hidden_states
+        update, gate, query = linear(self.q_proj, x).split(self.split_sizes, dim=-1)
+        bias = self.rel_pos_bias()
+        if cache is not None and cache.is_updated.get(self.layer_idx):
+            stored = cast("MegaCrossCacheLayer", cache.cross_attention_cache.layers[self.layer_idx])
+            key, value, bias = stored.keys.squeeze(1), stored.values.squeeze(1), stored.bias(bias, layout)
+        else:
+            assert encoder_hidden_states is not None
+            key = linear(self.k_proj, encoder_hidden_states)
+            value = self.activation(linear(self.v_proj, encoder_hidden_states))
+            if cache is not None:
+                cache.cross_attention_cache.update(key, value, self.layer_idx, layout.real)
+                cache.is_updated[self.layer_idx] = True
         eager = self.config._attn_implementation == "eager"
-        attended, weights = attention_cross(
+        attended, weights = attention(
             query,
             key,
             self.hidden_dropout(value),
             bias,
-            crossing,
+            layout,
             activation=self.config.attention_activation,
             dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
             need_weights=output_attentions or eager,
             backend="reference" if eager else None,
         )
-        candidate = self.dropout(self.activation(project(self.h_proj, attended * F.silu(gate))))
-        output = torch.addcmul(residual, torch.sigmoid(update), candidate - residual)
+        candidate = self.dropout(self.activation(linear(self.h_proj, attended * F.silu(gate))))
+        output = gated_residual(hidden_states, candidate, update)
         return output if self.prenorm else self.norm(output), weights
-
-    def _columns(
-        self,
-        encoder_hidden_states: torch.Tensor | None,
-        crossing: Crossing,
-        cache: EncoderDecoderCache | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, Any]:
-        """Keys (B, S, z), values (B, S, d) and bias: cached ones, or made of the encoder's hidden states."""
-        cache_layer = None
-        if cache is not None:
-            cache_layer = cast(Any, cache.cross_attention_cache.layers[self.layer_idx])
-        if cache_layer is None or not cache_layer.is_initialized:
-            assert encoder_hidden_states is not None
-            key = project(self.k_proj, encoder_hidden_states)
-            value = self.activation(project(self.v_proj, encoder_hidden_states))
-            if cache_layer is not None and cache is not None:
-                cache_layer.update(key.unsqueeze(1), value.unsqueeze(1), crossing)
-                cache.is_updated[self.layer_idx] = True
-            return key, value, self.rel_pos_bias()
-        return (
-            cache_layer.keys.squeeze(1),
-            cache_layer.values.squeeze(1),
-            cache_layer.bias(self.rel_pos_bias(), crossing),
-        )

@@ -4,19 +4,41 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.modules import module as module_globals
 
 from ..ops.few_rows import are_few_rows, linear_few_rows
 
+_FORWARD = nn.Linear.forward
 
-def is_plain(module: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether a module is a linear layer (or of `kinds`) and nothing else, so that its parts may be used directly."""
-    return type(module) in (nn.Linear, *kinds) and not (
-        module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook")
+
+def is_unhooked(module: nn.Module) -> bool:
+    """Whether calling a module does nothing but its forward: it has no hooks of any kind, nor has everything."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or module_globals._has_any_global_hook()
+        or "forward" in module.__dict__
     )
 
 
-def project(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`module(x)` for a linear layer or what took its place (adapters, quantisation); faster in decoding steps."""
+def is_plain(module: nn.Module) -> bool:
+    """Whether calling a module does nothing but multiply by a plain float matrix and add a bias.
+
+    No hooks, no forward replaced, no quantised or parametrised weight, no subclass.
+    """
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter
+        and type(module.weight.data) is torch.Tensor
+        and nn.Linear.forward is _FORWARD
+        and is_unhooked(module)
+    )
+
+
+def linear(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`module(x)` for a linear layer or what took its place; for a plain one and few rows by a faster operator."""
     if are_few_rows(x) and is_plain(module):
         return linear_few_rows(x, module.weight, module.bias)  # type: ignore[arg-type]
     return module(x)

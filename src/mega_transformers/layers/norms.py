@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import nn
+
+from ..ops.few_rows import are_few_rows
 
 if TYPE_CHECKING:
     from ..models.mega.configuration_mega import MegaConfig
@@ -13,10 +16,23 @@ if TYPE_CHECKING:
 EPSILON = 1e-5
 
 
-def _inverse_rms(x: torch.Tensor, eps: float) -> torch.Tensor:
-    """1 / sqrt(mean of squares + eps) over the last dimension, in float32 at least."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
-    return torch.rsqrt(x.square().sum(-1, keepdim=True) * (1.0 / x.shape[-1]) + eps)
+def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """weight * x / sqrt(mean of squares + eps) over the last dimension, computed in float32 at least.
+
+    Args:
+        x: (..., d).
+        weight: (d,), or (1,) for all; or None.
+        eps: Added to the mean of squares.
+    """
+    size = x.shape[-1]
+    if weight is not None and weight.dtype != x.dtype:
+        weight = weight.to(x.dtype)
+    if are_few_rows(x) and x.dtype in (torch.float32, torch.float64):
+        # a decoding step: PyTorch's operator takes apart what is half as many calls so
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        scale = torch.addcmul(torch.full_like(norm, eps), norm, norm, value=1.0 / size).rsqrt_()
+        return x * scale if weight is None else x * (scale * weight)
+    return F.rms_norm(x, (size,), None if weight is None else weight.expand(size), eps)
 
 
 class MegaScaleNorm(nn.Module):
@@ -29,10 +45,7 @@ class MegaScaleNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., d) -> (..., d)."""
-        scale = _inverse_rms(x, self.eps)
-        if self.scalar is not None:
-            scale = scale * self.scalar
-        return x * scale.to(x.dtype)
+        return rms_norm(x, self.scalar, self.eps)
 
 
 class MegaRMSNorm(nn.Module):
@@ -50,7 +63,7 @@ class MegaRMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., d) -> (..., d)."""
         if self.normalize:
-            x = x * _inverse_rms(x, self.eps).to(x.dtype)
+            return rms_norm(x, self.weight, self.eps)
         return x if self.weight is None else x * self.weight
 
 

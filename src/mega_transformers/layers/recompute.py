@@ -24,13 +24,18 @@ def tokens_per_piece(x: torch.Tensor) -> int:
     return max(1, PIECE // x.shape[0])
 
 
-def recomputed(function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
-    """`function(*tensors)`, keeping only `tensors` for the backward pass.
+def recomputed(wanted: bool | None, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
+    """`function(*tensors)`, keeping only `tensors` for the backward pass where that is wanted.
 
-    Meant for element-wise work that ends in at most one matrix product: recomputation stops before that product,
-    since autograd saves a product's operands and not its result. Random numbers are replayed. Small tensors are not
-    worth the bookkeeping, and a compiler decides for itself.
+    Random numbers are replayed. A compiler decides for itself.
+
+    Args:
+        wanted: Whether to; None decides by the device: on a CPU, for tensors worth the bookkeeping.
+        function: What to compute.
+        tensors: What it is given.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or tensors[0].numel() < MIN_ELEMENTS:
+    if wanted is None:
+        wanted = tensors[0].device.type == "cpu" and tensors[0].numel() >= MIN_ELEMENTS
+    if not wanted or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(*tensors)
     return checkpoint(function, *tensors, use_reentrant=False)

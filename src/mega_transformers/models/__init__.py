@@ -4,7 +4,7 @@ Importing any of them makes transformers know what it looks up by class, and not
 layers that a cache of a `MegaConfig` consists of, and the tokenizer of a `MegaConfig`.
 """
 
-from .mega import cache_mega  # noqa: F401  (a cache layer enters itself into transformers' tables)
+from .mega import cache_mega, static_cache_mega  # noqa: F401  (cache layers enter themselves into transformers' tables)
 from .mega.tokenization_mega import register_tokenizer
 
 register_tokenizer()

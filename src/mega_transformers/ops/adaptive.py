@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from .cross_entropy import linear_cross_entropy
 from .few_rows import linear_few_rows
+from .layout import is_readable
 
 Factors = tuple[torch.Tensor, torch.Tensor | None]
 """A matrix (rows, d): itself and None, or the factors (rows, e) and (e, d) of which it is the product."""
@@ -100,7 +101,7 @@ def adaptive_cross_entropy(
     dropout: float = 0.0,
     ignore_index: int = -100,
 ) -> torch.Tensor:
-    """Sum of -log p(label), where a tail is only computed for positions whose label is one of its words.
+    """Sum of -log p(label), where on a CPU a tail is only computed for positions whose label is one of its words.
 
     Every matrix gets a gradient, if of zeros: whoever trains on several devices waits for it.
 
@@ -117,9 +118,10 @@ def adaptive_cross_entropy(
     choices, losses = labels, []
     for tail, (weight, projection) in enumerate(tails):
         inside = (labels >= start) & (labels < start + weight.shape[0])
-        rows = inside.nonzero().squeeze(1)
+        own = torch.where(inside, labels - start, ignore_index)
+        rows: slice | torch.Tensor = inside.nonzero().squeeze(1) if is_readable(inside) else slice(None)
         vectors = _projected(hidden[rows], projection, dropout)
-        losses.append(linear_cross_entropy(vectors, weight, None, labels[rows] - start)[0])
+        losses.append(linear_cross_entropy(vectors, weight, None, own[rows], ignore_index)[0])
         choices = choices.masked_fill(inside, first + tail)
         start += weight.shape[0]
     head_weight = torch.cat([_product(matrix) for matrix in head]) if len(head) > 1 else _product(head[0])

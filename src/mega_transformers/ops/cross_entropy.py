@@ -2,74 +2,142 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
-from .autocast import no_autocast
-from .second_derivatives import gradients_with_graph
+from .autocast import autocast_dtype, no_autocast
+from .layout import is_readable
+from .transforms import loop_over_vmapped, second_derivatives
 
 CPU_BUDGET = 1 << 21
-GPU_BUDGET = 1 << 27
+DEVICE_BUDGET = 1 << 25
+
+
+def forward_pass(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, ignore_index: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The sum, the logits (T, V), and what log-probabilities are normalised by, (T,)."""
+    logits = F.linear(hidden, weight, bias)
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    normalizer = torch.zeros(labels.shape, dtype=wide, device=logits.device)
+    total = torch.zeros((), dtype=wide, device=logits.device)
+    for rows in _rows(logits, labels, ignore_index):
+        scores, wanted = logits[rows].to(wide), labels[rows]
+        some = torch.logsumexp(scores, dim=-1)
+        normalizer[rows] = some
+        losses = some - scores.gather(1, wanted.clamp(min=0).unsqueeze(1)).squeeze(1)
+        total += losses.masked_fill(wanted == ignore_index, 0.0).sum()
+    return total, logits, normalizer
+
+
+def backward_pass(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    labels: torch.Tensor,
+    logits: torch.Tensor,
+    normalizer: torch.Tensor,
+    dtotal: torch.Tensor | None,
+    dlogits: torch.Tensor | None,
+    ignore_index: int,
+    needs: Sequence[bool],
+) -> list[torch.Tensor | None]:
+    """The gradients of hidden, weight and bias, None where not needed; those of weight and bias summed in float32."""
+    wide = normalizer.dtype
+    dhidden = torch.zeros_like(hidden) if needs[0] else None
+    dweight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs[1] else None
+    dbias = torch.zeros(bias.shape, dtype=wide, device=bias.device) if bias is not None and needs[2] else None
+
+    def add(rows: Any, grad: torch.Tensor) -> None:
+        grad_in = grad.to(hidden.dtype)
+        if dhidden is not None:
+            dhidden[rows] += grad_in @ weight
+        if dweight is not None:
+            if dweight.dtype == grad_in.dtype:
+                dweight.addmm_(grad_in.t(), hidden[rows])
+            else:
+                dweight.add_(grad_in.t() @ hidden[rows])
+        if dbias is not None:
+            dbias.add_(grad.sum(0, dtype=wide))
+
+    if dlogits is not None:
+        add(slice(None), dlogits)
+    if dtotal is not None:
+        for rows in _rows(logits, labels, ignore_index):
+            wanted = labels[rows]
+            grad = (logits[rows].to(wide) - normalizer[rows].unsqueeze(1)).exp_()
+            grad.scatter_add_(1, wanted.clamp(min=0).unsqueeze(1), torch.full_like(grad[:, :1], -1.0))
+            add(rows, grad.mul_((wanted != ignore_index).to(wide).unsqueeze(1) * dtotal))
+    return [
+        dhidden,
+        None if dweight is None else dweight.to(weight.dtype),
+        None if dbias is None or bias is None else dbias.to(bias.dtype),
+    ]
+
+
+def _rows(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> Iterator[slice | torch.Tensor]:
+    """Pieces of the rows: those that have a label, or, where it would take a synchronisation to know, of all."""
+    size = max(1, (CPU_BUDGET if logits.device.type == "cpu" else DEVICE_BUDGET) // logits.shape[-1])
+    if is_readable(labels):
+        counted = (labels != ignore_index).nonzero().squeeze(1)
+        if counted.numel() < labels.numel():
+            yield from (counted.split(size) if counted.numel() else ())
+            return
+    for start in range(0, labels.shape[0], size):
+        yield slice(start, min(start + size, labels.shape[0]))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, bias, labels, ignore_index):
-        logits = F.linear(hidden, weight, bias)
-        counted = labels != ignore_index
-        rows = counted.nonzero().squeeze(1)
-        dense = rows.numel() == labels.numel()
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        normalizer = torch.empty(rows.numel(), dtype=wide, device=logits.device)
-        total = torch.zeros((), dtype=wide, device=logits.device)
-        for start, some in _row_blocks(logits, rows, dense):
-            scores = logits[some].to(wide)
-            block = torch.logsumexp(scores, dim=-1)
-            normalizer[start : start + block.numel()] = block
-            total += (block - scores.gather(1, labels[some].unsqueeze(1)).squeeze(1)).sum()
-        ctx.save_for_backward(hidden, weight, bias, labels, logits, rows, normalizer)
-        ctx.dense, ctx.ignore_index = dense, ignore_index
-        ctx.set_materialize_grads(False)
-        return total, logits
+    def forward(*inputs: Any) -> Any:
+        return forward_pass(*inputs)
 
     @staticmethod
-    def backward(ctx, dtotal, dlogits):
-        hidden, weight, bias, labels, logits, rows, normalizer = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for second derivatives
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, ctx.ignore_index = inputs
+        ctx.mark_non_differentiable(output[2])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, *output[1:])
 
-            def plain(hidden, weight, bias):
-                logits = F.linear(hidden, weight, bias)
-                wide = logits.to(normalizer.dtype)
-                return F.cross_entropy(wide, labels, ignore_index=ctx.ignore_index, reduction="sum"), logits
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        needs = tuple(ctx.needs_input_grad[:3])
+        return *_Backward.apply(*ctx.saved_tensors, *grads[:2], ctx.ignore_index, needs), None, None
 
-            return *gradients_with_graph(plain, (hidden, weight, bias), (dtotal, dlogits)), None, None
-        dhidden = torch.zeros_like(hidden)
-        dweight = torch.zeros_like(weight)
-        dbias = None if bias is None else torch.zeros_like(bias)
-        if dlogits is not None:
-            dhidden += dlogits @ weight
-            dweight += dlogits.t() @ hidden
-            if dbias is not None:
-                dbias += dlogits.sum(0)
-        if dtotal is not None:
-            for start, some in _row_blocks(logits, rows, ctx.dense):
-                block = logits[some].to(normalizer.dtype)
-                grad = (block - normalizer[start : start + block.shape[0]].unsqueeze(1)).exp_()
-                grad.scatter_add_(1, labels[some].unsqueeze(1), torch.full_like(grad[:, :1], -1.0))
-                grad = grad.mul_(dtotal).to(hidden.dtype)
-                dhidden[some] += grad @ weight
-                dweight.addmm_(grad.t(), hidden[some])
-                if dbias is not None:
-                    dbias += grad.sum(0)
-        return dhidden, dweight, dbias, None, None
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        return loop_over_vmapped(_LinearCrossEntropy.apply, info, in_dims, inputs)
 
 
-def _row_blocks(logits, rows, dense):
-    """Pieces of the rows that count: where each starts among them, and its rows as a slice or as indices."""
-    budget = CPU_BUDGET if logits.device.type == "cpu" else GPU_BUDGET
-    size = max(1, budget // logits.shape[-1])
-    for start in range(0, rows.numel(), size):
-        yield start, slice(start, min(start + size, rows.numel())) if dense else rows[start : start + size]
+class _Backward(torch.autograd.Function):
+    @staticmethod
+    def forward(*inputs: Any) -> Any:
+        return tuple(backward_pass(*inputs))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        hidden, weight, bias, labels, _, _, dtotal, dlogits, ctx.ignore_index, _ = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(hidden, weight, bias, labels, dtotal, dlogits)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        hidden, weight, bias, labels, dtotal, dlogits = ctx.saved_tensors
+
+        def plain(hidden: Any, weight: Any, bias: Any) -> Any:
+            logits = F.linear(hidden, weight, bias)
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            return F.cross_entropy(wide, labels, ignore_index=ctx.ignore_index, reduction="sum"), logits
+
+        found, of_grads = second_derivatives(plain, (hidden, weight, bias), (dtotal, dlogits), grads)
+        return *found, None, None, None, *of_grads, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        return loop_over_vmapped(_Backward.apply, info, in_dims, inputs)
 
 
 def linear_cross_entropy(
@@ -82,7 +150,7 @@ def linear_cross_entropy(
     """Sum of cross entropies of `F.linear(hidden, weight, bias)`, and these logits.
 
     Equal to `F.cross_entropy(logits, labels, reduction="sum")` with its gradients, for the logits too; but the
-    log-probabilities and the logits' gradient only ever exist for a few rows, and not at all for ignored ones.
+    log-probabilities and the logits' gradient exist for a few rows, and not at all for ignored ones on a CPU.
 
     Args:
         hidden: (T, d).
@@ -95,9 +163,13 @@ def linear_cross_entropy(
         The sum (a scalar, float32 at least), and the logits (T, V).
     """
     device = hidden.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(device)
+    if dtype is not None:
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     with no_autocast(device):
-        return _LinearCrossEntropy.apply(hidden, weight, bias, labels, ignore_index)
+        if torch.compiler.is_compiling():
+            from .compiled import linear_cross_entropy_operator
+
+            return linear_cross_entropy_operator(hidden, weight, bias, labels, ignore_index)[:2]
+        return _LinearCrossEntropy.apply(hidden, weight, bias, labels, ignore_index)[:2]

@@ -118,24 +118,14 @@ def check_places(source: Path, output: Path, force: bool) -> None:
     check_output(output, source, force)
 
 
-def stored_weights(folder: Folder, tied: bool = False) -> dict[str, Tensor]:
-    """The model's tensors in the precision they are stored in.
-
-    Args:
-        folder: A folder.
-        tied: Whether those that are made of others are there too, as copies.
-    """
-    sources = folder.model.all_tied_weights_keys
-    weights = {}
-    for name, tensor in folder.model.state_dict().items():
-        if name not in sources:
-            weights[name] = as_stored(tensor, folder.dtypes.get(name))
-        elif tied:
-            weights[name] = as_stored(tensor, folder.dtypes.get(sources[name])).clone()
-    return weights
+def stored_weights(folder: Folder) -> dict[str, Tensor]:
+    """The model's tensors in the precision they are stored in, without those that are made of others."""
+    tied = folder.model.all_tied_weights_keys
+    tensors = folder.model.state_dict().items()
+    return {name: _as_stored(tensor, folder.dtypes.get(name)) for name, tensor in tensors if name not in tied}
 
 
-def as_stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def _as_stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """A tensor in half precision if that is what it was loaded from."""
     return tensor.to(dtype) if dtype in HALF and tensor.is_floating_point() else tensor
 

@@ -1,91 +1,48 @@
 """What a causal Mega remembers between forward passes: keys and values that may still be seen, and the EMA's state.
 
 Importing this registers the layers with transformers' caches: `DynamicCache(config=config)` and
-`StaticCache(config=config, max_cache_len=...)` make them for a `MegaConfig`, and so does `generate`.
+`StaticCache(config=config, max_cache_len=...)` (`static_cache_mega`) make them for a `MegaConfig`, and so does
+`generate`. A forward pass first calls `begin` of the cache's first layer, which alone knows what was padding, and gets
+the layout for all layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
-from transformers.cache_utils import CacheLayerMixin, StaticLayer
+from transformers.cache_utils import CacheLayerMixin
 
-from ...ops.autocast import no_autocast
-from ...ops.continuation import Continuation, Past
-from ...ops.crossing import Crossing
-from ...ops.ema import EMACoefficients, ema_chunked
+from ...ops.ema import EMACoefficients, ema
+from ...ops.layout import (
+    AttentionLayout,
+    cached_layout,
+    dropped_if_full,
+    is_readable,
+    self_attention_layout,
+)
 from ...ops.relative_bias import BiasTable, RelativeBias
+from .columns_mega import Columns
 
 if TYPE_CHECKING:
     from .configuration_mega import MegaConfig
 
+T = TypeVar("T")
 SLACK = 64
-"""Least number of columns by which a buffer grows."""
+"""Least number of distances by which a remembered bias grows."""
 
 
-class _Columns:
-    """A tensor (B, 1, T, features) that grows at its end and shrinks at both, in memory allocated ahead."""
+class Padding(NamedTuple):
+    """What a cache knows of padding, once for all its layers.
 
-    def __init__(self) -> None:
-        self.buffer: torch.Tensor | None = None
-        self.start = self.stop = 0
+    Attributes:
+        real: (B, T) bool, True at the stored columns that are no padding; None if all are.
+        first: (B,) columns before the row's first real token, all so far if there was none; None if always 0.
+    """
 
-    @property
-    def view(self) -> torch.Tensor | None:
-        return None if self.buffer is None else self.buffer.narrow(2, self.start, self.stop - self.start)
-
-    def append(self, new: torch.Tensor, limit: int | None) -> torch.Tensor:
-        """The columns with `new` behind; `limit` is the most that will ever be kept, if there is one."""
-        if self.buffer is None:
-            self._set(new)
-            return new
-        if torch.is_grad_enabled() and (new.requires_grad or self.buffer.requires_grad):
-            self._set(torch.cat([cast(torch.Tensor, self.view), new], dim=2))
-        else:
-            self._append_in_place(new, limit)
-        return cast(torch.Tensor, self.view)
-
-    def _set(self, columns: torch.Tensor) -> None:
-        self.buffer, self.start, self.stop = columns, 0, columns.shape[2]
-
-    def _append_in_place(self, new: torch.Tensor, limit: int | None) -> None:
-        buffer = cast(torch.Tensor, self.buffer)
-        kept, added = self.stop - self.start, new.shape[2]
-        # a graph still needs its tensors, and what was made in inference mode cannot be written outside of it
-        frozen = buffer.requires_grad or (buffer.is_inference() and not torch.is_inference_mode_enabled())
-        if frozen or self.stop + added > buffer.shape[2]:
-            grown = max(SLACK, (kept + added) // 4) if limit is None else max(SLACK, limit // 4)
-            capacity = kept + added + grown if limit is None else max(limit, kept + added) + grown
-            replacement = buffer.new_empty(*buffer.shape[:2], capacity, buffer.shape[3])
-            replacement[:, :, :kept] = buffer[:, :, self.start : self.stop]
-            self.buffer, self.start, self.stop = replacement, 0, kept
-            buffer = replacement
-        buffer.narrow(2, self.stop, added).copy_(new)
-        self.stop += added
-
-    def keep(self, start: int, stop: int) -> None:
-        """Drops all columns but `start ... stop - 1`."""
-        self.start, self.stop = self.start + start, self.start + stop
-        if self.start == self.stop:
-            self.start = self.stop = 0
-
-    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        if self.buffer is not None:
-            self.buffer = function(self.buffer)
-
-    def take_rows(self, index: torch.Tensor) -> None:
-        """Row i becomes the former row `index[i]`; spare memory is neither read nor written."""
-        view, buffer = self.view, self.buffer
-        if view is None or buffer is None:
-            return
-        rows = view.index_select(0, index.to(buffer.device))
-        if buffer.requires_grad:
-            self._set(rows)
-            return
-        self.buffer = buffer.new_empty(rows.shape[0], *buffer.shape[1:])
-        cast(torch.Tensor, self.view).copy_(rows)
+    real: torch.Tensor | None = None
+    first: torch.Tensor | None = None
 
 
 class _Record(NamedTuple):
@@ -98,15 +55,34 @@ class _Record(NamedTuple):
     truncation: int | None
 
 
-class MegaCacheLayer(CacheLayerMixin):
+class MegaCacheState:
+    """What both kinds of layers remember of the EMA, and of what they computed from weights.
+
+    `state` (B, d, N), float32 at least; with truncation K `history` (B, K, d), the EMA's last inputs. `owner` is the
+    configuration that the cache was last found to fit.
+    """
+
+    chunk_size: int | None = None
+    owner: MegaConfig | None = None
+    state: torch.Tensor | None = None
+    history: torch.Tensor | None = None
+
+    def remembered(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` gives, made once: what is cached belongs to the weights it was made with."""
+        if torch.is_grad_enabled():
+            return make()
+        memory = self.__dict__.setdefault("_memory", {})
+        if name not in memory:
+            memory[name] = make()
+        return memory[name]
+
+
+class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
     """One block's memory.
 
     `keys` (B, 1, T, z) and `values` (B, 1, T, h) hold the columns that a later token may still see: with chunks those
-    of the current chunk only, so that memory does not grow. Beside them: `state` (B, d, N), the EMA's, float32 at
-    least; with truncation K `history` (B, K, d), the EMA's last inputs; and what is known of padding (`past`).
-
-    `owner` is the configuration it was last found to fit. Rolling back (`crop`) needs the inputs since, which are kept
-    between `activate_past_recording()` and `crop(...)`.
+    of the current chunk only, so that memory does not grow. `seen` counts all columns. Rolling back (`crop`) needs the
+    EMA's inputs since, which are kept between `activate_past_recording()` and `crop(...)`.
     """
 
     is_compileable = False
@@ -117,28 +93,26 @@ class MegaCacheLayer(CacheLayerMixin):
 
     def __init__(self, **kwargs: Any) -> None:
         self.record_past = False
-        self.chunk_size: int | None = None
-        self.owner: MegaConfig | None = None
         self._clear()
 
     def _clear(self) -> None:
-        self._keys, self._values = _Columns(), _Columns()
-        self.state: torch.Tensor | None = None
-        self.history: torch.Tensor | None = None
-        self.past = Past()
-        self._bias: BiasTable | None = None
-        self._coefficients: EMACoefficients | None = None
+        self._keys, self._values = Columns(), Columns()
+        self.state = self.history = None
+        self.seen = 0
+        self.padding = Padding()
+        self._next: tuple[int, int | None, Padding] | None = None
+        self._memory: dict[str, Any] = {}
         self._record: _Record | None = None
 
     @property
     def keys(self) -> torch.Tensor | None:  # type: ignore[override]
         """(B, 1, T, z)."""
-        return self._keys.view
+        return _with_head(self._keys.view)
 
     @property
     def values(self) -> torch.Tensor | None:  # type: ignore[override]
         """(B, 1, T, h)."""
-        return self._values.view
+        return _with_head(self._values.view)
 
     @property
     def is_initialized(self) -> bool:  # type: ignore[override]
@@ -150,58 +124,101 @@ class MegaCacheLayer(CacheLayerMixin):
         """Rows, -1 before the first."""
         return -1 if self._keys.buffer is None else self._keys.buffer.shape[0]
 
+    @property
+    def first_real(self) -> torch.Tensor | None:
+        """`Padding.first` as it is after the tokens that `begin` was last told of."""
+        return self.padding.first if self._next is None else self._next[2].first
+
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing to do: the first `update` allocates."""
 
-    def rule(self, attention_mask: torch.Tensor | None, length: int, chunk_size: int | None) -> Continuation:
-        """Who sees whom when `length` tokens follow; see `Continuation.build`."""
-        return Continuation.build(self.past, attention_mask, length, chunk_size=chunk_size, keep_all=self.record_past)
-
-    def update(  # type: ignore[override]
-        self, key_states: torch.Tensor, value_states: torch.Tensor, rule: Continuation, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores new columns and returns the window of `rule`: what was kept of the cached ones, then the new ones.
+    def begin(
+        self,
+        layers: Sequence[MegaCacheLayer],
+        mask: torch.Tensor | None,
+        shape: tuple[int, int],
+        chunk_size: int | None,
+        device: torch.device,
+    ) -> AttentionLayout:
+        """Makes the cache's layers, of which this is the first, ready for new tokens, and returns their layout.
 
         Args:
-            key_states, value_states: (B, 1, n, z) and (B, 1, n, h); of a first pass the last columns are enough.
-            rule: The rule of this forward pass.
+            layers: All layers of the cache.
+            mask: (B, L), 1 or True at new tokens that are no padding; None if all are.
+            shape: (B, L) of the new tokens.
+            chunk_size: Tokens per chunk; None for attention over everything.
+            device: Where the layout is to be.
         """
-        self.chunk_size = rule.chunk_size
-        limit = None if self.record_past or rule.chunk_size is None else rule.chunk_size
-        keys = self._keys.append(key_states, limit)
-        values = self._values.append(value_states, limit)
-        window, kept = keys.shape[2], rule.after.kept
-        self.past = rule.after
-        for columns in (self._keys, self._values):
-            if kept < window and window > 2 * max(kept, SLACK):
-                # most of a long first pass is never seen again: let go of its memory
-                columns._set(cast(torch.Tensor, columns.view)[:, :, window - kept :].clone())
-            else:
-                columns.keep(window - kept, window)
+        length = shape[1]
+        mask = dropped_if_full(mask)
+        kept, seen = self._keys.length, self.seen
+        real = self._window(mask, kept, length)
+        first = first_real(self.padding.first, seen, mask, length)
+        if first is not None and is_readable(first) and not bool(first.any()):
+            first = None
+        window, total = kept + length, seen + length
+        aligned = first is None and (chunk_size is None or kept == seen % chunk_size)
+        # a layout of its own counts chunks from the first real token, and needs no column before
+        fresh = kept == 0 and (seen == 0 or (mask is None and aligned))
+        if fresh:
+            layout = self_attention_layout(mask, length, chunk_size=chunk_size, causal=True)
+        else:
+            position = None
+            if not aligned:
+                position = torch.full((1,), seen, device=device)
+                position = position if first is None else position - first
+            layout = cached_layout(real, length, kept, position, chunk_size=chunk_size, aligned=aligned)
+        if chunk_size is None or self.record_past:
+            keep = window
+        else:
+            keep = total % chunk_size if first is None else min(window, chunk_size - 1)
+        padding = Padding(None if real is None else real[:, window - keep :], first)
+        for layer in layers:
+            layer._next = (keep, chunk_size, padding if layer is self else Padding())
+        return layout
+
+    def _window(self, mask: torch.Tensor | None, kept: int, length: int) -> torch.Tensor | None:
+        """(B, kept + L) bool, True at columns that are no padding; None if all are."""
+        before = self.padding.real
+        if mask is None and before is None:
+            return None
+        if mask is None:
+            assert before is not None
+            mask = before.new_ones(before.shape[0], length)
+        if before is None:
+            before = mask.new_ones(mask.shape[0], kept)
+        return torch.cat([before, mask], dim=1)
+
+    def update(  # type: ignore[override]
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Stores new columns and returns those of the layout: what was kept of the cached ones, then the new ones.
+
+        Args:
+            key_states, value_states: (B, n, z) and (B, n, h); of a first pass the last columns are enough.
+        """
+        assert self._next is not None
+        keep, self.chunk_size, self.padding = self._next
+        limit = None if self.record_past else self.chunk_size
+        keys, values = self._keys.append(key_states, limit), self._values.append(value_states, limit)
+        window = keys.shape[1]
+        self._keys.keep(window - keep, window)
+        self._values.keep(window - keep, window)
         return keys, values
 
-    def coefficients(self, make: Callable[[], EMACoefficients]) -> EMACoefficients:
-        """The EMA's coefficients, made once: what is cached belongs to the weights it was made with."""
-        if torch.is_grad_enabled():
-            return make()
-        if self._coefficients is None:
-            self._coefficients = make()
-        return self._coefficients
-
-    def past_bias(self, bias: RelativeBias, length: int) -> BiasTable:
-        """The relative position bias at offsets ... -1, 0, at least `length` of them; computed rarely."""
-        if torch.is_grad_enabled():
-            return bias.table(1 - length, 0)
-        if self._bias is None or self._bias.zero + 1 < length:
-            self._bias = bias.table(1 - length - max(SLACK, length // 2), 0)
-        return self._bias
+    def bias(self, bias: RelativeBias, layout: AttentionLayout) -> RelativeBias | BiasTable:
+        """The relative position bias; of cached columns as a table that is computed rarely."""
+        if torch.is_grad_enabled() or layout.offset == 0:
+            return bias
+        low, high = layout.distances
+        table = self._memory.get("bias")
+        if table is None or table.zero < -low:
+            more = max(SLACK, -low // 2)
+            table = self._memory["bias"] = bias.table(max(low - more, -bias.reach), high)
+        return table
 
     def advance(
-        self,
-        x: torch.Tensor,
-        state: torch.Tensor,
-        coefficients: EMACoefficients,
-        truncation: int | None,
+        self, x: torch.Tensor, state: torch.Tensor | None, coefficients: EMACoefficients, truncation: int | None
     ) -> None:
         """Stores the EMA's state after the inputs x (B, n, d), and of these what truncation or a roll-back needs."""
         if self.record_past:
@@ -210,12 +227,13 @@ class MegaCacheLayer(CacheLayerMixin):
                 self._record = _Record(self.state, self.history, [], detached, truncation)
             self._record.inputs.append(x.detach())
         self.state = state
+        self.seen += x.shape[1]
         if truncation is not None:
-            self.history = _last_inputs(self.history, x, truncation)
+            self.history = last_inputs(self.history, x, truncation)
 
     def get_seq_length(self) -> int:
         """Columns seen so far, whether their keys are still stored or not."""
-        return cast(int, self.past.seen)
+        return self.seen
 
     def get_max_length(self) -> int:
         """-1: there is no maximum."""
@@ -223,7 +241,7 @@ class MegaCacheLayer(CacheLayerMixin):
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Length of an attention mask for the next tokens, and its first column."""
-        return self.get_seq_length() + query_length, 0
+        return self.seen + query_length, 0
 
     def activate_past_recording(self) -> None:
         """From now on keep what `crop` needs, until it is called."""
@@ -241,7 +259,7 @@ class MegaCacheLayer(CacheLayerMixin):
         if tokens_to_remove > 0:
             raise ValueError(f"crop({tokens_to_remove}): give minus the number of tokens to remove")
         count = -tokens_to_remove
-        if count and count == self.past.seen:
+        if count and count == self.seen:
             self.reset()
             return
         record, self._record = self._record, None
@@ -253,7 +271,14 @@ class MegaCacheLayer(CacheLayerMixin):
                     "be reversed; call cache.activate_past_recording() before the forward passes to be undone"
                 )
             self._roll_back(record, recorded - count)
-        self._shrink(count)
+            self.seen -= count
+        real, first = self.padding
+        kept = self._keys.length - count
+        self._keys.keep(0, kept)
+        self._values.keep(0, kept)
+        self.padding = Padding(
+            None if real is None else real[:, :kept], None if first is None else first.clamp(max=self.seen)
+        )
 
     def _roll_back(self, record: _Record, tokens: int) -> None:
         """The EMA's state after the first `tokens` recorded ones."""
@@ -261,29 +286,10 @@ class MegaCacheLayer(CacheLayerMixin):
         if not tokens:
             return
         x = torch.cat(record.inputs, dim=1)[:, :tokens]
-        inputs = x.to(record.coefficients.input.dtype)
-        history = None if record.history is None else record.history.to(inputs.dtype)
-        with no_autocast(x.device.type):
-            _, self.state = ema_chunked(
-                inputs, record.coefficients, truncation=record.truncation, state=record.state, history=history
-            )
+        options: Any = {"truncation": record.truncation, "state": record.state, "history": record.history}
+        _, self.state = ema(x, record.coefficients, return_state=True, **options)
         if record.truncation is not None:
-            self.history = _last_inputs(record.history, x, record.truncation)
-
-    def _shrink(self, count: int) -> None:
-        """Drops the last `count` columns, and those at the front that no later token sees."""
-        _, kept, mask, leading = self.past
-        seen, stop = self.get_seq_length() - count, kept - count
-        if leading is not None:
-            leading = leading.clamp(max=seen)
-        if self.chunk_size is None:
-            start = 0
-        else:
-            needed = seen % self.chunk_size if leading is None else self.chunk_size - 1
-            start = max(0, stop - needed)
-        self._keys.keep(start, stop)
-        self._values.keep(start, stop)
-        self.past = Past(seen, stop - start, None if mask is None else mask[:, start:stop], leading)
+            self.history = last_inputs(record.history, x, record.truncation)
 
     def reset(self) -> None:
         """Forgets everything."""
@@ -298,7 +304,7 @@ class MegaCacheLayer(CacheLayerMixin):
         for columns in (self._keys, self._values):
             columns.take_rows(index)
         self.state, self.history = taken(self.state), taken(self.history)
-        self.past = self.past._replace(mask=taken(self.past.mask), leading=taken(self.past.leading))
+        self.padding = Padding(*map(taken, self.padding))
         if self._record is not None:
             self._record = self._record._replace(
                 state=taken(self._record.state),
@@ -332,210 +338,59 @@ class MegaCacheLayer(CacheLayerMixin):
             columns.map(lambda x: x.to(device, non_blocking=True))
 
 
-class MegaStaticCacheLayer(StaticLayer):
-    """One block's memory in tensors of fixed shapes and addresses, for compiled decoding steps.
-
-    `keys` (B, 1, slots, z) and `values` (B, 1, slots, h) hold column c in slot c % slots; there are `max_cache_len`
-    slots, or a chunk's with chunks, where the length has no limit. The other attributes are `MegaCacheLayer`'s.
-    """
-
-    is_sliding = False
-    is_croppable = False  # the state that was there before is overwritten
-    supports_early_init = False
-    record_past = False
-    _layer_type = "mega"
-
-    def __init__(self, max_cache_len: int, **kwargs: Any) -> None:
-        super().__init__(max_cache_len)
-        self.chunk_size: int | None = None
-        self.owner: MegaConfig | None = None
-        self.state: torch.Tensor | None = None
-        self.history: torch.Tensor | None = None
-        self.mask: torch.Tensor | None = None
-        self.leading: torch.Tensor | None = None
-        self._bias: BiasTable | None = None
-
-    @property
-    def past(self) -> Past:
-        """What is known of the columns before."""
-        if not self.is_initialized:
-            return Past()
-        return Past(self.cumulative_length, cast(torch.Tensor, self.keys).shape[2], self.mask, self.leading)
-
-    @property
-    def batch_size(self) -> int:  # type: ignore[override]
-        """Rows, -1 before the first."""
-        return -1 if self.keys is None else self.keys.shape[0]
-
-    def rule(self, attention_mask: torch.Tensor | None, length: int, chunk_size: int | None) -> Continuation:
-        """Who sees whom when `length` tokens follow; see `Continuation.build_in_ring`.
-
-        Raises:
-            ValueError: for more tokens than there are slots, without chunks (where a look at the length is free).
-        """
-        seen = self.cumulative_length if self.is_initialized else 0
-        free_look = isinstance(seen, int) or (seen.device.type == "cpu" and not torch.compiler.is_compiling())
-        if chunk_size is None and free_look and int(seen) + length > self.max_cache_len:
-            raise ValueError(
-                f"the static cache has max_cache_len={self.max_cache_len}, but {int(seen)} + {length} tokens are to "
-                "be held; make a longer one"
-            )
-        if not self.is_initialized:
-            return Continuation.build(Past(), attention_mask, length, chunk_size=chunk_size)
-        return Continuation.build_in_ring(self.past, attention_mask, length, chunk_size=chunk_size)
-
-    def update(  # type: ignore[override]
-        self, key_states: torch.Tensor, value_states: torch.Tensor, rule: Continuation, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `MegaCacheLayer.update`; the first pass allocates."""
-        first = not self.is_initialized
-        window = (key_states, value_states)
-        if first:
-            self._allocate(key_states, value_states, rule)
-            start = torch.full_like(self.cumulative_length, cast(int, rule.after.seen) - key_states.shape[2])
-        else:
-            window = (
-                torch.cat([cast(torch.Tensor, self.keys), key_states], dim=2),
-                torch.cat([cast(torch.Tensor, self.values), value_states], dim=2),
-            )
-            start = self.cumulative_length
-        keys, values, mask, leading = (
-            cast(torch.Tensor, x) for x in (self.keys, self.values, self.mask, self.leading)
-        )
-        slots, length = keys.shape[2], key_states.shape[2]
-        written = min(slots, length)
-        where = (start + torch.arange(length - written, length, device=start.device)) % slots
-        keys.index_copy_(2, where, key_states[:, :, length - written :])
-        values.index_copy_(2, where, value_states[:, :, length - written :])
-        if rule.mask is not None:
-            mask.index_copy_(1, where, rule.mask[:, rule.length - written :])
-        if rule.after.leading is not None:
-            leading.copy_(rule.after.leading)
-        self.cumulative_length.add_(rule.length)
-        return window
-
-    def _allocate(self, key_states: torch.Tensor, value_states: torch.Tensor, rule: Continuation) -> None:
-        self.chunk_size = rule.chunk_size
-        slots = self.max_cache_len if rule.chunk_size is None else min(self.max_cache_len, rule.chunk_size)
-        batch = key_states.shape[0]
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys = key_states.new_zeros(batch, 1, slots, key_states.shape[3])
-        self.values = value_states.new_zeros(batch, 1, slots, value_states.shape[3])
-        self.mask = torch.ones(batch, slots, dtype=torch.bool, device=self.device)
-        self.leading = torch.zeros(batch, dtype=torch.int64, device=self.device)
-        self.cumulative_length = torch.zeros(1, dtype=torch.int64, device=self.device)
-        self._fix_addresses(self.keys, self.values, self.mask, self.leading, self.cumulative_length)
-        self.is_initialized = True
-
-    @staticmethod
-    def _fix_addresses(*tensors: torch.Tensor) -> None:
-        """Lets a compiler keep addresses, for CUDA graphs."""
-        if not torch.compiler.is_compiling():
-            for tensor in tensors:
-                torch._dynamo.mark_static_address(tensor)
-
-    def coefficients(self, make: Callable[[], EMACoefficients]) -> EMACoefficients:
-        """The EMA's coefficients, made every time: a compiler folds them."""
-        return make()
-
-    def past_bias(self, bias: RelativeBias, length: int) -> BiasTable:
-        """The relative position bias at as many offsets ... -1, 0 as there are slots."""
-        if self._bias is None:
-            values, zero = bias.table(1 - cast(torch.Tensor, self.keys).shape[2], 0)
-            self._bias = BiasTable(values.detach().clone(), zero)
-            self._fix_addresses(self._bias.values)
-        return self._bias
-
-    def advance(
-        self,
-        x: torch.Tensor,
-        state: torch.Tensor,
-        coefficients: EMACoefficients,
-        truncation: int | None,
-    ) -> None:
-        """As `MegaCacheLayer.advance`."""
-        history = None if truncation is None else _last_inputs(self.history, x, truncation)
-        if self.state is None:
-            self.state = state.detach().clone()
-            self.history = None if history is None else history.detach().clone()
-            self._fix_addresses(*(t for t in (self.state, self.history) if t is not None))
-            return
-        self.state.copy_(state)
-        if history is not None:
-            cast(torch.Tensor, self.history).copy_(history)
-
-    def get_seq_length(self) -> int:
-        """Columns seen so far, as a tensor once there are any."""
-        return cast(int, self.cumulative_length) if self.is_initialized else 0
-
-    def reset(self) -> None:
-        """Forgets everything, and keeps the memory."""
-        if self.is_initialized:
-            for tensor in (self.keys, self.values, self.leading, self.cumulative_length, self.state, self.history):
-                if tensor is not None:
-                    tensor.zero_()
-            cast(torch.Tensor, self.mask).fill_(True)
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Row i becomes the former row `beam_idx[i]`."""
-        for tensor in (self.keys, self.values, self.mask, self.leading, self.state, self.history):
-            if tensor is not None:
-                tensor.copy_(tensor.index_select(0, beam_idx.to(tensor.device)))
-
-
-def _last_inputs(history: torch.Tensor | None, x: torch.Tensor, truncation: int) -> torch.Tensor:
-    """(B, K, d): the last K inputs, zeros before the first."""
-    if history is None:
-        history = x.new_zeros(x.shape[0], truncation, x.shape[2])
-    return torch.cat([history, x], dim=1)[:, -truncation:]
-
-
 class MegaCrossCacheLayer(CacheLayerMixin):
     """One block's keys (B, 1, S, z) and values (B, 1, S, d) of an encoder's states, stored once.
 
-    `mask` (B, S) bool is True at source tokens that are no padding; None if all are.
+    `real` (B, S) bool is True at source tokens that are no padding; None if all are.
     """
 
     is_compileable = False
     is_croppable = True
     is_sliding = False
     supports_early_init = False
+    keys: torch.Tensor
+    values: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.mask: torch.Tensor | None = None
+        self.real: torch.Tensor | None = None
         self._table: BiasTable | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing to do: the first `update` stores."""
 
     def update(  # type: ignore[override]
-        self, key_states: torch.Tensor, value_states: torch.Tensor, crossing: Crossing, *args: Any, **kwargs: Any
+        self,
+        key_states: torch.Tensor,
+        value_states: torch.Tensor,
+        real: torch.Tensor | None,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores keys (B, 1, S, z) and values (B, 1, S, d) of a source, and its padding."""
-        self.keys, self.values, self.mask = key_states, value_states, crossing.mask
+        """Stores keys (B, S, z) and values (B, S, d) of a source, and its padding."""
+        self.keys, self.values, self.real = key_states.unsqueeze(1), value_states.unsqueeze(1), real
         self.is_initialized = True
         return key_states, value_states
 
     @property
     def batch_size(self) -> int:
         """Rows, -1 while nothing is stored."""
-        return -1 if self.keys is None else self.keys.shape[0]
+        return self.keys.shape[0] if self.is_initialized else -1
 
-    def bias(self, bias: RelativeBias, crossing: Crossing) -> RelativeBias | BiasTable:
-        """The relative position bias at all offsets of the rule; a table of it is computed rarely."""
-        if torch.is_grad_enabled() or not isinstance(crossing.start, int):
+    def bias(self, bias: RelativeBias, layout: AttentionLayout) -> RelativeBias | BiasTable:
+        """The relative position bias at all distances of the layout; a table of it is computed rarely."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return bias
-        low, high = crossing.range
-        table = self._table
-        if table is None or low < -table.zero or high >= table.values.shape[0] - table.zero:
-            more = max(SLACK, crossing.start // 2)
-            self._table = table = bias.table(low - more, high + (0 if crossing.shift is None else more))
+        (low, high), table = layout.distances, self._table
+        low, high = max(low, -bias.reach), min(high, bias.reach)
+        if table is None or table.zero < -low or table.values.shape[0] - table.zero <= high:
+            more = max(SLACK, -low // 2)
+            self._table = table = bias.table(max(low - more, -bias.reach), high)
         return table
 
     def get_seq_length(self) -> int:
         """Source columns stored."""
-        return 0 if self.keys is None else self.keys.shape[2]
+        return self.keys.shape[2] if self.is_initialized else 0
 
     def get_max_length(self) -> int:
         """-1: there is no maximum."""
@@ -553,10 +408,36 @@ class MegaCrossCacheLayer(CacheLayerMixin):
         self.__init__()  # type: ignore[misc]
 
     def _take_rows(self, index: torch.Tensor) -> None:
-        if self.keys is not None and self.values is not None:
+        if self.is_initialized:
             self.keys, self.values = (x.index_select(0, index.to(x.device)) for x in (self.keys, self.values))
-            self.mask = None if self.mask is None else self.mask.index_select(0, index.to(self.mask.device))
+            self.real = None if self.real is None else self.real.index_select(0, index.to(self.real.device))
 
     reorder_cache = MegaCacheLayer.reorder_cache
     batch_repeat_interleave = MegaCacheLayer.batch_repeat_interleave
     batch_select_indices = MegaCacheLayer.batch_select_indices
+
+
+def _with_head(columns: torch.Tensor | None) -> torch.Tensor | None:
+    """(B, T, f) with the axis of heads that transformers' caches have."""
+    return None if columns is None else columns.unsqueeze(1)
+
+
+def first_true(mask: torch.Tensor) -> torch.Tensor:
+    """(B,) the first column of a mask (B, L) that is True; L where there is none."""
+    return torch.where(mask.any(dim=1), mask.int().argmax(dim=1), mask.shape[1])
+
+
+def first_real(before: torch.Tensor | None, seen: int, mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
+    """`Padding.first` after `length` new tokens behind `seen` others."""
+    if mask is None:
+        return before
+    if before is None:
+        before = torch.zeros(mask.shape[0], dtype=torch.int64, device=mask.device)
+    return torch.where(before == seen, seen + first_true(mask), before)
+
+
+def last_inputs(history: torch.Tensor | None, x: torch.Tensor, truncation: int) -> torch.Tensor:
+    """(B, K, d): the last K inputs, zeros before the first."""
+    if history is None:
+        history = x.new_zeros(x.shape[0], truncation, x.shape[2])
+    return torch.cat([history, x], dim=1)[:, -truncation:]

@@ -8,10 +8,9 @@ from typing import Any, cast
 import torch
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
-from ...ops.continuation import Past
-from ...ops.crossing import Crossing
-from .cache_mega import MegaCacheLayer, MegaCrossCacheLayer, MegaStaticCacheLayer
+from .cache_mega import MegaCacheLayer, MegaCrossCacheLayer
 from .configuration_mega import MegaConfig
+from .static_cache_mega import MegaStaticCacheLayer
 
 REMEDY = "; make one with DynamicCache(config=model.config)"
 PAIR_REMEDY = "; make one with EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache())"
@@ -163,16 +162,15 @@ def cache_of_tuples(layers: Any, config: MegaConfig) -> Cache:
         )
     for target, (keys, values, state, *_) in zip(cast(list[MegaCacheLayer], cache.layers), layers):
         target.chunk_size = chunk_size
-        target._keys.append(keys.unsqueeze(1), None)
-        target._values.append(values.unsqueeze(1), None)
+        target._keys.append(keys, None)
+        target._values.append(values, None)
         target.state = state.to(torch.promote_types(state.dtype, torch.float32))
-        target.past = Past(keys.shape[1], keys.shape[1])
+        target.seen = keys.shape[1]
     if not config.add_cross_attention:
         return cache
     cross = DynamicCache()
     _prepare_cross(cross, config, -1)
     for cross_layer, layer in zip(cross.layers, layers):
         if len(layer) >= 5 and layer[3] is not None:
-            source = Crossing(0, layer[3].shape[1])
-            cast(MegaCrossCacheLayer, cross_layer).update(layer[3].unsqueeze(1), layer[4].unsqueeze(1), source)
+            cast(MegaCrossCacheLayer, cross_layer).update(layer[3], layer[4], None)
     return EncoderDecoderCache(cache, cross)

@@ -123,6 +123,9 @@ class MegaConfig(PreTrainedConfig):
             `classifier_activation` for each of `classifier_hidden_sizes`, then a projection without bias.
         classifier_hidden_sizes: Widths of the blocks, of which there may be none; None for one of `hidden_size`.
         classifier_activation: Activation of the blocks; any name of `transformers.activations.ACT2FN`.
+        recompute_activations: Addition to 4.40.2. Whether training recomputes gates and activations in the backward
+            pass, for about a third less memory and little time; None means on a CPU, where tensors are large enough.
+            Gradient checkpointing recomputes whole blocks instead.
 
     Raises:
         InvalidMegaConfigError: a ValueError, on construction, for fields of a wrong type or value or that contradict
@@ -198,6 +201,7 @@ class MegaConfig(PreTrainedConfig):
     classifier_head: str = "tanh"
     classifier_hidden_sizes: list[int] | None = None
     classifier_activation: str = "gelu"
+    recompute_activations: bool | None = None
 
     def __post_init__(self, **kwargs):
         # 4.x wrote no version into a configuration inside another, but all fields of its base class, these among them

@@ -92,8 +92,8 @@ def document_starts_of(
         seq_idx: (B, L) numbers of documents.
 
     Returns:
-        (B, L) bool, True at the first token of every document, or None for one document a row; and an upper bound
-        of the documents in a row, if known.
+        (B, L) bool, True at the first token of every document, or None for one document a row; and an upper bound of
+        the documents in a row, which `cu_seq_lens` alone gives without a look at values.
     """
     bound = None
     if seq_idx is not None:
@@ -114,4 +114,6 @@ def document_starts_of(
         )
     if values_can_be_checked(starts) and not bool(starts[:, 1:].any()):
         return None, None
+    if bound is None:  # the one look at a device's values, as transformers itself takes for position_ids
+        bound = int(starts.sum(dim=1).max())
     return starts.expand(shape), bound

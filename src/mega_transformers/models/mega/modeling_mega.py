@@ -32,9 +32,7 @@ from ...layers import (
     MegaSequenceNorm,
     MegaSimpleRelativePositionalBias,
 )
-from ...ops.continuation import Continuation
-from ...ops.crossing import Crossing
-from ...ops.visibility import Visibility
+from ...ops.layout import AttentionLayout, cross_attention_layout, first_real_column, self_attention_layout
 from .cache_mega import MegaCacheLayer, MegaCrossCacheLayer
 from .cache_preparation_mega import prepare_cache
 from .compat_mega import MegaCausalLMOutput, MegaModelOutput
@@ -262,45 +260,44 @@ class MegaModel(MegaPreTrainedModel):
             # not self.device, which walks through all modules to find a parameter
             cache = prepare_cache(given, config, batch, cast(Any, self.get_input_embeddings()).weight.device)
         own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
-        memory = None if own is None else cast(MegaCacheLayer, own.layers[0])
-        seen = 0 if memory is None else memory.past.seen
+        cache_layers = [] if own is None else cast(list[MegaCacheLayer], own.layers)
+        seen = cache_layers[0].seen if cache_layers else 0
         shape = check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_ids, seen, input_values)
-        starts, num_documents = document_starts_of(
+        reset, documents = document_starts_of(
             shape, kwargs.get("position_ids"), kwargs.get("cu_seq_lens_q"), kwargs.get("seq_idx")
         )
         hidden_states = self.embedding_layer(input_ids, token_type_ids, inputs_embeds, input_values)
         if attention_mask is not None:
             attention_mask = attention_mask[:, -shape[1] :].to(hidden_states.device)
         chunk_size = config.chunk_size if config.use_chunking else None
-        visibility: Visibility | Continuation
-        if memory is not None and starts is None:
-            visibility = memory.rule(attention_mask, shape[1], chunk_size)
+        if cache_layers and reset is None:
+            layout = cache_layers[0].begin(cache_layers, attention_mask, shape, chunk_size, hidden_states.device)
+        elif given is not None:
+            raise ValueError("packed documents cannot continue a cache; give one of the two")
         else:
-            if given is not None:
-                raise ValueError("packed documents cannot continue a cache; give one of the two")
             cache = None
-            visibility = Visibility.build(
+            layout = self_attention_layout(
                 attention_mask,
                 shape[1],
                 chunk_size=chunk_size,
                 causal=config.is_decoder,
-                document_starts=starts,
-                num_documents=num_documents,
+                reset=reset,
+                documents=documents,
             )
-        crossing = None
+        cross_layout = None
         if config.add_cross_attention:
-            if starts is not None:
+            if reset is not None:
                 raise ValueError("packed documents cannot attend to an encoder: give one target a row")
-            crossing = self._crossing(
-                encoder_hidden_states, encoder_attention_mask, visibility, seen, hidden_states, cache
+            cross_layout = self._cross_layout(
+                encoder_hidden_states, encoder_attention_mask, attention_mask, seen, hidden_states, cache
             )
         output_attentions = bool(kwargs.get("output_attentions", config.output_attentions))
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
                 encoder_hidden_states,
-                visibility=visibility,
-                crossing=crossing,
+                layout=layout,
+                cross_layout=cross_layout,
                 output_attentions=output_attentions,
                 cache=cache,
             )
@@ -309,33 +306,36 @@ class MegaModel(MegaPreTrainedModel):
         pooled = None if self.pooler is None else self.pooler(hidden_states)
         return MegaModelOutput(last_hidden_state=hidden_states, pooler_output=pooled, cache=cache)
 
-    def _crossing(
+    def _cross_layout(
         self,
         encoder_hidden_states: torch.Tensor | None,
         encoder_attention_mask: torch.Tensor | None,
-        visibility: Visibility | Continuation,
+        attention_mask: torch.Tensor | None,
         seen: int | torch.Tensor,
         hidden_states: torch.Tensor,
         cache: Cache | None,
-    ) -> Crossing:
-        """The rule of cross-attention for new tokens, hidden_states (B, L, d), behind `seen` others."""
+    ) -> AttentionLayout:
+        """The layout of new tokens, hidden_states (B, L, d), behind `seen` others, over the encoder's states."""
         batch, length, _ = hidden_states.shape
-        device = hidden_states.device
         stored = None
         if isinstance(cache, EncoderDecoderCache):
             stored = cast(MegaCrossCacheLayer, cache.cross_attention_cache.layers[0])
         if stored is not None and stored.is_initialized:
-            mask, columns = stored.mask, stored.get_seq_length()
+            mask, columns = stored.real, stored.get_seq_length()
         else:
             check_source(self.config, encoder_hidden_states, encoder_attention_mask, batch)
             mask, columns = encoder_attention_mask, cast(torch.Tensor, encoder_hidden_states).shape[1]
         check_crossing_positions(self.config, "the decoder's input", seen + length)
-        return Crossing.build(
-            None if mask is None else mask.to(device),
+        own = None
+        if isinstance(cache, EncoderDecoderCache):
+            own = cast(MegaCacheLayer, cache.self_attention_cache.layers[0])
+        return cross_attention_layout(
+            None if mask is None else mask.to(hidden_states.device),
             columns,
             length,
             start=seen,
-            leading=visibility.leading,
+            start_bound=0 if own is None else own.get_max_length(),
+            first_target=first_real_column(attention_mask) if own is None else own.first_real,
             count_padding=bool(self.config.cross_attention_counts_padding),
         )
 

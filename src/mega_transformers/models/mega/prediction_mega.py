@@ -7,7 +7,7 @@ from torch import nn
 from transformers.loss.loss_utils import LOSS_MAPPING
 
 from ...layers import MegaAdaptiveSoftmax
-from ...layers.linear import is_plain, project
+from ...layers.linear import is_plain, is_unhooked, linear
 from ...ops.cross_entropy import linear_cross_entropy
 
 
@@ -38,10 +38,10 @@ class MegaPredictionMixin:
         `self.loss_function` is to compute it. In training, an adaptive softmax gives no logits beside a loss.
         """
         if self.dense is not None:
-            hidden_states = torch.tanh(project(self.dense, hidden_states))
+            hidden_states = torch.tanh(linear(self.dense, hidden_states))
         head = cast(Any, self).get_output_embeddings()
         if labels is None or not self._has_plain_loss(head):
-            return project(head, hidden_states), None
+            return linear(head, hidden_states), None
         rows = hidden_states.flatten(0, -2)
         logits: torch.Tensor | None
         if isinstance(head, MegaAdaptiveSoftmax):
@@ -56,6 +56,6 @@ class MegaPredictionMixin:
 
     def _has_plain_loss(self, head: nn.Module) -> bool:
         """Whether head and loss are those this class made, so that both may be computed in one."""
-        if torch.compiler.is_compiling() or not is_plain(head, MegaAdaptiveSoftmax):
+        if not (is_plain(head) or (type(head) is MegaAdaptiveSoftmax and is_unhooked(head))):
             return False
         return cast(Any, self).loss_function in (LOSS_MAPPING["ForMaskedLM"], LOSS_MAPPING["ForCausalLM"])

@@ -17,7 +17,7 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "
 
 
 class MegaTokenizer(RobertaTokenizer):
-    """Loader of Mega tokenizers: what it returns, and saves, is a `RobertaTokenizer`, so that 4.40.2 loads it too.
+    """Loader of Mega tokenizers: what it returns, and saves, is a `RobertaTokenizer`, for use without this package.
 
     transformers 5 alone would do two things wrong to a folder that does not name its tokenizer's class: build a
     vocabulary of five entries where files are missing, and, from vocab.json and merges.txt, keep the space before

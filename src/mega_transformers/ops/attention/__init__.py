@@ -2,39 +2,40 @@
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
+from typing import Any
 
-from ..autocast import no_autocast
-from ..relative_bias import RelativeBias
-from ..visibility import Visibility
-from .blockwise import attention_blockwise
-from .cross import attention_cross
-from .fused import attention_flex, attention_sdpa
-from .rectangular import attention_rectangular
+import torch
+import torch.nn.functional as F
+
+from ..activations import ELEMENTWISE
+from ..autocast import autocast_dtype, no_autocast
+from ..dispatch import attention_form
+from ..layout import AttentionLayout, first_real_column
+from ..relative_bias import BiasMatrix, BiasTable, RelativeBias, RotaryBias
+from .flex import attention_flex
+from .fused import attention_fused, is_fusable
 from .reference import attention_reference
-from .request import check_request, in_one_dtype
+from .tiled import attention_tiled
 
 __all__ = [
     "attention",
-    "attention_blockwise",
-    "attention_cross",
     "attention_flex",
-    "attention_rectangular",
+    "attention_fused",
     "attention_reference",
-    "attention_sdpa",
+    "attention_tiled",
 ]
 
-BACKENDS = ("reference", "blockwise", "sdpa", "flex")
-SMALL = 64
-"""Tokens per group up to which the definition itself is the fastest form on a CPU, forward and backward."""
+FORMS = {"tiled": attention_tiled, "flex": attention_flex}
+BACKENDS = ("reference", "tiled", "fused", "flex")
 
 
 def attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    bias: RelativeBias | None,
-    visibility: Visibility,
+    bias: RelativeBias | BiasTable | None,
+    layout: AttentionLayout,
     *,
     activation: str = "softmax",
     dropout: float = 0.0,
@@ -43,53 +44,109 @@ def attention(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """weights @ v with weights = f(scale * q k^T + bias) at the keys a query sees, 0 elsewhere (paper section 3.2).
 
+    Self-attention, attention over cached columns and cross-attention differ in their layout only.
+
     Args:
-        q, k: (B, L, z) queries and keys, unscaled: softmax scales scores by z^-0.5, `"laplace"` and `"relu2"` by
+        q: (B, L, z) queries, unscaled: softmax scales scores by z^-0.5, `"laplace"` and `"relu2"` by
             1 / (number of keys the query sees).
-        v: (B, L, h).
-        bias: Relative position bias, or None.
-        visibility: The rule of who sees whom. A query that sees nothing outputs 0.
+        k, v: (B, S, z) keys and (B, S, h) values.
+        bias: Relative position bias, or its values at all distances of the layout; or None.
+        layout: Who sees whom. A query that sees nothing outputs 0.
         activation: `"softmax"`, `"laplace"` or `"relu2"`.
         dropout: Probability of dropping a weight.
         need_weights: Whether to return the weights, which only `"reference"` does.
-        backend: `"reference"`, `"blockwise"`, `"sdpa"` or `"flex"` (the last two for softmax only); None chooses.
+        backend: `"reference"`, `"tiled"`, `"fused"` or `"flex"` (the last two for softmax only); None chooses.
 
     Returns:
-        Output (B, L, h), and the weights before dropout (B, K, n, n) for K groups (chunks) of n tokens, or None.
+        Output (B, L, h), and the weights before dropout or None: (B, K, n, n) for K chunks of n tokens that see
+        themselves, else (B, 1, L, S).
 
     Raises:
         ValueError: for an unknown activation or back end, or one that cannot do what is asked.
     """
-    check_request(activation, need_weights, backend, BACKENDS)
-    if backend is None:
-        backend = "reference" if need_weights else _choose(q, activation, visibility.group_size)
+    _check(activation, need_weights, backend)
+    device = v.device.type
+    dtype = autocast_dtype(device)
+    if dtype is not None:
+        v = v.to(dtype)
+    if q.dtype != v.dtype:
+        q, k = q.to(v.dtype), k.to(v.dtype)
+    options: Any = {"activation": activation, "dropout": dropout}
+    with no_autocast(device):
+        if need_weights:
+            return _with_weights(q, k, v, bias, layout, **options)
+        outputs = []
+        for part in layout.parts(q.shape[0]):
+            own = part.layout
+            given = part.queries_of(q), part.keys_of(k), part.keys_of(v)
+            form = backend
+            if form is None:
+                form = attention_form(device, own.keys, own.queries == 1, activation, is_fusable(q, bias, own))
+            if form == "fused":
+                output = attention_fused(*given, bias, own, dropout=dropout)
+            elif form == "reference":
+                output, _ = attention_reference(*given, bias_table(bias, own), own, need_weights=False, **options)
+            else:
+                output = FORMS[form](*given, bias_table(bias, own), own, **options)  # type: ignore[arg-type]
+            outputs.append(output if part.chunks == 1 else output.reshape(q.shape[0], -1, output.shape[-1]))
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
 
-    q, k, v = in_one_dtype(q, k, v)
-    with no_autocast(v.device.type):
-        return _grouped(q, k, v, bias, visibility, activation, dropout, need_weights, backend)
+
+def bias_table(bias: RelativeBias | BiasTable | None, layout: AttentionLayout) -> BiasTable | BiasMatrix | None:
+    """The values of a bias at all distances of a layout."""
+    if bias is None or isinstance(bias, BiasTable):
+        return bias
+    if torch.compiler.is_exporting() and isinstance(bias, RotaryBias):  # to cut windows would fix the length
+        column = torch.arange(layout.keys, device=bias.alpha.device)
+        query = torch.arange(layout.queries, device=bias.alpha.device)
+        query = query + (layout.offset if isinstance(layout.offset, int) else layout.offset.unsqueeze(1))
+        return BiasMatrix(bias.query_features(query) @ bias.key_features(column).t())
+    low, high = layout.distances
+    if not isinstance(layout.offset, int):  # bounds, which may be wider than what there is
+        low, high = max(low, -bias.reach), min(high, bias.reach)
+    return bias.table(low, high)
 
 
-def _grouped(q, k, v, bias, visibility, activation, dropout, need_weights, backend):
-    batch = q.shape[0]
-    q, k, v = visibility.group(q), visibility.group(k), visibility.group(v)
-    weights = None
-    if backend == "reference":
-        output, all_weights = attention_reference(
-            q, k, v, bias, visibility, activation=activation, dropout=dropout, batch=batch
-        )
-        weights = all_weights if need_weights else None
-    else:
-        form = {"blockwise": attention_blockwise, "sdpa": attention_sdpa, "flex": attention_flex}[backend]
-        output = form(q, k, v, bias, visibility, activation=activation, dropout=dropout)
-    return visibility.ungroup(output, batch), weights
+def _check(activation: str, need_weights: bool, backend: str | None) -> None:
+    if activation != "softmax" and activation not in ELEMENTWISE:
+        raise ValueError(f"activation={activation!r} is unknown; known are softmax, {', '.join(ELEMENTWISE)}")
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend={backend!r} is unknown; known are {', '.join(BACKENDS)}")
+    if backend in ("fused", "flex") and activation != "softmax":
+        raise ValueError(f"backend={backend!r} computes softmax only; use 'tiled' for activation={activation!r}")
+    if need_weights and backend not in (None, "reference"):
+        raise ValueError(f"backend={backend!r} returns no weights; use backend='reference'")
 
 
-def _choose(q: torch.Tensor, activation: str, group_size: int) -> str:
-    """The fastest form, by the measurements in docs/performance.md."""
-    if torch.compiler.is_compiling():
-        return "sdpa" if activation == "softmax" else "reference"
-    if q.device.type == "cpu" and group_size <= SMALL:
-        return "reference"
-    if q.device.type == "cpu" or activation != "softmax":
-        return "blockwise"
-    return "sdpa"
+def _with_weights(q, k, v, bias, layout, **options):
+    """Output and weights by the definition, the weights of chunks with an axis for these."""
+    length, size = layout.queries, layout.chunk
+    if size is None or layout.keys != length or layout.reset is not None:
+        return attention_reference(q, k, v, bias_table(bias, layout), layout, **options)
+    # chunks count from the first real token, so padding on the left goes behind
+    first = first_real_column(layout.real)
+    column = torch.arange(length, device=q.device)
+    padding = -length % size
+
+    def in_chunks(x: torch.Tensor) -> torch.Tensor:
+        if first is not None:
+            order = (column + first.unsqueeze(1)) % length
+            x = x.gather(1, order.unsqueeze(-1).expand_as(x))
+        return F.pad(x, (0, 0, 0, padding)).reshape(-1, size, x.shape[-1])
+
+    real = layout.real
+    if real is None and padding:
+        real = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device)
+    if real is not None:
+        real = in_chunks(real.unsqueeze(-1)).squeeze(-1)
+    chunks = replace(layout, queries=size, keys=size, chunk=None, start=None, stop=None, real=real, tokens=None)
+    q, k, v = (in_chunks(x) for x in (q, k, v))
+    output, weights = attention_reference(
+        q, k, v, bias_table(bias, chunks), chunks, chunks=(length + padding) // size, **options
+    )
+    output = output.reshape(-1, length + padding, output.shape[-1])[:, :length]
+    if first is not None:
+        order = (column - first.unsqueeze(1)) % length
+        output = output.gather(1, order.unsqueeze(-1).expand_as(output))
+        output = output.masked_fill((column < first.unsqueeze(1)).unsqueeze(-1), 0.0)  # padding that went behind
+    return output, weights

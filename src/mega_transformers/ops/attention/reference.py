@@ -1,4 +1,4 @@
-"""Single-head attention by its definition: the whole matrix of weights, one group of tokens at a time."""
+"""Single-head attention by its definition: the whole matrix of weights."""
 
 from __future__ import annotations
 
@@ -6,50 +6,37 @@ import torch
 import torch.nn.functional as F
 
 from ..activations import ELEMENTWISE
-from ..relative_bias import RelativeBias, toeplitz
-from ..visibility import Visibility
-
-
-def attention_scale(q: torch.Tensor, visibility: Visibility, activation: str) -> float | torch.Tensor:
-    """What scores are multiplied by: z^-0.5 for softmax, else 1 / (keys the query sees).
-
-    The latter is a number where all queries see equally many, else (groups or 1, n, 1).
-    """
-    if activation == "softmax":
-        return q.shape[-1] ** -0.5
-    if not visibility.causal and visibility.group_mask is None and visibility.spans is None:
-        return 1.0 / visibility.group_size
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    return visibility.counts(q.shape[0], q.device).to(dtype).reciprocal().unsqueeze(-1)
+from ..layout import AttentionLayout
+from ..relative_bias import BiasMatrix, BiasTable
 
 
 def attention_reference(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    bias: RelativeBias | None,
-    visibility: Visibility,
+    bias: BiasTable | BiasMatrix | None,
+    layout: AttentionLayout,
     *,
     activation: str = "softmax",
     dropout: float = 0.0,
-    batch: int = 1,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention in groups; see `mega_transformers.ops.attention.attention` for the arguments.
+    need_weights: bool = True,
+    chunks: int = 1,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Attention of (B, L, z) queries; see `mega_transformers.ops.attention.attention` for the arguments.
 
     Args:
-        q, k: (G, n, z) in groups of `visibility`.
-        v: (G, n, h).
-        batch: Rows B that the G = B * K groups come from.
+        chunks: Of how many chunks a row's consecutive B are.
 
     Returns:
-        Output (G, n, h) and weights before dropout (B, K, n, n).
+        Output (B, L, h), and weights before dropout (B / chunks, chunks, L, S), or None.
     """
-    groups, n, _ = q.shape
     dtype = torch.promote_types(q.dtype, torch.float32)
-    scores = torch.bmm(q, k.transpose(1, 2)).to(dtype) * attention_scale(q, visibility, activation)
-    if bias is not None:
-        scores = scores + toeplitz(bias.diagonals(n)).to(dtype)
-    visible = visibility.visible(groups, q.device)
+    visible = layout.visible(q.device)
+    scale: float | torch.Tensor = q.shape[-1] ** -0.5
+    if activation != "softmax":
+        counts = layout.counts(q.device)
+        scale = 1.0 / (counts if isinstance(counts, int) else counts.clamp(min=1).to(dtype).unsqueeze(2))
+    scores = _scores(q, k, bias, layout, scale)
     if activation == "softmax":
         if visible is not None:
             # a query that sees nothing outputs 0, with finite gradients
@@ -57,8 +44,33 @@ def attention_reference(
         weights = scores.softmax(-1)
     else:
         weights = ELEMENTWISE[activation].function(scores)
-    if visible is not None:
+    if visible is not None and (activation != "softmax" or layout.has_gaps):
         weights = weights.masked_fill(~visible, 0.0)
-    # shaped as returned before its use, so that the caller's tensor gets a gradient
-    weights = weights.to(v.dtype).unflatten(0, (batch, -1))
-    return torch.bmm(F.dropout(weights, dropout).flatten(0, 1), v), weights
+    if weights.dtype != v.dtype:
+        weights = weights.to(v.dtype)
+    if need_weights:  # shaped as returned before its use, so that the caller's tensor gets a gradient
+        shaped = weights.unflatten(0, (-1, chunks))
+        weights = shaped.flatten(0, 1)
+    used = F.dropout(weights, dropout) if dropout else weights
+    return torch.bmm(used, v), shaped if need_weights else None
+
+
+def _scores(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    bias: BiasTable | BiasMatrix | None,
+    layout: AttentionLayout,
+    scale: float | torch.Tensor,
+) -> torch.Tensor:
+    """scale * q k^T + bias, (B, L, S), in float32 at least."""
+    keys = k.transpose(1, 2)
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    if bias is None:
+        return torch.bmm(q, keys).to(dtype) * scale
+    if isinstance(layout.offset, int):
+        matrix = bias.tile(-layout.offset, layout.queries, layout.keys)
+    else:
+        matrix = bias.tiles(-layout.offset, layout.queries, layout.keys)
+    if isinstance(scale, float) and matrix.dtype == q.dtype == dtype:
+        return torch.baddbmm(matrix, q, keys, alpha=scale)
+    return torch.bmm(q, keys).to(dtype) * scale + matrix.to(dtype)

@@ -8,11 +8,14 @@ product over channels, and the carry touches 1/m of the data.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 
 from ..relative_bias import sum_diagonals, toeplitz
-from ..second_derivatives import gradients_with_graph
+from ..transforms import loop_over_vmapped, second_derivatives
+from .packed import PackedBlocks
 from .reference import EMACoefficients, lag_input
 
 
@@ -58,7 +61,7 @@ def _scan(S: torch.Tensor, decay: torch.Tensor, keep: torch.Tensor | None, initi
     S (d, B, K, N'), decay (d, N'), keep (B, K, N') or None, initial (d, B, N') or None -> H (d, B, K, N').
     """
     decay = decay.unsqueeze(1)
-    if S.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.is_grad_enabled():
+    if S.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_differentiated(S, decay, initial):
         # few, small steps: a loop reads and writes the states once
         H = torch.empty_like(S)
         added, entering = S.unbind(2), H.unbind(2)
@@ -130,75 +133,114 @@ def _from_blocks(y: torch.Tensor, batch: int) -> torch.Tensor:
     return y.transpose(0, 1).contiguous().transpose(1, 2).reshape(batch, -1, y.shape[0])
 
 
+def _is_differentiated(*tensors: torch.Tensor | None) -> bool:
+    """Whether autograd or torch.func records what is done with tensors: nothing may then be written in place."""
+    if torch._C._functorch.maybe_current_level() is not None:
+        return True
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
+
+
 def _blocks_forward(x, diagonals, E, G, decay, keep, initial, bidirectional):
-    """y (B, K m, d) and the states H (d, B, K, N') that enter the blocks."""
-    batch = x.shape[0]
-    X = _to_blocks(x, E.shape[1])
+    """y (B, K m, d), the states (d, B, N') that enter the last block, and those that enter each, H (d, B, K, N')."""
+    batch, m = x.shape[0], E.shape[1]
+    X = _to_blocks(x, m)
     H = _carry(torch.bmm(X, E).unflatten(1, (batch, -1)), decay, keep, initial, bidirectional)
-    y = torch.baddbmm(torch.bmm(X, toeplitz(diagonals)), H.flatten(1, 2), G)
-    return _from_blocks(y, batch), H
+    y = torch.baddbmm(torch.bmm(X, toeplitz(diagonals, m, m)), H.flatten(1, 2), G)
+    return _from_blocks(y, batch), H[:, :, -1].clone(), H
 
 
 class _ChunkedEMA(torch.autograd.Function):
     """`_blocks_forward` with a backward pass that keeps the input and the states, nothing transposed or padded."""
 
     @staticmethod
-    def forward(ctx, x, diagonals, E, G, decay, keep, initial, bidirectional):
-        y, H = _blocks_forward(x, diagonals, E, G, decay, keep, initial, bidirectional)
-        ctx.save_for_backward(x, diagonals, E, G, decay, keep, initial, H)
-        ctx.bidirectional, ctx.has_initial = bidirectional, initial is not None
-        ctx.set_materialize_grads(False)
-        return y, H[:, :, -1].clone()
+    def forward(*inputs: Any) -> Any:
+        return _blocks_forward(*inputs)
 
     @staticmethod
-    def backward(ctx, dy, dentering):
-        x, diagonals, E, G, decay, keep, initial, H = ctx.saved_tensors
-        if torch.is_grad_enabled():  # for second derivatives: H depends on the inputs too
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, ctx.bidirectional = inputs
+        ctx.mark_non_differentiable(output[2])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, output[2])
 
-            def plain(x, diagonals, E, G, decay, initial):
-                y, H = _blocks_forward(x, diagonals, E, G, decay, keep, initial, ctx.bidirectional)
-                return y, H[:, :, -1]
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        dy, dentering, _ = grads
+        needs = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:5]), ctx.needs_input_grad[6]
+        found = _ChunkedEMABackward.apply(*ctx.saved_tensors, dy, dentering, ctx.bidirectional, needs)
+        dx, ddiagonals, dE, dG, ddecay, dinitial = found
+        return dx, ddiagonals, dE, dG, ddecay, None, dinitial, None
 
-            grads = gradients_with_graph(plain, (x, diagonals, E, G, decay, initial), (dy, dentering))
-            return *grads[:5], None, grads[5], None
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        return loop_over_vmapped(_ChunkedEMA.apply, info, in_dims, inputs)
+
+
+class _ChunkedEMABackward(torch.autograd.Function):
+    @staticmethod
+    def forward(x, diagonals, E, G, decay, keep, initial, H, dy, dentering, bidirectional, needs):
         batch, m = x.shape[0], E.shape[1]
-        X = _to_blocks(x, m)
         dY = _to_blocks(torch.zeros_like(x) if dy is None else dy, m)
         dH = torch.bmm(dY, G.transpose(1, 2)).unflatten(1, (batch, -1))
         if dentering is not None:
             dH[:, :, -1] += dentering
-        dS = _carry_adjoint(dH, decay, keep, ctx.bidirectional)
-        dX = torch.baddbmm(torch.bmm(dY, toeplitz(diagonals).transpose(1, 2)), dS.flatten(1, 2), E.transpose(1, 2))
-        return (
-            _from_blocks(dX, batch),
-            sum_diagonals(torch.bmm(X.transpose(1, 2), dY)),
-            torch.bmm(X.transpose(1, 2), dS.flatten(1, 2)),
-            torch.bmm(H.flatten(1, 2).transpose(1, 2), dY),
-            (dS * H).sum((1, 2)),
-            None,
-            dH[:, :, 0] + decay.unsqueeze(1) * dS[:, :, 0] if ctx.has_initial else None,
-            None,
-        )
+        dS = _carry_adjoint(dH, decay, keep, bidirectional)
+        dx = ddiagonals = dE = dG = ddecay = dinitial = None
+        if needs[1]:
+            X = _to_blocks(x, m).transpose(1, 2)
+            # some channels at a time, in memory that is used again
+            ddiagonals = torch.cat([sum_diagonals(part) for part in torch.bmm(X, dY).split(64)])
+            dE = torch.bmm(X, dS.flatten(1, 2))
+            del X
+            dG = torch.bmm(H.flatten(1, 2).transpose(1, 2), dY)
+            ddecay = (dS * H).sum((1, 2))
+        if needs[0]:
+            dX = torch.bmm(dY, toeplitz(diagonals, m, m).transpose(1, 2))
+            del dY
+            dx = _from_blocks(dX.baddbmm_(dS.flatten(1, 2), E.transpose(1, 2)), batch)
+        if initial is not None and needs[2]:
+            dinitial = dH[:, :, 0] + decay.unsqueeze(1) * dS[:, :, 0]
+        return dx, ddiagonals, dE, dG, ddecay, dinitial
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *tensors, _, dy, dentering, ctx.bidirectional, _ = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, dy, dentering)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        *inputs, dy, dentering = ctx.saved_tensors
+        keep = inputs[5]
+
+        def plain(x, diagonals, E, G, decay, initial):
+            return _blocks_forward(x, diagonals, E, G, decay, keep, initial, ctx.bidirectional)[:2]
+
+        of_inputs, of_grads = second_derivatives(plain, [*inputs[:5], inputs[6]], (dy, dentering), grads)
+        return *of_inputs[:5], None, of_inputs[5], None, *of_grads, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        return loop_over_vmapped(_ChunkedEMABackward.apply, info, in_dims, inputs)
 
 
-def _truncated(x, coefficients, bidirectional, truncation, documents, state, history, block):
+def _truncated(x, coefficients, bidirectional, truncation, packed, state, history, block):
     """The first K = `truncation` lags only: s_t = decay s_{t-1} + input x_t - decay^K input x_{t-K}.
 
     The recurrence is linear: one pass over the inputs, and one over those of K tokens before.
     """
     length, channels = x.shape[1:]
-    same = None if documents is None else (documents[:, truncation:] == documents[:, :-truncation]).unsqueeze(-1)
+    same = None
+    if packed is not None:
+        documents = packed.document_of_slot
+        same = (documents[:, truncation:] == documents[:, :-truncation]).unsqueeze(-1)
     forgotten = coefficients._replace(input=lag_input(coefficients, truncation))
     forward = EMACoefficients(*(c[:channels] for c in forgotten))
-    y, new_state = ema_chunked(
-        x, coefficients, bidirectional=bidirectional, documents=documents, state=state, block=block
-    )
+    y, new_state = _chunked(x, coefficients, bidirectional, packed, state, block)
     past = x[:, :-truncation] if truncation < length else x[:, :0]
     past = past if same is None else past * same
     before = x.new_zeros(x.shape[0], truncation, channels) if history is None else history
-    past_y, past_state = ema_chunked(
-        torch.cat([before, past], dim=1)[:, :length], forward, documents=documents, block=block
-    )
+    past_y, past_state = _chunked(torch.cat([before, past], dim=1)[:, :length], forward, False, packed, None, block)
     y = y + past_y
     if not bidirectional:
         assert new_state is not None and past_state is not None
@@ -206,9 +248,7 @@ def _truncated(x, coefficients, bidirectional, truncation, documents, state, his
     future = x[:, truncation:] if same is None else x[:, truncation:] * same
     # backward only: with no output, the forward half adds nothing
     backward = forgotten._replace(output=F.pad(forgotten.output[channels:], (0, 0, channels, 0)))
-    future_y, _ = ema_chunked(
-        F.pad(future, (0, 0, 0, truncation)), backward, bidirectional=True, documents=documents, block=block
-    )
+    future_y, _ = _chunked(F.pad(future, (0, 0, 0, truncation)), backward, True, packed, None, block)
     return y + future_y, None
 
 
@@ -218,7 +258,7 @@ def ema_chunked(
     *,
     bidirectional: bool = False,
     truncation: int | None = None,
-    documents: torch.Tensor | None = None,
+    packed: PackedBlocks | None = None,
     state: torch.Tensor | None = None,
     history: torch.Tensor | None = None,
     block: int | None = None,
@@ -226,26 +266,31 @@ def ema_chunked(
     """See `mega_transformers.ops.ema.ema`. Returns y and, unless bidirectional, the state after the last token.
 
     Args:
-        documents: (B, L) positive document numbers; every document starts at a multiple of `block`.
+        packed: Where packed documents go, in blocks of which the EMA is then computed.
         block: Tokens m per block; by default the fastest.
     """
+    if packed is not None:
+        x, block = packed.spread(x), packed.size
+    elif block is None:
+        block = block_size(x.shape[1])
+    if truncation is not None and (truncation < x.shape[1] or history is not None):
+        y, last = _truncated(x, coefficients, bidirectional, truncation, packed, state, history, block)
+    else:
+        y, last = _chunked(x, coefficients, bidirectional, packed, state, block)
+    return (y if packed is None else packed.gather(y)), last
+
+
+def _chunked(x, coefficients, bidirectional, packed, state, block):
+    """All lags, of x (B, L, d)."""
     length = x.shape[1]
-    block = block_size(length) if block is None else block
-    if truncation is not None and (truncation < length or history is not None):
-        return _truncated(x, coefficients, bidirectional, truncation, documents, state, history, block)
     m = min(block, length)
     padded = F.pad(x, (0, 0, 0, -length % m)) if length % m else x
-    keep = None
-    if documents is not None:
-        first = documents[:, ::m]
-        keep = F.pad((first[:, 1:] == first[:, :-1]).to(x.dtype), (1, 0))
+    keep = None if packed is None else packed.continues.to(x.dtype)
     initial = None if state is None else state.transpose(0, 1)
     arguments = (padded, *_matrices(coefficients, m, bidirectional), keep, initial, bidirectional)
-    if torch.compiler.is_compiling():
-        y, H = _blocks_forward(*arguments)
-        entering = H[:, :, -1]
-    else:
-        y, entering = _ChunkedEMA.apply(*arguments)
+    # a compiler fuses what the operator does step by step
+    run = _blocks_forward if torch.compiler.is_compiling() else _ChunkedEMA.apply
+    y, entering, _ = run(*arguments)
     y = y[:, :length]
     if bidirectional:
         return y, None

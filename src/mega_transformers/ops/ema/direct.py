@@ -26,4 +26,4 @@ def ema_direct(
     if bidirectional:
         diagonals = diagonals + F.pad(kernel[channels:].flip(-1), (length - lags, length - 1))
     # small products of strided operands are several times as slow
-    return torch.bmm(x.permute(2, 0, 1).contiguous(), toeplitz(diagonals)).permute(1, 2, 0)
+    return torch.bmm(x.permute(2, 0, 1).contiguous(), toeplitz(diagonals, length, length)).permute(1, 2, 0)

@@ -53,7 +53,7 @@ def _one_direction(
     x: torch.Tensor,
     coefficients: EMACoefficients,
     truncation: int | None,
-    starts: torch.Tensor | None,
+    reset: torch.Tensor | None,
     state: torch.Tensor | None,
     past: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,8 +64,8 @@ def _one_direction(
     history = [] if past is None else [coefficients.input * x_t.unsqueeze(-1) for x_t in past.unbind(1)]
     outputs = []
     for t in range(length):
-        if starts is not None:
-            keep = (~starts[:, t]).to(x.dtype).view(-1, 1, 1)
+        if reset is not None:
+            keep = (~reset[:, t]).to(x.dtype).view(-1, 1, 1)
             states = states * keep
             history = [past * keep for past in history]
         drive = coefficients.input * x[:, t].unsqueeze(-1)
@@ -85,18 +85,18 @@ def ema_reference(
     *,
     bidirectional: bool = False,
     truncation: int | None = None,
-    starts: torch.Tensor | None = None,
+    reset: torch.Tensor | None = None,
     state: torch.Tensor | None = None,
     history: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """See `mega_transformers.ops.ema.ema`. Returns y and, unless bidirectional, the state after the last token."""
     if not bidirectional:
-        return _one_direction(x, coefficients, truncation, starts, state, history)
+        return _one_direction(x, coefficients, truncation, reset, state, history)
     channels = x.shape[-1]
     forward = EMACoefficients(*(c[:channels] for c in coefficients))
     backward = EMACoefficients(*(c[channels:] for c in coefficients))
     # reversed in time, a document starts where it ended
-    ends = None if starts is None else torch.cat([torch.ones_like(starts[:, :1]), starts.flip(1)[:, :-1]], dim=1)
-    y_forward, _ = _one_direction(x, forward, truncation, starts, None)
+    ends = None if reset is None else torch.cat([torch.ones_like(reset[:, :1]), reset.flip(1)[:, :-1]], dim=1)
+    y_forward, _ = _one_direction(x, forward, truncation, reset, None)
     y_backward, _ = _one_direction(x.flip(1), backward, truncation, ends, None)
     return y_forward + y_backward.flip(1), None

@@ -16,9 +16,10 @@ def ema_step(
     history: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One token x (B, 1, d) -> y (B, 1, d) and the new state (B, d, N). See `ema` for the other arguments."""
-    states = coefficients.input * x.squeeze(1).unsqueeze(-1)
+    batch, _, channels = x.shape
+    states = coefficients.input * x.reshape(batch, channels, 1)
     if state is not None:
         states = torch.addcmul(states, coefficients.decay, state)
     if truncation is not None and history is not None:
         states = torch.addcmul(states, lag_input(coefficients, truncation), history[:, 0].unsqueeze(-1))
-    return (coefficients.output * states).sum(-1).unsqueeze(1), states
+    return (coefficients.output * states).sum(-1).view(batch, 1, channels), states

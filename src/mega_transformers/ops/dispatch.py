@@ -1,0 +1,99 @@
+"""Which implementation of an operator runs: the first row of its table that fits.
+
+Every row but the last of a table stands on a measurement, which `python -m benchmarks.dispatch` repeats; what it found
+is in benchmarks/results/dispatch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class Row(NamedTuple):
+    """An implementation, and when it is taken; None fits everything.
+
+    Attributes:
+        form: The implementation.
+        device: `"cpu"`, `"cuda"`, ...
+        longest: Tokens in a row (of attention: key columns), at most.
+        stateful: Whether a state goes in or out of the EMA.
+        packed: Whether rows hold several documents.
+        compiled: Whether a graph is being made, by torch.compile or torch.export.
+        exported: Whether that is by torch.export, for any length.
+        activation: `"softmax"`, `"laplace"` or `"relu2"`.
+        fusable: Whether PyTorch's fused kernels have what is asked: bias, dtype, layout.
+        one_query: Whether there is one query in a row, as in a decoding step.
+        one_row: Whether there is one row in the batch.
+        vendor: Who made the processor.
+        weights: Least number of weights.
+    """
+
+    form: str
+    device: str | None = None
+    longest: int | None = None
+    stateful: bool | None = None
+    packed: bool | None = None
+    compiled: bool | None = None
+    exported: bool | None = None
+    activation: str | None = None
+    fusable: bool | None = None
+    one_query: bool | None = None
+    one_row: bool | None = None
+    vendor: str | None = None
+    weights: int = 0
+
+    def fits(self, length: int, **asked: object) -> bool:
+        """Whether the row is for that length and everything else asked."""
+        if not all(getattr(self, name) in (None, value) for name, value in asked.items()):
+            return False
+        return self.longest is None or length <= self.longest
+
+
+EMA = (
+    Row("step", longest=1, stateful=True),
+    # the only form whose graph does not depend on the length
+    Row("fft", exported=True, stateful=False, packed=False),
+    Row("direct", device="cpu", compiled=False, stateful=False, packed=False, longest=32),
+    Row("fft", device="cpu", compiled=False, stateful=False, packed=False, longest=64, one_row=True),
+    Row("direct", device="cpu", compiled=False, stateful=False, packed=False, longest=64),
+    Row("chunked"),
+)
+
+ATTENTION = (
+    # whoever loads an exported graph needs no operator of ours
+    Row("reference", exported=True),
+    Row("reference", one_query=True),
+    Row("reference", device="cpu", longest=128),
+    Row("fused", activation="softmax", fusable=True),
+    Row("tiled"),
+)
+
+
+# a linear layer for `longest` rows: PyTorch's product of a matrix and a vector is far below an AMD processor's memory
+LINEAR = (
+    Row("parts", vendor="AuthenticAMD", weights=1 << 14, longest=8),
+    Row("vector", longest=1),
+    Row("linear"),
+)
+
+
+def linear_form(vendor: str, rows: int, weights: int) -> str:
+    """The form of a linear layer for few rows on a processor."""
+    return next(row.form for row in LINEAR if weights >= row.weights and row.fits(rows, vendor=vendor))
+
+
+def ema_form(device: str, length: int, batch: int, stateful: bool, packed: bool) -> str:
+    """The form of the EMA for (batch, length) tokens on a type of device."""
+    return _first(EMA, length, device=device, stateful=stateful, packed=packed, one_row=batch == 1)
+
+
+def attention_form(device: str, keys: int, one_query: bool, activation: str, fusable: bool) -> str:
+    """The form of attention over that many key columns on a type of device."""
+    return _first(ATTENTION, keys, device=device, one_query=one_query, activation=activation, fusable=fusable)
+
+
+def _first(table: tuple[Row, ...], length: int, **asked: object) -> str:
+    compiled, exported = torch.compiler.is_compiling(), torch.compiler.is_exporting()
+    return next(row.form for row in table if row.fits(length, compiled=compiled, exported=exported, **asked))
