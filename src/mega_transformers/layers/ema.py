@@ -71,7 +71,8 @@ class MegaMultiDimensionDampedEma(nn.Module):
             )
             cache_layer.advance(inputs, state, coefficients, self.truncation)
         weight = self.residual_weight
-        return F.silu(torch.addcmul(y, weight if weight.dtype == x.dtype else weight.to(x.dtype), x))
+        y = torch.addcmul(y, weight if weight.dtype == x.dtype else weight.to(x.dtype), x)
+        return F.silu(y, inplace=not torch.is_grad_enabled())
 
     def coefficients(self) -> EMACoefficients:
         """What the recurrence needs, computed outside of autocast."""
