@@ -33,7 +33,7 @@ def test_distances_cover_what_is_seen():
 
 def test_parts_are_the_whole():
     for case in CASES:
-        parts = case.layout.parts(BATCH)
+        parts = case.layout.parts()
         assert parts[0].start == 0 and parts[-1].stop == case.layout.queries
         assert all(a.stop == b.start for a, b in itertools.pairwise(parts))
         if case.layout.chunk is None:

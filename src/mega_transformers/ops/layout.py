@@ -151,13 +151,13 @@ class AttentionLayout:
         before, start, stop = (x.expand(rows, -1) for x in (before, start, stop))
         return before.gather(1, stop) - before.gather(1, start)
 
-    def parts(self, batch: int) -> list[Part]:
+    def parts(self) -> list[Part]:
         """The layout as problems that see nothing of each other: chunks where these are a view, or itself alone."""
         if "parts" not in self.plans:
-            self.plans["parts"] = self._parts(batch)
+            self.plans["parts"] = self._parts()
         return self.plans["parts"]
 
-    def _parts(self, batch: int) -> list[Part]:
+    def _parts(self) -> list[Part]:
         size = self.chunk
         if size is None or self.start is not None:
             return [Part(0, self.queries, 0, self.keys, 1, self)]
@@ -166,14 +166,14 @@ class AttentionLayout:
         query, key = 0, 0
         if self.offset:  # the rest of a chunk that is cached in part
             query = min(self.queries, size - self.offset)
-            parts.append(self._part(0, query, 0, self.offset + query, 1, batch))
+            parts.append(self._part(0, query, 0, self.offset + query, 1))
             key = self.offset + query
         whole = (self.queries - query) // size
         if whole:
-            parts.append(self._part(query, query + whole * size, key, key + whole * size, whole, batch))
+            parts.append(self._part(query, query + whole * size, key, key + whole * size, whole))
         done = query + whole * size
         if done < self.queries:
-            parts.append(self._part(done, self.queries, key + whole * size, self.keys, 1, batch))
+            parts.append(self._part(done, self.queries, key + whole * size, self.keys, 1))
         return parts
 
     def pieces(self, tokens: int) -> list[tuple[slice, AttentionLayout]] | None:
@@ -191,7 +191,7 @@ class AttentionLayout:
             pieces.append((slice(start, stop), piece))
         return pieces
 
-    def _part(self, query: int, stop: int, key: int, key_stop: int, chunks: int, batch: int) -> Part:
+    def _part(self, query: int, stop: int, key: int, key_stop: int, chunks: int) -> Part:
         real = None if self.real is None else dropped_if_full(self.real[:, key:key_stop])
         if real is not None and chunks > 1:
             real = real.reshape(-1, self.chunk or 0)

@@ -66,15 +66,15 @@ class MegaCacheState:
     owner: MegaConfig | None = None
     state: torch.Tensor | None = None
     history: torch.Tensor | None = None
+    _memory: dict[str, Any]
 
     def remembered(self, name: str, make: Callable[[], T]) -> T:
         """What `make` gives, made once: what is cached belongs to the weights it was made with."""
         if torch.is_grad_enabled():
             return make()
-        memory = self.__dict__.setdefault("_memory", {})
-        if name not in memory:
-            memory[name] = make()
-        return memory[name]
+        if name not in self._memory:
+            self._memory[name] = make()
+        return self._memory[name]
 
 
 class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
@@ -101,7 +101,7 @@ class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
         self.seen = 0
         self.padding = Padding()
         self._next: tuple[int, int | None, Padding] | None = None
-        self._memory: dict[str, Any] = {}
+        self._memory = {}
         self._record: _Record | None = None
 
     @property
@@ -153,7 +153,7 @@ class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
         mask = dropped_if_full(mask)
         kept, seen = self._keys.length, self.seen
         real = self._window(mask, kept, length)
-        first = first_real(self.padding.first, seen, mask, length)
+        first = first_real_after(self.padding.first, seen, mask, length)
         if first is not None and is_readable(first) and not bool(first.any()):
             first = None
         window, total = kept + length, seen + length
@@ -427,7 +427,9 @@ def first_true(mask: torch.Tensor) -> torch.Tensor:
     return torch.where(mask.any(dim=1), mask.int().argmax(dim=1), mask.shape[1])
 
 
-def first_real(before: torch.Tensor | None, seen: int, mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
+def first_real_after(
+    before: torch.Tensor | None, seen: int, mask: torch.Tensor | None, length: int
+) -> torch.Tensor | None:
     """`Padding.first` after `length` new tokens behind `seen` others."""
     if mask is None:
         return before

@@ -53,6 +53,12 @@ class MegaStaticCacheLayer(MegaCacheState, StaticLayer):
         self.real: torch.Tensor | None = None
         self.first: torch.Tensor | None = None
         self._step: _StaticStep | None = None
+        self._memory = {}
+
+    @property
+    def slots(self) -> int:
+        """Columns that there is room for."""
+        return self.max_cache_len if self.chunk_size is None else min(self.max_cache_len, self.chunk_size)
 
     @property
     def batch_size(self) -> int:  # type: ignore[override]
@@ -90,13 +96,12 @@ class MegaStaticCacheLayer(MegaCacheState, StaticLayer):
                 "be held; make a longer one"
             )
         if isinstance(seen, int):
-            slots = self.max_cache_len if chunk_size is None else min(self.max_cache_len, chunk_size)
-            self.real = torch.ones(batch, slots, dtype=torch.bool, device=device)
-            self.first = torch.zeros(batch, dtype=torch.int64, device=device)
             length_seen = torch.zeros(1, dtype=torch.int64, device=device)
-            _fix_addresses(self.real, self.first, length_seen)
             for layer in layers:
                 layer.cumulative_length, layer.chunk_size = length_seen, chunk_size
+            self.real = torch.ones(batch, self.slots, dtype=torch.bool, device=device)
+            self.first = torch.zeros(batch, dtype=torch.int64, device=device)
+            _fix_addresses(self.real, self.first, length_seen)
             step, layout = self._first_pass(mask, length)
         else:
             step, layout = self._later_pass(seen, mask, length)
@@ -149,8 +154,7 @@ class MegaStaticCacheLayer(MegaCacheState, StaticLayer):
         assert step is not None
         key_states, value_states, window = key_states.unsqueeze(1), value_states.unsqueeze(1), None
         if not self.is_initialized:
-            slots = self.max_cache_len if self.chunk_size is None else min(self.max_cache_len, self.chunk_size)
-            self._allocate(key_states, value_states, slots)
+            self._allocate(key_states, value_states)
             window = key_states, value_states
         keys, values = cast(torch.Tensor, self.keys), cast(torch.Tensor, self.values)
         if step.order is not None:
@@ -172,17 +176,17 @@ class MegaStaticCacheLayer(MegaCacheState, StaticLayer):
         keys, values = (keys, values) if window is None else window
         return keys.squeeze(1), values.squeeze(1)
 
-    def _allocate(self, key_states: torch.Tensor, value_states: torch.Tensor, slots: int) -> None:
+    def _allocate(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
         batch = key_states.shape[0]
-        self.keys = key_states.new_zeros(batch, 1, slots, key_states.shape[3])
-        self.values = value_states.new_zeros(batch, 1, slots, value_states.shape[3])
+        self.keys = key_states.new_zeros(batch, 1, self.slots, key_states.shape[3])
+        self.values = value_states.new_zeros(batch, 1, self.slots, value_states.shape[3])
         _fix_addresses(self.keys, self.values)
         self.is_initialized = True
 
     def remembered(self, name: str, make: Callable[[], T]) -> T:
         """As in `MegaCacheLayer`, at fixed addresses."""
-        new = name not in self.__dict__.get("_memory", {})
+        new = name not in self._memory
         made = super().remembered(name, make)
         if new and isinstance(made, tuple):
             _fix_addresses(*(x for x in made if torch.is_tensor(x)))
@@ -190,10 +194,7 @@ class MegaStaticCacheLayer(MegaCacheState, StaticLayer):
 
     def bias(self, bias: RelativeBias, layout: AttentionLayout) -> RelativeBias | BiasTable:
         """As `MegaCacheLayer.bias`; the table has as many distances as there are slots, from a first pass on."""
-        slots = cast(torch.Tensor, self.keys).shape[2] if self.is_initialized else self.max_cache_len
-        if not self.is_initialized and self.chunk_size is not None:
-            slots = min(slots, self.chunk_size)
-        table = self.remembered("bias", lambda: bias.table(max(1 - slots, -bias.reach), 0))
+        table = self.remembered("bias", lambda: bias.table(max(1 - self.slots, -bias.reach), 0))
         return table if self.is_initialized else bias
 
     def advance(
@@ -217,7 +218,7 @@ class MegaStaticCacheLayer(MegaCacheState, StaticLayer):
 
     def reset(self) -> None:
         """Forgets everything, and keeps the memory."""
-        self.__dict__.pop("_memory", None)
+        self._memory.clear()
         if self.is_initialized:
             for tensor in (self.keys, self.values, self.first, self.cumulative_length, self.state, self.history):
                 if tensor is not None:

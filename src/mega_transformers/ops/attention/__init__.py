@@ -76,7 +76,7 @@ def attention(
         if need_weights:
             return _with_weights(q, k, v, bias, layout, **options)
         outputs = []
-        for part in layout.parts(q.shape[0]):
+        for part in layout.parts():
             own = part.layout
             given = part.queries_of(q), part.keys_of(k), part.keys_of(v)
             form = backend
