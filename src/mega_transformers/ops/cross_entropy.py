@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from .autocast import autocast_dtype, no_autocast
 from .layout import is_readable
-from .transforms import loop_over_vmapped, second_derivatives
+from .operators import graph_operator, operator
 
 CPU_BUDGET = 1 << 21
 DEVICE_BUDGET = 1 << 25
@@ -34,6 +34,7 @@ def forward_pass(
 
 
 def backward_pass(
+    needs: Sequence[bool],
     hidden: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -43,7 +44,6 @@ def backward_pass(
     dtotal: torch.Tensor | None,
     dlogits: torch.Tensor | None,
     ignore_index: int,
-    needs: Sequence[bool],
 ) -> list[torch.Tensor | None]:
     """The gradients of hidden, weight and bias, None where not needed; those of weight and bias summed in float32."""
     wide = normalizer.dtype
@@ -90,54 +90,24 @@ def _rows(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> Iter
         yield slice(start, min(start + size, labels.shape[0]))
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(*inputs: Any) -> Any:
-        return forward_pass(*inputs)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, ctx.ignore_index = inputs
-        ctx.mark_non_differentiable(output[2])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *output[1:])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        needs = tuple(ctx.needs_input_grad[:3])
-        return *_Backward.apply(*ctx.saved_tensors, *grads[:2], ctx.ignore_index, needs), None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        return loop_over_vmapped(_LinearCrossEntropy.apply, info, in_dims, inputs)
+def _plain(hidden: Any, weight: Any, bias: Any, labels: Any, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is computed, in differentiable operations."""
+    logits = F.linear(hidden, weight, bias)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(wide, labels, ignore_index=ignore_index, reduction="sum"), logits
 
 
-class _Backward(torch.autograd.Function):
-    @staticmethod
-    def forward(*inputs: Any) -> Any:
-        return tuple(backward_pass(*inputs))
+def _like_results(hidden: Any, weight: Any, bias: Any, labels: Any, ignore_index: int) -> list[torch.Tensor]:
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    total, normalizer = (hidden.new_empty(shape, dtype=wide) for shape in ((), labels.shape))
+    return [total, hidden.new_empty(hidden.shape[0], weight.shape[0]), normalizer]
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        hidden, weight, bias, labels, _, _, dtotal, dlogits, ctx.ignore_index, _ = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(hidden, weight, bias, labels, dtotal, dlogits)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        hidden, weight, bias, labels, dtotal, dlogits = ctx.saved_tensors
-
-        def plain(hidden: Any, weight: Any, bias: Any) -> Any:
-            logits = F.linear(hidden, weight, bias)
-            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            return F.cross_entropy(wide, labels, ignore_index=ctx.ignore_index, reduction="sum"), logits
-
-        found, of_grads = second_derivatives(plain, (hidden, weight, bias), (dtotal, dlogits), grads)
-        return *found, None, None, None, *of_grads, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        return loop_over_vmapped(_Backward.apply, info, in_dims, inputs)
+_PLACES: Any = {"inputs": 3, "outputs": 2, "keeps": (1, 2)}
+_LOSS = operator(forward_pass, backward_pass, _plain, **_PLACES)
+_IN_GRAPHS = graph_operator(
+    "linear_cross_entropy", "int ignore_index", forward_pass, backward_pass, _like_results, **_PLACES
+)
 
 
 def linear_cross_entropy(
@@ -168,8 +138,6 @@ def linear_cross_entropy(
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     with no_autocast(device):
-        if torch.compiler.is_compiling():
-            from .compiled import linear_cross_entropy_operator
-
-            return linear_cross_entropy_operator(hidden, weight, bias, labels, ignore_index)[:2]
-        return _LinearCrossEntropy.apply(hidden, weight, bias, labels, ignore_index)[:2]
+        run = _IN_GRAPHS if torch.compiler.is_compiling() else _LOSS
+        total, logits, _ = run(hidden, weight, bias, labels, options=(ignore_index,))
+    return total, logits

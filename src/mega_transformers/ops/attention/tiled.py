@@ -6,7 +6,6 @@ computes them again. On a CPU a tile stays in the processor's cache, which makes
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,8 +16,8 @@ import torch
 from ..activations import ELEMENTWISE
 from ..dropout import keep_mask, kept_share
 from ..layout import AttentionLayout, is_readable
+from ..operators import graph_operator, operator
 from ..relative_bias import BiasTable, sum_diagonals
-from ..transforms import loop_over_vmapped, second_derivatives
 from .reference import attention_reference
 
 CPU_BUDGET = 1 << 20
@@ -245,7 +244,7 @@ def _hidden(layout: AttentionLayout, tile: _Tile, device: torch.device) -> torch
 
 def forward_pass(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, values: torch.Tensor | None, call: Call
-) -> torch.Tensor:
+) -> tuple[torch.Tensor]:
     """The output (B, L, h)."""
     work = _Pass(q, k, v, values, call)
     output = v.new_zeros(*q.shape[:2], v.shape[2]) if call.layout.has_gaps else v.new_empty(*q.shape[:2], v.shape[2])
@@ -255,10 +254,11 @@ def forward_pass(
         if call.dropout:
             weights = weights.mul_(work.kept(weights))
         _assign(output[tile.rows, tile.queries], weights, v[tile.rows, tile.keys])
-    return output if work.factor == 1.0 else output.mul_(work.factor)
+    return (output if work.factor == 1.0 else output.mul_(work.factor),)
 
 
 def backward_pass(
+    needs: Sequence[bool],
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -266,7 +266,6 @@ def backward_pass(
     output: torch.Tensor,
     doutput: torch.Tensor,
     call: Call,
-    needs: Sequence[bool],
 ) -> tuple[torch.Tensor | None, ...]:
     """The gradients of q, k, v and the bias' values, None where not needed; summed over tiles in float32 at least."""
     work = _Pass(q, k, v, values, call)
@@ -356,7 +355,7 @@ def _accumulate(target: torch.Tensor, a: torch.Tensor, b: torch.Tensor, first: b
         target.add_(torch.bmm(a, b))
 
 
-def _plain(call: Call, q: Any, k: Any, v: Any, values: Any) -> torch.Tensor:
+def _plain(q: Any, k: Any, v: Any, values: Any, call: Call) -> tuple[torch.Tensor]:
     """What is computed, in differentiable operations.
 
     Raises:
@@ -368,49 +367,30 @@ def _plain(call: Call, q: Any, k: Any, v: Any, values: Any) -> torch.Tensor:
             "attention_probs_dropout_prob=0, or use attn_implementation='eager'"
         )
     table = None if values is None else BiasTable(values, call.zero)
-    return attention_reference(q, k, v, table, call.layout, activation=call.activation)[0]
+    return attention_reference(q, k, v, table, call.layout, activation=call.activation)[:1]
 
 
-class _Attention(torch.autograd.Function):
-    @staticmethod
-    def forward(q: Any, k: Any, v: Any, values: Any, call: Call) -> torch.Tensor:
-        return forward_pass(q, k, v, values, call)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, ctx.call = inputs
-        ctx.save_for_backward(*tensors, output)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        needs = tuple(ctx.needs_input_grad[:4])
-        return *_AttentionBackward.apply(*ctx.saved_tensors, grads[0], ctx.call, needs), None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        return loop_over_vmapped(_Attention.apply, info, in_dims, inputs)
+_ATTENTION = operator(forward_pass, backward_pass, _plain, inputs=4, keeps=(0,))
 
 
-class _AttentionBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(*inputs: Any) -> Any:
-        return backward_pass(*inputs)
+def _call(q: torch.Tensor, k: torch.Tensor, tensors: Sequence[torch.Tensor | None], options: Sequence[Any]) -> Call:
+    """What a graph holds as plain values; see `attention_tiled`."""
+    start, stop, real, offsets, seed = tensors
+    offset, chunk, causal, zero, activation, dropout = options
+    offset = offset if offsets is None else offsets
+    layout = AttentionLayout(q.shape[1], k.shape[1], causal, chunk, offset, start=start, stop=stop, real=real)
+    return Call(layout, zero, activation, dropout, 0 if seed is None else int(seed))
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        q, k, v, values, _, doutput, ctx.call, _ = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(q, k, v, values, doutput)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        *inputs, doutput = ctx.saved_tensors
-        found, of_doutput = second_derivatives(functools.partial(_plain, ctx.call), inputs, (doutput,), grads)
-        return *found, None, *of_doutput, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        return loop_over_vmapped(_AttentionBackward.apply, info, in_dims, inputs)
+_IN_GRAPHS = graph_operator(
+    "attention",
+    "SymInt offset, SymInt? chunk, bool causal, SymInt zero, str activation, float dropout",
+    lambda *given: forward_pass(*given[:4], _call(*given[:2], given[4:9], given[9:])),
+    lambda needs, *given: backward_pass(needs, *given[:4], *given[9:11], _call(*given[:2], given[4:9], given[11:])),
+    lambda q, k, v, *_: [v.new_empty(*q.shape[:2], v.shape[2])],
+    inputs=4,
+    keeps=(0,),
+)
 
 
 def attention_tiled(
@@ -428,11 +408,8 @@ def attention_tiled(
     # drawn on the CPU: no synchronisation, and gradient checkpointing replays it
     seed = torch.randint(2**62, ()) if dropout else None
     if torch.compiler.is_compiling():
-        from ..compiled import attention_operator
-
-        given = (layout.start, layout.stop, layout.real)
         offset, offsets = (layout.offset, None) if isinstance(layout.offset, int) else (0, layout.offset)
         options = (offset, layout.chunk, layout.causal, zero, activation, dropout)
-        return attention_operator(q, k, v, values, *given, offsets, seed, *options)
+        return _IN_GRAPHS(q, k, v, values, layout.start, layout.stop, layout.real, offsets, seed, options=options)[0]
     call = Call(layout, zero, activation, dropout, 0 if seed is None else int(seed))
-    return _Attention.apply(q, k, v, values, call)
+    return _ATTENTION(q, k, v, values, options=(call,))[0]

@@ -8,13 +8,11 @@ product over channels, and the carry touches 1/m of the data.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 
+from ..operators import operator
 from ..relative_bias import sum_diagonals, toeplitz
-from ..transforms import loop_over_vmapped, second_derivatives
 from .packed import PackedBlocks
 from .reference import EMACoefficients, lag_input
 
@@ -140,7 +138,7 @@ def _is_differentiated(*tensors: torch.Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
-def _blocks_forward(x, diagonals, E, G, decay, keep, initial, bidirectional):
+def _blocks_forward(x, diagonals, E, G, decay, initial, keep, bidirectional):
     """y (B, K m, d), the states (d, B, N') that enter the last block, and those that enter each, H (d, B, K, N')."""
     batch, m = x.shape[0], E.shape[1]
     X = _to_blocks(x, m)
@@ -149,79 +147,33 @@ def _blocks_forward(x, diagonals, E, G, decay, keep, initial, bidirectional):
     return _from_blocks(y, batch), H[:, :, -1].clone(), H
 
 
-class _ChunkedEMA(torch.autograd.Function):
-    """`_blocks_forward` with a backward pass that keeps the input and the states, nothing transposed or padded."""
+def _blocks_backward(needs, x, diagonals, E, G, decay, initial, keep, H, dy, dentering, bidirectional):
+    """The gradients of the first six; nothing transposed or padded was kept for them."""
+    batch, m = x.shape[0], E.shape[1]
+    dY = _to_blocks(torch.zeros_like(x) if dy is None else dy, m)
+    dH = torch.bmm(dY, G.transpose(1, 2)).unflatten(1, (batch, -1))
+    if dentering is not None:
+        dH[:, :, -1] += dentering
+    dS = _carry_adjoint(dH, decay, keep, bidirectional)
+    dx = ddiagonals = dE = dG = ddecay = dinitial = None
+    if any(needs[1:5]):
+        X = _to_blocks(x, m).transpose(1, 2)
+        # some channels at a time, in memory that is used again
+        ddiagonals = torch.cat([sum_diagonals(part) for part in torch.bmm(X, dY).split(64)])
+        dE = torch.bmm(X, dS.flatten(1, 2))
+        del X
+        dG = torch.bmm(H.flatten(1, 2).transpose(1, 2), dY)
+        ddecay = (dS * H).sum((1, 2))
+    if needs[0]:
+        dX = torch.bmm(dY, toeplitz(diagonals, m, m).transpose(1, 2))
+        del dY
+        dx = _from_blocks(dX.baddbmm_(dS.flatten(1, 2), E.transpose(1, 2)), batch)
+    if needs[5]:
+        dinitial = dH[:, :, 0] + decay.unsqueeze(1) * dS[:, :, 0]
+    return dx, ddiagonals, dE, dG, ddecay, dinitial
 
-    @staticmethod
-    def forward(*inputs: Any) -> Any:
-        return _blocks_forward(*inputs)
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, ctx.bidirectional = inputs
-        ctx.mark_non_differentiable(output[2])
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, output[2])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        dy, dentering, _ = grads
-        needs = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:5]), ctx.needs_input_grad[6]
-        found = _ChunkedEMABackward.apply(*ctx.saved_tensors, dy, dentering, ctx.bidirectional, needs)
-        dx, ddiagonals, dE, dG, ddecay, dinitial = found
-        return dx, ddiagonals, dE, dG, ddecay, None, dinitial, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        return loop_over_vmapped(_ChunkedEMA.apply, info, in_dims, inputs)
-
-
-class _ChunkedEMABackward(torch.autograd.Function):
-    @staticmethod
-    def forward(x, diagonals, E, G, decay, keep, initial, H, dy, dentering, bidirectional, needs):
-        batch, m = x.shape[0], E.shape[1]
-        dY = _to_blocks(torch.zeros_like(x) if dy is None else dy, m)
-        dH = torch.bmm(dY, G.transpose(1, 2)).unflatten(1, (batch, -1))
-        if dentering is not None:
-            dH[:, :, -1] += dentering
-        dS = _carry_adjoint(dH, decay, keep, bidirectional)
-        dx = ddiagonals = dE = dG = ddecay = dinitial = None
-        if needs[1]:
-            X = _to_blocks(x, m).transpose(1, 2)
-            # some channels at a time, in memory that is used again
-            ddiagonals = torch.cat([sum_diagonals(part) for part in torch.bmm(X, dY).split(64)])
-            dE = torch.bmm(X, dS.flatten(1, 2))
-            del X
-            dG = torch.bmm(H.flatten(1, 2).transpose(1, 2), dY)
-            ddecay = (dS * H).sum((1, 2))
-        if needs[0]:
-            dX = torch.bmm(dY, toeplitz(diagonals, m, m).transpose(1, 2))
-            del dY
-            dx = _from_blocks(dX.baddbmm_(dS.flatten(1, 2), E.transpose(1, 2)), batch)
-        if initial is not None and needs[2]:
-            dinitial = dH[:, :, 0] + decay.unsqueeze(1) * dS[:, :, 0]
-        return dx, ddiagonals, dE, dG, ddecay, dinitial
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, _, dy, dentering, ctx.bidirectional, _ = inputs
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, dy, dentering)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        *inputs, dy, dentering = ctx.saved_tensors
-        keep = inputs[5]
-
-        def plain(x, diagonals, E, G, decay, initial):
-            return _blocks_forward(x, diagonals, E, G, decay, keep, initial, ctx.bidirectional)[:2]
-
-        of_inputs, of_grads = second_derivatives(plain, [*inputs[:5], inputs[6]], (dy, dentering), grads)
-        return *of_inputs[:5], None, of_inputs[5], None, *of_grads, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
-        return loop_over_vmapped(_ChunkedEMABackward.apply, info, in_dims, inputs)
+_BLOCKS = operator(_blocks_forward, _blocks_backward, _blocks_forward, inputs=6, outputs=2, keeps=(2,))
 
 
 def _truncated(x, coefficients, bidirectional, truncation, packed, state, history, block):
@@ -287,10 +239,11 @@ def _chunked(x, coefficients, bidirectional, packed, state, block):
     padded = F.pad(x, (0, 0, 0, -length % m)) if length % m else x
     keep = None if packed is None else packed.continues.to(x.dtype)
     initial = None if state is None else state.transpose(0, 1)
-    arguments = (padded, *_matrices(coefficients, m, bidirectional), keep, initial, bidirectional)
-    # a compiler fuses what the operator does step by step
-    run = _blocks_forward if torch.compiler.is_compiling() else _ChunkedEMA.apply
-    y, entering, _ = run(*arguments)
+    tensors = (padded, *_matrices(coefficients, m, bidirectional), initial, keep)
+    if torch.compiler.is_compiling():  # a compiler fuses what the operator does step by step
+        y, entering, _ = _blocks_forward(*tensors, bidirectional)
+    else:
+        y, entering, _ = _BLOCKS(*tensors, options=(bidirectional,))
     y = y[:, :length]
     if bidirectional:
         return y, None
