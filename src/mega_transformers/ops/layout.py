@@ -13,6 +13,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+ALL = slice(None)
+
 
 def is_readable(x: torch.Tensor) -> bool:
     """Whether to look at values is free of a synchronisation with a device, and of a break in a compiled graph."""
@@ -128,16 +130,24 @@ class AttentionLayout:
             stop = (start + self.chunk).clamp(max=self.keys)
         return start, column + 1 if self.causal else stop
 
-    def visible(self, device: torch.device) -> torch.Tensor | None:
-        """The layout as a matrix (B or 1, L or 1, S) bool, True where the query sees the key; None if all do."""
+    def visible(
+        self, device: torch.device, rows: slice = ALL, queries: slice = ALL, keys: slice = ALL
+    ) -> torch.Tensor | None:
+        """The layout as a matrix (B or 1, L or 1, S) bool, True where a query sees a key; None if all do.
+
+        Args:
+            device: Where the matrix is to be.
+            rows, queries, keys: Which part; by default everything.
+        """
+        real = None if self.real is None else self.real[rows, None, keys]
         if self.is_dense:
-            return None if self.real is None else self.real.unsqueeze(1)
-        start, stop = self.ranges(device)
-        column = torch.arange(self.keys, device=device)
-        visible = column < stop.unsqueeze(2)
+            return real
+        start, stop = ((x if x.shape[0] == 1 else x[rows])[:, queries].unsqueeze(2) for x in self.ranges(device))
+        column = torch.arange(self.keys, device=device)[keys]
+        visible = column < stop
         if self.start is not None or self.chunk is not None:
-            visible = visible & (column >= start.unsqueeze(2))
-        return visible if self.real is None else visible & self.real.unsqueeze(1)
+            visible = visible & (column >= start)
+        return visible if real is None else visible & real
 
     def counts(self, device: torch.device) -> int | torch.Tensor:
         """How many keys each query sees: (B or 1, L or 1), or a number where all see as many."""

@@ -392,13 +392,7 @@ class MegaForMaskedLM(MegaLanguageModel):
         """
         if labels is not None:
             check_labels("labels", labels, leading_shape(input_ids, inputs_embeds), self.config.vocab_size)
-        outputs = self.mega(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
+        outputs = self.mega(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
         hidden_states = outputs[0]
         if labels is not None:
             labels = labels.to(hidden_states.device)
@@ -497,13 +491,13 @@ class MegaForCausalLM(MegaLanguageModel, MegaGenerationMixin):
             check_all_logits(logits_to_keep)
             # who asks for a loss does not go on from there
             use_cache = bool(use_cache)
+        source = encoder_hidden_states, encoder_attention_mask
         outputs = self.mega(
             input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            encoder_hidden_states=encoder_hidden_states,
-            encoder_attention_mask=encoder_attention_mask,
+            attention_mask,
+            token_type_ids,
+            inputs_embeds,
+            *source,
             cache=cache,
             use_cache=use_cache,
             **kwargs,

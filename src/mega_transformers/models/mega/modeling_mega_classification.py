@@ -124,12 +124,7 @@ class MegaForSequenceClassification(MegaPreTrainedModel):
         if labels is not None:
             check_class_labels(labels, leading_shape(input_ids, inputs_embeds, input_values)[0], self.config)
         outputs = self.mega(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            input_values=input_values,
-            **kwargs,
+            input_ids, attention_mask, token_type_ids, inputs_embeds, input_values=input_values, **kwargs
         )
         logits = self.classifier(POOLINGS[self.config.classifier_pooling](outputs[0], attention_mask))
         loss = None
@@ -165,13 +160,7 @@ class MegaForAudioClassification(MegaForSequenceClassification):
             input_values: (B, L) samples, scaled as in training.
             attention_mask, labels, inputs_embeds, kwargs: As in `MegaForSequenceClassification.forward`.
         """
-        return super().forward(
-            input_values=input_values,
-            attention_mask=attention_mask,
-            labels=labels,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
+        return super().forward(None, attention_mask, None, inputs_embeds, labels, input_values, **kwargs)
 
 
 class MegaForTokenClassification(MegaPreTrainedModel):
@@ -204,13 +193,7 @@ class MegaForTokenClassification(MegaPreTrainedModel):
         """
         if labels is not None:
             check_labels("labels", labels, leading_shape(input_ids, inputs_embeds), self.num_labels)
-        outputs = self.mega(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
+        outputs = self.mega(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
         logits = self.classifier(self.dropout(outputs[0]))
         loss = None
         if labels is not None:
@@ -261,13 +244,7 @@ class MegaForMultipleChoice(MegaPreTrainedModel):
         def flat(x: torch.Tensor | None) -> torch.Tensor | None:
             return None if x is None else x.flatten(0, 1)
 
-        outputs = self.mega(
-            flat(input_ids),
-            attention_mask=flat(attention_mask),
-            token_type_ids=flat(token_type_ids),
-            inputs_embeds=flat(inputs_embeds),
-            **kwargs,
-        )
+        outputs = self.mega(flat(input_ids), flat(attention_mask), flat(token_type_ids), flat(inputs_embeds), **kwargs)
         logits = self.classifier(self.dropout(outputs[1])).view(batch, num_choices)
         loss = None if labels is None else F.cross_entropy(logits, labels.to(logits.device))
         return MultipleChoiceModelOutput(
@@ -303,13 +280,7 @@ class MegaForQuestionAnswering(MegaPreTrainedModel):
             start_positions, end_positions: (B,) positions; those outside the sequence do not count.
             input_ids, attention_mask, token_type_ids, inputs_embeds, kwargs: As in `MegaModel.forward`.
         """
-        outputs = self.mega(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
+        outputs = self.mega(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
         start_logits, end_logits = (part.squeeze(-1) for part in self.qa_outputs(outputs[0]).split(1, dim=-1))
         loss = None
         if start_positions is not None and end_positions is not None:

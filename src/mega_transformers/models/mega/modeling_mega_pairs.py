@@ -76,20 +76,8 @@ class MegaForSequencePairClassification(MegaPreTrainedModel):
         if batch != pairs:
             raise ValueError(f"there are {batch} first sequences, but pair_input_ids has {pairs} rows; give as many")
         check_class_labels(labels, batch, config)
-        first = self.mega(
-            input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            inputs_embeds=inputs_embeds,
-            **kwargs,
-        )
-        second = self.mega(
-            pair_input_ids,
-            attention_mask=pair_attention_mask,
-            token_type_ids=pair_token_type_ids,
-            inputs_embeds=pair_inputs_embeds,
-            **kwargs,
-        )
+        first = self.mega(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
+        second = self.mega(pair_input_ids, pair_attention_mask, pair_token_type_ids, pair_inputs_embeds, **kwargs)
         pool = POOLINGS[config.classifier_pooling]
         vectors = torch.cat([pool(second[0], pair_attention_mask), pool(first[0], attention_mask)], dim=-1)
         logits = self.classifier(vectors)

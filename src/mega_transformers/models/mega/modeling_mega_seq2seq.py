@@ -112,25 +112,13 @@ class MegaSeq2SeqModel(MegaSeq2SeqPreTrainedModel):
                 "is a head, are enough"
             )
         if encoder_outputs is None:
-            encoder_outputs = self.encoder(
-                input_ids,
-                attention_mask=attention_mask,
-                token_type_ids=token_type_ids,
-                inputs_embeds=inputs_embeds,
-                **kwargs,
-            )
+            encoder_outputs = self.encoder(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
         elif isinstance(encoder_outputs, (tuple, list)):
             encoder_outputs = BaseModelOutput(*cast(tuple[Any, ...], encoder_outputs[:3]))
         source = cast(BaseModelOutput, encoder_outputs)
+        target = decoder_input_ids, decoder_attention_mask, None, decoder_inputs_embeds
         outputs = self.decoder(
-            decoder_input_ids,
-            attention_mask=decoder_attention_mask,
-            inputs_embeds=decoder_inputs_embeds,
-            encoder_hidden_states=source.last_hidden_state,
-            encoder_attention_mask=attention_mask,
-            cache=cache,
-            use_cache=use_cache,
-            **kwargs,
+            *target, source.last_hidden_state, attention_mask, cache=cache, use_cache=use_cache, **kwargs
         )
         return MegaSeq2SeqModelOutput(
             last_hidden_state=outputs.last_hidden_state,

@@ -21,7 +21,7 @@ from ..relative_bias import BiasTable, sum_diagonals
 from .reference import attention_reference
 
 CPU_BUDGET = 1 << 20
-"""Scores in a tile, at most, on a CPU."""
+"""Scores in a tile, about, on a CPU."""
 DEVICE_BUDGET = 1 << 24
 """The same on other devices."""
 
@@ -75,7 +75,8 @@ def tiles(layout: AttentionLayout, batch: int, budget: int) -> list[_Tile]:
 def _tiles(layout: AttentionLayout, batch: int, budget: int) -> Iterator[_Tile]:
     n, keys = layout.queries, layout.keys
     ranged = layout.start is not None
-    height = max(1, min(n, budget // keys))
+    # rather twice the budget than products of a few rows
+    height = max(1, min(n, max(budget // keys, min(256, 2 * budget // keys))))
     if layout.causal:
         height = min(height, max(64, -(-n // 4)))  # fewer keys for earlier queries
     if ranged:
@@ -120,27 +121,6 @@ def _columns(layout: AttentionLayout, rows: slice, start: int, stop: int) -> tup
         low, high = low + int(used[0]), low + int(used[-1]) + 1
         masked = masked or not bool(layout.real[rows, low:high].all())
     return low, high, masked
-
-
-def _visible(layout: AttentionLayout, tile: _Tile, device: torch.device) -> torch.Tensor | None:
-    """(rows or 1, queries or 1, keys) bool; None if all is visible."""
-    if not tile.masked:
-        return None
-    visible = None
-    column = torch.arange(tile.low, tile.high, device=device)
-    if layout.start is not None and layout.stop is not None:
-        starts, stops = (
-            (x if x.shape[0] == 1 else x[tile.rows])[:, tile.queries].unsqueeze(2) for x in (layout.start, layout.stop)
-        )
-        visible = (column >= starts) & (column < stops)
-    elif layout.causal:
-        query = torch.arange(tile.start, tile.stop, device=device).view(1, -1, 1)
-        offset = layout.offset
-        visible = column <= query + (offset if isinstance(offset, int) else _of_rows(offset, tile).view(-1, 1, 1))
-    if layout.real is not None:
-        real = layout.real[tile.rows, None, tile.keys]
-        visible = real if visible is None else visible & real
-    return visible
 
 
 def _of_rows(x: torch.Tensor, tile: _Tile) -> torch.Tensor:
@@ -238,7 +218,8 @@ class _Pass:
 
 
 def _hidden(layout: AttentionLayout, tile: _Tile, device: torch.device) -> torch.Tensor | None:
-    visible = _visible(layout, tile, device)
+    """What the queries of a tile do not see; None if they see all."""
+    visible = layout.visible(device, tile.rows, tile.queries, tile.keys) if tile.masked else None
     return None if visible is None else ~visible
 
 
