@@ -70,8 +70,9 @@ class MegaEmbeddings(nn.Module):
         if self.projection is not None:
             embeddings = self.projection(embeddings)
         if self.token_type_embeddings is not None:
-            types = self.token_type_embeddings
-            embeddings = embeddings + (types.weight[0] if token_type_ids is None else types(token_type_ids))
+            if token_type_ids is None:
+                token_type_ids = torch.zeros(1, 1, dtype=torch.int64, device=embeddings.device)
+            embeddings = embeddings + self.token_type_embeddings(token_type_ids)
         if self.norm is not None:
             embeddings = self.norm(embeddings)
         return self.dropout(embeddings)
