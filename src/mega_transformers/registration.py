@@ -2,8 +2,10 @@
 
 The Auto classes look models up in two kinds of tables. `register` fills the public kind, and asks for the classes; to
 import them takes seconds. transformers' own models are in the other kind, tables of names such as
-`MODEL_FOR_MASKED_LM_MAPPING_NAMES`: the classes are imported when one is needed. Mega's names go there too. Trainer's
-label smoothing and the checks of pipelines look into these tables as well.
+`MODEL_FOR_MASKED_LM_MAPPING_NAMES`: the classes are imported when one is needed. Mega's names go there too. What else
+reads these tables: Trainer's label smoothing (does a model shift its labels?), the checks of pipelines, model cards,
+`transformers serve`, lm-eval (causal, or sequence to sequence?). TRL looks for a checkpoint's class in the namespace
+`transformers`, where the classes go as well.
 
 The tables are private to transformers, and all that depends on them is in this module. Other releases than those
 tested, and tables that look different, get Mega by the public `register`: this works, and only takes longer.
@@ -41,6 +43,10 @@ MODEL_NAMES = {
     "AutoModelForCausalLM": ("MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", {"mega": "MegaForCausalLM"}),
     "AutoModelForMaskedLM": ("MODEL_FOR_MASKED_LM_MAPPING_NAMES", {"mega": "MegaForMaskedLM"}),
     "AutoModelForMultipleChoice": ("MODEL_FOR_MULTIPLE_CHOICE_MAPPING_NAMES", {"mega": "MegaForMultipleChoice"}),
+    "AutoModelForPreTraining": (
+        "MODEL_FOR_PRETRAINING_MAPPING_NAMES",
+        {"mega": "MegaForMaskedLM", "mega_seq2seq": "MegaForConditionalGeneration"},
+    ),
     "AutoModelForQuestionAnswering": (
         "MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES",
         {"mega": "MegaForQuestionAnswering"},
@@ -53,6 +59,7 @@ MODEL_NAMES = {
         "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
         {"mega": "MegaForSequenceClassification"},
     ),
+    "AutoModelForTextEncoding": ("MODEL_FOR_TEXT_ENCODING_MAPPING_NAMES", {"mega": "MegaModel"}),
     "AutoModelForTokenClassification": (
         "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
         {"mega": "MegaForTokenClassification"},
@@ -104,6 +111,9 @@ def _add_configuration_names(module: Any) -> None:
         raise TypeError("CONFIG_MAPPING does not read CONFIG_MAPPING_NAMES")
     _serve_classes()
     names.update(CONFIGURATION_NAMES)
+    places: Any = sys.modules["transformers"]._class_to_module  # type: ignore[attr-defined]
+    for ours in (CONFIGURATION_NAMES, *(names for _, names in MODEL_NAMES.values())):
+        places.update({name: f"models.{model_type}" for model_type, name in ours.items()})
 
 
 def _add_model_names(module: Any) -> None:
@@ -143,6 +153,7 @@ def _register_models(module: Any) -> None:
         for model_type, name in ours.items():
             configuration = getattr(package, CONFIGURATION_NAMES[model_type])
             getattr(module, auto_class).register(configuration, getattr(package, name), exist_ok=True)
+            setattr(sys.modules["transformers"], name, getattr(package, name))
 
 
 class _AutoModulesFinder(MetaPathFinder):

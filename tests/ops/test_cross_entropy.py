@@ -60,5 +60,5 @@ def test_second_derivatives(with_bias):
     def run(hidden, weight, bias=None):
         return linear_cross_entropy(hidden, weight, bias, labels)
 
-    assert torch.autograd.gradcheck(run, inputs)
-    assert torch.autograd.gradgradcheck(run, inputs)
+    assert torch.autograd.gradcheck(run, inputs, check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(run, inputs, check_fwd_over_rev=True)

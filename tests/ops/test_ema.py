@@ -204,8 +204,8 @@ def test_second_derivatives(backend, truncation, bidirectional, monkeypatch):
     def run(x, *parameters):
         return ema(x, ema_coefficients(*parameters), **options)[0]
 
-    assert torch.autograd.gradcheck(run, (x, *parameters))
-    assert torch.autograd.gradgradcheck(run, (x, *parameters))
+    assert torch.autograd.gradcheck(run, (x, *parameters), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(run, (x, *parameters), check_fwd_over_rev=True)
 
 
 @pytest.mark.parametrize("backend", ["chunked", "step"])
@@ -218,8 +218,8 @@ def test_second_derivatives_with_a_state(backend, monkeypatch):
     def run(x, state, *parameters):
         return ema(x, ema_coefficients(*parameters), state=state, return_state=True, backend=backend)
 
-    assert torch.autograd.gradcheck(run, (x, state, *parameters))
-    assert torch.autograd.gradgradcheck(run, (x, state, *parameters))
+    assert torch.autograd.gradcheck(run, (x, state, *parameters), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(run, (x, state, *parameters), check_fwd_over_rev=True)
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

@@ -17,8 +17,9 @@ ALL = slice(None)
 
 
 def is_readable(x: torch.Tensor) -> bool:
-    """Whether to look at values is free of a synchronisation with a device, and of a break in a compiled graph."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether to look at values is possible, and free of a synchronisation with a device or a break in a graph."""
+    transformed = torch._C._functorch.maybe_current_level() is not None  # torch.vmap has no values
+    return x.device.type == "cpu" and not transformed and not torch.compiler.is_compiling()
 
 
 def dropped_if_full(mask: torch.Tensor | None) -> torch.Tensor | None:

@@ -32,7 +32,7 @@ def operator(
         forward: (*tensors, *options) to outputs.
         backward: (needs, *tensors, *kept outputs, *gradients of outputs, *options) to the gradients of inputs, where
             `needs` says which are wanted.
-        definition: As `forward`, in differentiable operations: what second derivatives are those of.
+        definition: As `forward`, in differentiable operations: what second and forward-mode derivatives are those of.
         inputs: How many tensors may get gradients.
         outputs: How many outputs, the first ones, have gradients.
         keeps: Which outputs the backward pass is given.
@@ -46,9 +46,18 @@ def operator(
         @staticmethod
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
             ctx.options, *tensors = inputs
+            ctx.extra = len(output) - outputs
             ctx.mark_non_differentiable(*output[outputs:])
             ctx.set_materialize_grads(False)
             ctx.save_for_backward(*tensors, *(output[i] for i in keeps))
+            ctx.save_for_forward(*tensors)
+
+        @staticmethod
+        def jvp(ctx: Any, _: Any, *tangents: Any) -> Any:
+            def defined(*given: Any) -> Outputs:
+                return tuple(definition(*given, *ctx.options)[:outputs])
+
+            return *directional(defined, ctx.saved_tensors, tangents), *_nothing(ctx.extra)
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
@@ -72,17 +81,33 @@ def operator(
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
             (_, ctx.options), *tensors = inputs
             ctx.set_materialize_grads(False)
-            ctx.save_for_backward(*tensors[: len(tensors) - outputs - len(keeps)], *tensors[-outputs:])
+            kept = *tensors[: len(tensors) - outputs - len(keeps)], *tensors[-outputs:]
+            ctx.save_for_backward(*kept)
+            ctx.save_for_forward(*kept)
+
+        @staticmethod
+        def definition(ctx: Any) -> tuple[Any, Gradients]:
+            """The pass in differentiable operations, and what it is of: the inputs, and the outputs' gradients."""
+            tensors, others = ctx.saved_tensors[:inputs], ctx.saved_tensors[inputs:-outputs]
+
+            def defined(*given: Any) -> Gradients:
+                def forward(*given: Any) -> Outputs:
+                    return tuple(definition(*given, *others, *ctx.options)[:outputs])
+
+                return pulled(forward, given[:inputs], given[inputs:])
+
+            return defined, (*tensors, *ctx.saved_tensors[-outputs:])
+
+        @staticmethod
+        def jvp(ctx: Any, _: Any, *tangents: Any) -> Any:
+            defined, given = Backward.definition(ctx)
+            return directional(defined, given, (*tangents[:inputs], *tangents[-outputs:]))
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            tensors, output_grads = ctx.saved_tensors[:-outputs], ctx.saved_tensors[-outputs:]
-
-            def defined(*given: Any) -> Outputs:
-                return definition(*given, *tensors[inputs:], *ctx.options)
-
-            found, of_grads = second_derivatives(defined, tensors[:inputs], output_grads, grads)
-            return None, *found, *_nothing(len(tensors) - inputs + len(keeps)), *of_grads
+            defined, given = Backward.definition(ctx)
+            found = pulled(defined, given, grads)
+            return None, *found[:inputs], *_nothing(len(ctx.saved_tensors) - len(given) + len(keeps)), *found[inputs:]
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *given: Any) -> Any:
@@ -142,36 +167,41 @@ def graph_operator(
     return lambda *tensors, options=(): node(list(tensors), *options)
 
 
-def second_derivatives(
-    function: Callable[..., Any], inputs: Gradients, output_grads: Gradients, grads: Gradients
-) -> tuple[list[torch.Tensor | None], list[torch.Tensor | None]]:
-    """The vector-Jacobian product of an operator's backward pass.
-
-    Args:
-        function: What the operator computes, of differentiable operations: inputs to a tuple of outputs.
-        inputs: What it is called with.
-        output_grads: For each output the gradient that the backward pass was given.
-        grads: For each input the gradient in what the backward pass returned for it.
-
-    Returns:
-        Gradients of `inputs`, and of `output_grads`.
-    """
+def pulled(function: Callable[..., Gradients], inputs: Gradients, grads: Gradients) -> Gradients:
+    """The gradients of inputs, from those of a function's outputs: a vector-Jacobian product, differentiable too."""
     places = [i for i, x in enumerate(inputs) if x is not None]
-    outs = [i for i, g in enumerate(output_grads) if g is not None]
-    vjp: Any = torch.func.vjp
+    outs = [i for i, grad in enumerate(grads) if grad is not None]
+    if not outs:
+        return [None] * len(inputs)
 
-    def run(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def run(*given: torch.Tensor) -> tuple[Any, ...]:
         full = dict(zip(places, given))
         results = function(*(full.get(i) for i in range(len(inputs))))
         return tuple(results[i] for i in outs)
 
-    def backward(*given: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return vjp(run, *given[: len(places)])[1](tuple(given[len(places) :]))
+    vjp: Any = torch.func.vjp
+    _, pull = vjp(run, *(inputs[i] for i in places))
+    found = dict(zip(places, pull(tuple(grads[i] for i in outs))))
+    return [found.get(i) for i in range(len(inputs))]
 
-    results, pull = vjp(backward, *(inputs[i] for i in places), *(output_grads[i] for i in outs))
-    found = pull(tuple(torch.zeros_like(r) if grads[i] is None else grads[i] for i, r in zip(places, results)))
-    of_inputs, of_grads = dict(zip(places, found)), dict(zip(outs, found[len(places) :]))
-    return [of_inputs.get(i) for i in range(len(inputs))], [of_grads.get(i) for i in range(len(output_grads))]
+
+def directional(function: Callable[..., Gradients], inputs: Gradients, tangents: Gradients) -> tuple[Any, ...]:
+    """The tangents of a function's outputs, from those of its inputs: a Jacobian-vector product."""
+    places = [i for i, tangent in enumerate(tangents[: len(inputs)]) if tangent is not None]
+    exists: list[bool] = []
+
+    def run(*given: torch.Tensor) -> tuple[Any, ...]:
+        full = {**dict(enumerate(inputs)), **dict(zip(places, given))}
+        results = function(*full.values())
+        exists[:] = [result is not None for result in results]
+        return tuple(result for result in results if result is not None)
+
+    # forward mode by reverse mode twice, since levels of forward mode do not nest
+    vjp: Any = torch.func.vjp
+    outputs, pull = vjp(run, *(inputs[i] for i in places))
+    _, pull_back = vjp(pull, tuple(torch.zeros_like(output) for output in outputs))
+    found = iter(pull_back(tuple(tangents[i] for i in places))[0])
+    return tuple(next(found) if there else None for there in exists)
 
 
 def _one_by_one(function: Callable[..., Any], info: Any, in_dims: Any, inputs: Any) -> Any:

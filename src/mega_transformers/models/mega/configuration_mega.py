@@ -84,7 +84,7 @@ class MegaConfig(PreTrainedConfig):
         is_decoder: Whether the model is causal.
         add_cross_attention: Whether the blocks of a decoder attend to an encoder.
         classifier_pooling: Addition to 4.40.2. What sequence classification reads: `"cls"`, the first real token (as
-            4.40.2), or `"mean"`, the mean over real tokens.
+            4.40.2), in a decoder the last one, or `"mean"`, the mean over real tokens.
         sparse_prediction: Addition to 4.40.2. Whether a masked language model that is given labels computes logits at
             the labelled positions only, shape `(labelled tokens, vocab_size)`. Same loss, less time and memory.
         legacy_unnormalized_rmsnorm: Addition to 4.40.2, whose rmsnorm scaled its input without normalising it. True

@@ -67,17 +67,31 @@ def warn_of_unnormalized_rmsnorm(config: MegaConfig) -> None:
         )
 
 
+def last_real_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """The hidden states (B, d) of each row's last token that is no padding."""
+    if attention_mask is None:
+        return hidden_states[:, -1]
+    column = torch.arange(hidden_states.shape[1], device=hidden_states.device)
+    last = (column * attention_mask.to(hidden_states.device, torch.int64)).argmax(dim=1)
+    return hidden_states[torch.arange(hidden_states.shape[0], device=hidden_states.device), last]
+
+
 class MegaPooler(nn.Module):
-    """tanh(dense(first token)); the token at position 0 even if that is padding, as in 4.40.2."""
+    """tanh(dense(first token)); the token at position 0 even if that is padding, as in 4.40.2.
+
+    In a decoder, whose first token sees nothing else, the last token that is no padding.
+    """
 
     def __init__(self, config: MegaConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.activation = nn.Tanh()
+        self.reads_last = config.is_decoder
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(B, L, d) -> (B, d)."""
-        return self.activation(self.dense(hidden_states[:, 0]))
+    def forward(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """(B, L, d), and the mask (B, L) of real tokens -> (B, d)."""
+        pooled = last_real_token(hidden_states, attention_mask) if self.reads_last else hidden_states[:, 0]
+        return self.activation(self.dense(pooled))
 
 
 class MegaPreTrainedModel(PreTrainedModel):
@@ -303,7 +317,7 @@ class MegaModel(MegaPreTrainedModel):
             )
         if self.final_norm is not None:
             hidden_states = self.final_norm(hidden_states)
-        pooled = None if self.pooler is None else self.pooler(hidden_states)
+        pooled = None if self.pooler is None else self.pooler(hidden_states, attention_mask)
         return MegaModelOutput(last_hidden_state=hidden_states, pooler_output=pooled, cache=cache)
 
     def _cross_layout(

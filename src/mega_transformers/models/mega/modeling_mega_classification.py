@@ -17,7 +17,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_mega import MegaConfig
-from .modeling_mega import MegaModel, MegaPreTrainedModel
+from .modeling_mega import MegaModel, MegaPreTrainedModel, last_real_token
 from .validation_mega import check_labels, checked_keywords, leading_shape
 
 
@@ -39,7 +39,24 @@ def mean_of_real_tokens(hidden_states: torch.Tensor, attention_mask: torch.Tenso
     return (total / weights.sum(dim=1, dtype=wide).clamp(min=1)).to(hidden_states.dtype)
 
 
-POOLINGS = {"cls": first_real_token, "mean": mean_of_real_tokens}
+def pooled(
+    config: MegaConfig,
+    hidden_states: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    input_ids: torch.Tensor | None,
+) -> torch.Tensor:
+    """The vector (B, d) of each row that a head is to read, as `config.classifier_pooling` says.
+
+    The last token of a causal model is looked for as in `GPT2ForSequenceClassification`: without a mask it is the last
+    id that is none of padding.
+    """
+    if config.classifier_pooling == "mean":
+        return mean_of_real_tokens(hidden_states, attention_mask)
+    if not config.is_decoder:
+        return first_real_token(hidden_states, attention_mask)
+    if attention_mask is None and input_ids is not None and config.pad_token_id is not None:
+        attention_mask = input_ids != config.pad_token_id
+    return last_real_token(hidden_states, attention_mask)
 
 
 class MegaClassificationHead(nn.Module):
@@ -126,7 +143,7 @@ class MegaForSequenceClassification(MegaPreTrainedModel):
         outputs = self.mega(
             input_ids, attention_mask, token_type_ids, inputs_embeds, input_values=input_values, **kwargs
         )
-        logits = self.classifier(POOLINGS[self.config.classifier_pooling](outputs[0], attention_mask))
+        logits = self.classifier(pooled(self.config, outputs[0], attention_mask, input_ids))
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)

@@ -10,7 +10,7 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_mega import MegaConfig
 from .modeling_mega import MegaModel, MegaPreTrainedModel
-from .modeling_mega_classification import POOLINGS, MegaClassificationHead, check_class_labels
+from .modeling_mega_classification import MegaClassificationHead, check_class_labels, pooled
 from .validation_mega import check_inputs, checked_keywords
 
 
@@ -78,9 +78,11 @@ class MegaForSequencePairClassification(MegaPreTrainedModel):
         check_class_labels(labels, batch, config)
         first = self.mega(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
         second = self.mega(pair_input_ids, pair_attention_mask, pair_token_type_ids, pair_inputs_embeds, **kwargs)
-        pool = POOLINGS[config.classifier_pooling]
-        vectors = torch.cat([pool(second[0], pair_attention_mask), pool(first[0], attention_mask)], dim=-1)
-        logits = self.classifier(vectors)
+        vectors = [
+            pooled(config, second[0], pair_attention_mask, pair_input_ids),
+            pooled(config, first[0], attention_mask, input_ids),
+        ]
+        logits = self.classifier(torch.cat(vectors, dim=-1))
         loss = None
         if labels is not None:
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=config, **kwargs)

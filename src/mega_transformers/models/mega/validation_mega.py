@@ -18,6 +18,7 @@ import torch
 from safetensors import safe_open
 from transformers.utils import TransformersKwargs
 
+from ...ops.layout import is_readable
 from .compat_mega import rename_cache
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
@@ -68,8 +69,8 @@ def _unexpected(model: str, name: str, own: frozenset[str], known: frozenset[str
 
 
 def values_can_be_checked(tensor: torch.Tensor) -> bool:
-    """Whether looking at values is free of a GPU synchronisation and of a graph break."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling() and tensor.numel() > 0
+    """Whether there are values, at which to look is free."""
+    return is_readable(tensor) and tensor.numel() > 0
 
 
 def leading_shape(*inputs: torch.Tensor | None) -> tuple[int, ...]:

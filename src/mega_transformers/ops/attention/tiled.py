@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -24,17 +24,28 @@ CPU_BUDGET = 1 << 20
 """Scores in a tile, about, on a CPU."""
 DEVICE_BUDGET = 1 << 24
 """The same on other devices."""
+TENSORS = 5
+"""How many tensors follow q, k, v and the bias: start, stop, real, the offset, and the seed of the dropout."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """What is no tensor to be differentiated. `seed` is that of the dropout, `zero` that of the `BiasTable`."""
+    """What is not differentiated. `zero` is that of the `BiasTable`, `seed` the dropout's, `plans` the layout's."""
 
     layout: AttentionLayout
     zero: int
     activation: str
     dropout: float
     seed: int
+    plans: dict[Any, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, q: torch.Tensor, k: torch.Tensor, given: Sequence[Any]) -> Call:
+        """From the plain tensors and values that the operator has: torch.func and graphs look into nothing else."""
+        start, stop, real, offsets, seed, offset, chunk, causal, zero, activation, dropout, *plans = given
+        offset = offset if offsets is None else offsets
+        layout = AttentionLayout(q.shape[1], k.shape[1], causal, chunk, offset, start=start, stop=stop, real=real)
+        return cls(layout, zero, activation, dropout, 0 if seed is None else int(seed), *plans)
 
 
 class _Tile(NamedTuple):
@@ -61,18 +72,11 @@ class _Tile(NamedTuple):
         return slice(self.low, self.high)
 
 
-def tiles(layout: AttentionLayout, batch: int, budget: int) -> list[_Tile]:
+def _tiles(layout: AttentionLayout, batch: int, budget: int) -> Iterator[_Tile]:
     """Tiles of at most about `budget` scores that cover whatever may be seen.
 
     Their key columns are as few as values that are on the host tell; elsewhere what causality and chunks leave.
     """
-    found = layout.plans.get((batch, budget))
-    if found is None:
-        found = layout.plans[batch, budget] = list(_tiles(layout, batch, budget))
-    return found
-
-
-def _tiles(layout: AttentionLayout, batch: int, budget: int) -> Iterator[_Tile]:
     n, keys = layout.queries, layout.keys
     ranged = layout.start is not None
     # rather twice the budget than products of a few rows
@@ -165,7 +169,10 @@ class _Pass:
 
     def tiles(self) -> list[_Tile]:
         budget = CPU_BUDGET if self.q.device.type == "cpu" else DEVICE_BUDGET
-        return tiles(self.layout, self.q.shape[0], budget)
+        plan, plans = (self.q.shape[0], budget), self.call.plans
+        if plan not in plans:
+            plans[plan] = list(_tiles(self.layout, *plan))
+        return plans[plan]
 
     def distance(self, tile: _Tile) -> int | torch.Tensor:
         """Of the first key to the first query: a number, or (rows,)."""
@@ -224,9 +231,10 @@ def _hidden(layout: AttentionLayout, tile: _Tile, device: torch.device) -> torch
 
 
 def forward_pass(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, values: torch.Tensor | None, call: Call
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, values: torch.Tensor | None, *given: Any
 ) -> tuple[torch.Tensor]:
-    """The output (B, L, h)."""
+    """The output (B, L, h), of what `attention_tiled` makes of a layout and the rest."""
+    call = Call.of(q, k, given)
     work = _Pass(q, k, v, values, call)
     output = v.new_zeros(*q.shape[:2], v.shape[2]) if call.layout.has_gaps else v.new_empty(*q.shape[:2], v.shape[2])
     for tile in work.tiles():
@@ -239,16 +247,11 @@ def forward_pass(
 
 
 def backward_pass(
-    needs: Sequence[bool],
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    values: torch.Tensor | None,
-    output: torch.Tensor,
-    doutput: torch.Tensor,
-    call: Call,
+    needs: Sequence[bool], q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, values: torch.Tensor | None, *given: Any
 ) -> tuple[torch.Tensor | None, ...]:
     """The gradients of q, k, v and the bias' values, None where not needed; summed over tiles in float32 at least."""
+    output, doutput = given[TENSORS : TENSORS + 2]
+    call = Call.of(q, k, given[:TENSORS] + given[TENSORS + 2 :])
     work = _Pass(q, k, v, values, call)
     wide = torch.promote_types(q.dtype, torch.float32)
     covered = work.tiles()
@@ -336,12 +339,13 @@ def _accumulate(target: torch.Tensor, a: torch.Tensor, b: torch.Tensor, first: b
         target.add_(torch.bmm(a, b))
 
 
-def _plain(q: Any, k: Any, v: Any, values: Any, call: Call) -> tuple[torch.Tensor]:
+def _plain(q: Any, k: Any, v: Any, values: Any, *given: Any) -> tuple[torch.Tensor]:
     """What is computed, in differentiable operations.
 
     Raises:
         RuntimeError: with dropout, whose mask is not that of the tiles.
     """
+    call = Call.of(q, k, given)
     if call.dropout:
         raise RuntimeError(
             f"second derivatives through attention with dropout={call.dropout}: there are none; set "
@@ -352,22 +356,11 @@ def _plain(q: Any, k: Any, v: Any, values: Any, call: Call) -> tuple[torch.Tenso
 
 
 _ATTENTION = operator(forward_pass, backward_pass, _plain, inputs=4, keeps=(0,))
-
-
-def _call(q: torch.Tensor, k: torch.Tensor, tensors: Sequence[torch.Tensor | None], options: Sequence[Any]) -> Call:
-    """What a graph holds as plain values; see `attention_tiled`."""
-    start, stop, real, offsets, seed = tensors
-    offset, chunk, causal, zero, activation, dropout = options
-    offset = offset if offsets is None else offsets
-    layout = AttentionLayout(q.shape[1], k.shape[1], causal, chunk, offset, start=start, stop=stop, real=real)
-    return Call(layout, zero, activation, dropout, 0 if seed is None else int(seed))
-
-
 _IN_GRAPHS = graph_operator(
     "attention",
     "SymInt offset, SymInt? chunk, bool causal, SymInt zero, str activation, float dropout",
-    lambda *given: forward_pass(*given[:4], _call(*given[:2], given[4:9], given[9:])),
-    lambda needs, *given: backward_pass(needs, *given[:4], *given[9:11], _call(*given[:2], given[4:9], given[11:])),
+    forward_pass,
+    backward_pass,
     lambda q, k, v, *_: [v.new_empty(*q.shape[:2], v.shape[2])],
     inputs=4,
     keeps=(0,),
@@ -388,9 +381,11 @@ def attention_tiled(
     values, zero = (None, 0) if bias is None else bias
     # drawn on the CPU: no synchronisation, and gradient checkpointing replays it
     seed = torch.randint(2**62, ()) if dropout else None
+    offset, offsets = (layout.offset, None) if isinstance(layout.offset, int) else (0, layout.offset)
+    tensors = (q, k, v, values, layout.start, layout.stop, layout.real, offsets, seed)
+    options = (offset, layout.chunk, layout.causal, zero, activation, dropout)
     if torch.compiler.is_compiling():
-        offset, offsets = (layout.offset, None) if isinstance(layout.offset, int) else (0, layout.offset)
-        options = (offset, layout.chunk, layout.causal, zero, activation, dropout)
-        return _IN_GRAPHS(q, k, v, values, layout.start, layout.stop, layout.real, offsets, seed, options=options)[0]
-    call = Call(layout, zero, activation, dropout, 0 if seed is None else int(seed))
-    return _ATTENTION(q, k, v, values, options=(call,))[0]
+        return _IN_GRAPHS(*tensors, options=options)[0]
+    # torch.vmap gives every element a layout of its own
+    plans = () if torch._C._functorch.maybe_current_level() is not None else (layout.plans,)
+    return _ATTENTION(*tensors, options=options + plans)[0]
