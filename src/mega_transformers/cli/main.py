@@ -14,6 +14,7 @@ from .fill_mask import fill_mask
 from .generate import generate
 from .perplexity import perplexity
 from .publish import publish
+from .run import SETTINGS, run
 from .runtime import guarded
 from .text2text import text2text
 from .train import evaluate, train
@@ -58,3 +59,4 @@ for _command in (
     doctor,
 ):
     app.command(_command.__name__.replace("_", "-"))(guarded(_command, load=_command in (train, evaluate)))
+app.command("run", context_settings=SETTINGS)(guarded(run))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -51,12 +51,17 @@ def rename_cache(kwargs: dict[str, Any], name: str = "cache") -> None:
         warnings.warn("`past_key_values` is deprecated; use `cache` instead", FutureWarning, stacklevel=4)
 
 
-def takes_either_name(function: Function) -> Function:
-    """A function of transformers that takes the cache under either name, whatever the release calls it."""
+def takes_either_name(function: Function, unread: Iterable[str] = ()) -> Function:
+    """A function of transformers that takes the cache under either name, whatever the release calls it.
+
+    Arguments named in `unread` go no further.
+    """
 
     @functools.wraps(function)
     def renamed(*args: Any, **kwargs: Any) -> Any:
         rename_cache(kwargs, CACHE_NAME)
+        for name in unread:
+            kwargs.pop(name, None)
         return function(*args, **kwargs)
 
     return renamed  # type: ignore[return-value]

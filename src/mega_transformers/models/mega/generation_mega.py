@@ -12,7 +12,10 @@ class MegaGenerationMixin(GenerationMixin):
     """transformers' `GenerationMixin` for decoders whose cache remembers what was padding."""
 
     generate = takes_either_name(GenerationMixin.generate)
-    prepare_inputs_for_generation = takes_either_name(GenerationMixin.prepare_inputs_for_generation)
+    # `generate` hands the tokenizer of its stop strings on to every step
+    prepare_inputs_for_generation = takes_either_name(
+        GenerationMixin.prepare_inputs_for_generation, unread=("tokenizer", "assistant_tokenizer")
+    )
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
