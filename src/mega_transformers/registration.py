@@ -11,7 +11,7 @@ The tables are private to transformers, and all that depends on them is in this 
 tested, and tables that look different, get Mega by the public `register`: this works, and only takes longer.
 
 The tables are in two modules of transformers, which cost 0.3 s themselves and need not have been imported yet. Then a
-finder at the start of `sys.meta_path` waits for them.
+finder at the start of `sys.meta_path` waits for them, and for the one that makes the namespace anew.
 """
 
 from __future__ import annotations
@@ -30,6 +30,9 @@ from .releases import NEWEST_TESTED, OLDEST_TESTED
 PACKAGE = "mega_transformers"
 CONFIGURATIONS = "transformers.models.auto.configuration_auto"
 MODELS = "transformers.models.auto.modeling_auto"
+PROCESSING = "transformers.processing_utils"
+"""Runs transformers' `__init__` again, which makes a new namespace."""
+WATCHED = (CONFIGURATIONS, MODELS, PROCESSING)
 
 CONFIGURATION_NAMES = {"mega": "MegaConfig", "mega_seq2seq": "MegaSeq2SeqConfig"}
 """Model type -> name of its configuration, which this package exports."""
@@ -76,16 +79,17 @@ def register() -> None:
         return
     if not any(isinstance(finder, _AutoModulesFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AutoModulesFinder())
-    for name in (CONFIGURATIONS, MODELS):
+    for name in WATCHED:
         if name in sys.modules:
             add_to(importlib.import_module(name))  # waits for another thread that is importing it
 
 
 def add_to(module: ModuleType) -> None:
-    """Adds Mega's names to one of the two modules; its classes, by `register`, if the tables look different."""
+    """Adds Mega's names to one of these modules; its classes, by `register`, if the tables look different."""
     lazily, publicly = {
         CONFIGURATIONS: (_add_configuration_names, _register_configurations),
         MODELS: (_add_model_names, _register_models),
+        PROCESSING: (_add_to_namespace, lambda module: None),
     }[module.__name__]
     try:
         lazily(module)
@@ -111,9 +115,7 @@ def _add_configuration_names(module: Any) -> None:
         raise TypeError("CONFIG_MAPPING does not read CONFIG_MAPPING_NAMES")
     _serve_classes()
     names.update(CONFIGURATION_NAMES)
-    places: Any = sys.modules["transformers"]._class_to_module  # type: ignore[attr-defined]
-    for ours in (CONFIGURATION_NAMES, *(names for _, names in MODEL_NAMES.values())):
-        places.update({name: f"models.{model_type}" for model_type, name in ours.items()})
+    _add_to_namespace(module)
 
 
 def _add_model_names(module: Any) -> None:
@@ -124,6 +126,13 @@ def _add_model_names(module: Any) -> None:
         # made from the names of configurations when the mapping was, perhaps before they had ours
         mapping._reverse_config_mapping.update({name: type for type, name in CONFIGURATION_NAMES.items()})
         names.update(ours)
+
+
+def _add_to_namespace(module: Any) -> None:
+    """Makes the classes attributes of `transformers`, imported when asked for."""
+    places: Any = sys.modules["transformers"]._class_to_module  # type: ignore[attr-defined]
+    for ours in (CONFIGURATION_NAMES, *(names for _, names in MODEL_NAMES.values())):
+        places.update({name: f"models.{model_type}" for model_type, name in ours.items()})
 
 
 def _serve_classes() -> None:
@@ -157,13 +166,13 @@ def _register_models(module: Any) -> None:
 
 
 class _AutoModulesFinder(MetaPathFinder):
-    """Finds the two modules as usual, and has `add_to` called after they have run."""
+    """Finds these modules as usual, and has `add_to` called after they have run."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The spec that the other finders give, with a loader that calls `add_to`; None for other modules."""
-        if fullname not in (CONFIGURATIONS, MODELS):
+        if fullname not in WATCHED:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
         specs = (finder.find_spec(fullname, path, target) for finder in others)
@@ -173,7 +182,7 @@ class _AutoModulesFinder(MetaPathFinder):
 
             def run_and_add(module: ModuleType) -> None:
                 run(module)
-                if module.__name__ in (CONFIGURATIONS, MODELS):  # a zip file has one loader for all its modules
+                if module.__name__ in WATCHED:  # a zip file has one loader for all its modules
                     add_to(module)
 
             spec.loader.exec_module = run_and_add  # type: ignore[method-assign]

@@ -6,6 +6,7 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import CAUSAL, SIZES, tiny_config
 from torch import nn
 from torch.nn.utils import parametrize, prune
 from transformers import DynamicCache, EncoderDecoderCache
@@ -23,7 +24,6 @@ from mega_transformers import (
     MegaModel,
     MegaSeq2SeqConfig,
 )
-from tests.tiny import CAUSAL, SIZES, tiny_config
 
 NO_DROPOUT = dict.fromkeys(
     ("dropout_prob", "hidden_dropout_prob", "attention_probs_dropout_prob", "nffn_activation_dropout_prob"), 0.0

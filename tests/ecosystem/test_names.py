@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from tiny import CAUSAL, tiny_config
 from transformers import (
     AutoModelForPreTraining,
     AutoModelForTextEncoding,
@@ -26,7 +27,6 @@ from mega_transformers import (
     MegaForSequencePairClassification,
     MegaModel,
 )
-from tests.tiny import CAUSAL, tiny_config
 
 WORDS = 16
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from tiny import CAUSAL, tiny_config
 
 from mega_transformers import MegaForCausalLM, MegaForMaskedLM, MegaForSequenceClassification
-from tests.tiny import CAUSAL, tiny_config
 
 LENGTH = 140  # long enough for the forms with a backward pass of their own
 MODELS = {

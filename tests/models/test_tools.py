@@ -163,6 +163,19 @@ def test_trl_learns_preferences(tmp_path: Path, tokenizer: PreTrainedTokenizerBa
     assert trainer.train().training_loss > 0
 
 
+def test_trl_loads_a_model_by_its_path(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Fine-tuning, and preferences against the loaded model itself."""
+    folder = tmp_path / "model"
+    causal(vocab_size=300).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    texts = dataset([{"text": text} for text in WORDS * 4])
+    tuned = trl.SFTTrainer(str(folder), args=arguments("SFTConfig", tmp_path, max_length=16), train_dataset=texts)
+    assert type(tuned.model) is MegaForCausalLM and tuned.train().training_loss > 0
+    rows = dataset([{"prompt": "the", "chosen": " whale", "rejected": " ship"}] * 4)
+    preferring = trl.DPOTrainer(str(folder), args=arguments("DPOConfig", tmp_path, max_length=32), train_dataset=rows)
+    assert type(preferring.model) is MegaForCausalLM and preferring.train().training_loss > 0
+
+
 def test_trl_learns_rewards(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     rows = [{"chosen": "the whale", "rejected": "the ship"}, {"chosen": "a truth", "rejected": "an order"}]
     trainer = trl.RewardTrainer(

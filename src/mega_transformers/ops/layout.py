@@ -7,8 +7,8 @@ Each of these bounds n by a half-open range of columns, but for padding in the m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -84,8 +84,11 @@ class AttentionLayout:
     tokens: torch.Tensor | None = None
     reset: torch.Tensor | None = None
     documents: int | None = None
-    plans: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
-    """What a form works out once for all layers."""
+    # What a form works out once for all layers. An attribute of each, and no field: FSDP goes through all fields.
+    plans: ClassVar[dict[Any, Any]]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plans", {})
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> AttentionLayout:
         """The layout on another device, as accelerate asks for where a model is spread over several."""
