@@ -94,4 +94,8 @@ def test_our_checkpoint_loads_there(case, ours):
         inputs = read_inputs(folder, length)
         with torch.no_grad():
             outputs = model(**inputs, output_hidden_states=True, output_attentions=True, **uncached(model))
-        assert_same_outputs(outputs, load_file(folder / f"output_{length}.safetensors"), inputs["attention_mask"])
+        expected = load_file(folder / f"output_{length}.safetensors")
+        if model.config.is_decoder:  # read at a token that sees nothing else: N3 in docs/parity.md
+            expected = {name: x for name, x in expected.items() if name != "pooler_output"}
+            outputs = {name: x for name, x in outputs.items() if name != "pooler_output"}
+        assert_same_outputs(outputs, expected, inputs["attention_mask"])

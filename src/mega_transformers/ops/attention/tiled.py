@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -37,15 +37,16 @@ class Call:
     activation: str
     dropout: float
     seed: int
-    plans: dict[Any, Any] = field(default_factory=dict)
+    plans: dict[Any, Any]
 
     @classmethod
     def of(cls, q: torch.Tensor, k: torch.Tensor, given: Sequence[Any]) -> Call:
         """From the plain tensors and values that the operator has: torch.func and graphs look into nothing else."""
-        start, stop, real, offsets, seed, offset, chunk, causal, zero, activation, dropout, *plans = given
+        start, stop, real, offsets, seed, offset, chunk, causal, zero, activation, dropout, *known = given
+        layout, plans = known or (AttentionLayout(q.shape[1], k.shape[1], causal, chunk), None)
         offset = offset if offsets is None else offsets
-        layout = AttentionLayout(q.shape[1], k.shape[1], causal, chunk, offset, start=start, stop=stop, real=real)
-        return cls(layout, zero, activation, dropout, 0 if seed is None else int(seed), *plans)
+        layout = replace(layout, offset=offset, start=start, stop=stop, real=real)
+        return cls(layout, zero, activation, dropout, 0 if seed is None else int(seed), {} if plans is None else plans)
 
 
 class _Tile(NamedTuple):
@@ -387,5 +388,5 @@ def attention_tiled(
     if torch.compiler.is_compiling():
         return _IN_GRAPHS(*tensors, options=options)[0]
     # torch.vmap gives every element a layout of its own
-    plans = () if torch._C._functorch.maybe_current_level() is not None else (layout.plans,)
-    return _ATTENTION(*tensors, options=options + plans)[0]
+    plans = None if torch._C._functorch.maybe_current_level() is not None else layout.plans
+    return _ATTENTION(*tensors, options=(*options, layout, plans))[0]
