@@ -7,8 +7,8 @@ Each of these bounds n by a half-open range of columns, but for padding in the m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -83,8 +83,11 @@ class AttentionLayout:
     tokens: torch.Tensor | None = None
     reset: torch.Tensor | None = None
     documents: int | None = None
-    plans: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
-    """What a form works out once for all layers."""
+    plans: ClassVar[dict[Any, Any]]
+    """What a form works out once for all layers: of a layout, but no field, so that copies by fields start afresh."""
+
+    def __post_init__(self) -> None:
+        self.__dict__["plans"] = {}
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> AttentionLayout:
         """The layout on another device, as accelerate asks for where a model is spread over several."""
