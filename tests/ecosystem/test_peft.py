@@ -14,6 +14,7 @@ from mega_transformers import (
     MegaForMaskedLM,
     MegaForSequenceClassification,
     MegaSeq2SeqConfig,
+    registration,
 )
 from mega_transformers.models.mega.compat_mega import CACHE_NAME
 from tests.tiny import CAUSAL, SIZES, tiny_config
@@ -104,11 +105,17 @@ def adapted(model):
     return {name.rpartition(".")[2] for name, module in model.named_modules() if hasattr(module, "lora_A")}
 
 
-@pytest.mark.parametrize("first", ["peft, mega_transformers", "mega_transformers, peft"])
-def test_defaults_are_known_whatever_is_imported_first(first):
-    code = f"import {first}; from peft.utils import constants as c; print(c.{TABLE}['mega'])"
+def test_defaults_are_known_when_peft_is_imported_later():
+    code = f"import mega_transformers; from peft.utils import constants; print(constants.{TABLE}['mega'])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.split()[-1] and "mx_proj" in printed
+    assert "mx_proj" in printed
+
+
+def test_defaults_are_known_when_peft_was_imported_before(monkeypatch):
+    table = getattr(peft.utils.constants, TABLE)
+    monkeypatch.delitem(table, "mega")
+    registration.register()
+    assert "mx_proj" in table["mega"]
 
 
 def test_the_package_alone_imports_no_peft():
