@@ -7,11 +7,12 @@ BIN := $(VENV)/bin
 OLD := .venvs/transformers-4.40.2
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-transformers test-versions lint bench clean
+.PHONY: help demo test test-ecosystem test-transformers test-versions lint bench clean
 
 help:
 	@echo "make demo               fill masks with the bundled model"
 	@echo "make test               the tests (ARGS=... goes to pytest); makes an environment of transformers 4.40.2 too"
+	@echo "make test-ecosystem     the tests with other libraries (PEFT, quantisation and more), which it installs"
 	@echo "make test-transformers  transformers' own model tests on our models"
 	@echo "make test-versions      all tests on the lowest and the newest supported release of transformers"
 	@echo "make lint               ruff and mypy"
@@ -26,6 +27,10 @@ test: $(VENV)/.installed-dev
 	-@test -n "$$MEGA_OLD_PYTHON" || test -e $(OLD)/complete || $(BIN)/python -m benchmarks.peers
 	MEGA_OLD_PYTHON="$${MEGA_OLD_PYTHON:-$$(test -e $(OLD)/complete && echo $(CURDIR)/$(OLD)/bin/python)}" \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore=tests/transformers_suite --numprocesses=2 $(ARGS)
+
+# Without these libraries `make test` skips what needs them.
+test-ecosystem: $(VENV)/.installed-ecosystem
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/ecosystem --numprocesses=2 $(ARGS)
 
 test-transformers: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/transformers_suite --numprocesses=2 $(ARGS)
@@ -59,3 +64,8 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	@echo "Installing the package, PyTorch and the tools of its tests into $(VENV); the first time takes minutes."
 	$(PIP) --editable '.[dev]'
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-ecosystem: $(VENV)/.installed-dev
+	@echo "Installing the libraries of tests/ecosystem into $(VENV); the first time takes minutes."
+	$(PIP) --editable '.[dev,ecosystem]'
+	@touch $@

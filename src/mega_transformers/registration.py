@@ -11,7 +11,8 @@ The tables are private to transformers, and all that depends on them is in this 
 tested, and tables that look different, get Mega by the public `register`: this works, and only takes longer.
 
 The tables are in two modules of transformers, which cost 0.3 s themselves and need not have been imported yet. Then a
-finder at the start of `sys.meta_path` waits for them, and for the one that makes the namespace anew.
+finder at the start of `sys.meta_path` waits for them, for the one that makes the namespace anew, and for a module of PEFT,
+whose tables say what adapters adapt by default.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ CONFIGURATIONS = "transformers.models.auto.configuration_auto"
 MODELS = "transformers.models.auto.modeling_auto"
 PROCESSING = "transformers.processing_utils"
 """Runs transformers' `__init__` again, which makes a new namespace."""
-WATCHED = (CONFIGURATIONS, MODELS, PROCESSING)
+ADAPTERS = "peft.utils.constants"
 
 CONFIGURATION_NAMES = {"mega": "MegaConfig", "mega_seq2seq": "MegaSeq2SeqConfig"}
 """Model type -> name of its configuration, which this package exports."""
@@ -70,22 +71,35 @@ MODEL_NAMES = {
 }
 """Auto class -> the table of names behind it, and Mega's entries: model type -> class that this package exports."""
 
+ADAPTED = {
+    "TARGET": ["v_proj", "mx_proj", "h_proj", "q_proj", "k_proj"],
+    "IA3_TARGET": ["v_proj", "mx_proj", "k_proj", "fc2"],
+    "IA3_FEEDFORWARD": ["fc2"],
+    "LNTUNING_TARGET": ["norm.norm", "final_norm.norm"],
+    "BEFT_TARGET": ["v_proj"],
+}
+"""Kind of adapter -> the modules that PEFT adapts by default; the first entry is for kinds that have none here."""
+
 
 def register() -> None:
-    """Makes the Auto classes know Mega, now or as soon as they are imported."""
+    """Makes the Auto classes and PEFT know Mega, now or as soon as they are imported."""
+    names = [CONFIGURATIONS, MODELS, PROCESSING, ADAPTERS]
     if not _is_known_release():
         _register_configurations(importlib.import_module(CONFIGURATIONS))
         _register_models(importlib.import_module(MODELS))
-        return
+        names = [ADAPTERS]
     if not any(isinstance(finder, _AutoModulesFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AutoModulesFinder())
-    for name in WATCHED:
+        sys.meta_path.insert(0, _AutoModulesFinder(names))
+    for name in names:
         if name in sys.modules:
             add_to(importlib.import_module(name))  # waits for another thread that is importing it
 
 
 def add_to(module: ModuleType) -> None:
-    """Adds Mega's names to one of these modules; its classes, by `register`, if the tables look different."""
+    """Adds Mega's names to one of the modules; its classes, by `register`, if transformers' tables look different."""
+    if module.__name__ == ADAPTERS:
+        _add_adapted_modules(module)
+        return
     lazily, publicly = {
         CONFIGURATIONS: (_add_configuration_names, _register_configurations),
         MODELS: (_add_model_names, _register_models),
@@ -128,6 +142,15 @@ def _add_model_names(module: Any) -> None:
         names.update(ours)
 
 
+def _add_adapted_modules(module: ModuleType) -> None:
+    """Adds `ADAPTED` to PEFT's tables: one for each kind of adapter, `TRANSFORMERS_MODELS_TO_..._MODULES_MAPPING`."""
+    for name, table in vars(module).items():
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and name.endswith("_MODULES_MAPPING"):
+            kind = name.removeprefix("TRANSFORMERS_MODELS_TO_").removesuffix("_MODULES_MAPPING")
+            for model_type in CONFIGURATION_NAMES:
+                table.setdefault(model_type, ADAPTED.get(kind, ADAPTED["TARGET"]))
+
+
 def _add_to_namespace(module: Any) -> None:
     """Makes the classes attributes of `transformers`, imported when asked for."""
     places: Any = sys.modules["transformers"]._class_to_module  # type: ignore[attr-defined]
@@ -166,13 +189,16 @@ def _register_models(module: Any) -> None:
 
 
 class _AutoModulesFinder(MetaPathFinder):
-    """Finds these modules as usual, and has `add_to` called after they have run."""
+    """Finds modules of these names as usual, and has `add_to` called after they have run."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """The spec that the other finders give, with a loader that calls `add_to`; None for other modules."""
-        if fullname not in WATCHED:
+        if fullname not in self.names:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
         specs = (finder.find_spec(fullname, path, target) for finder in others)
@@ -182,7 +208,7 @@ class _AutoModulesFinder(MetaPathFinder):
 
             def run_and_add(module: ModuleType) -> None:
                 run(module)
-                if module.__name__ in WATCHED:  # a zip file has one loader for all its modules
+                if module.__name__ in self.names:  # a zip file has one loader for all its modules
                     add_to(module)
 
             spec.loader.exec_module = run_and_add  # type: ignore[method-assign]

@@ -74,3 +74,16 @@ def test_whatever_users_do_to_a_layer_takes_effect():
         handle.remove()
     torch.nn.utils.parametrizations.weight_norm(layer)
     assert not is_plain(layer)
+
+
+def test_what_took_the_place_of_a_layer_gets_contiguous_inputs():
+    """The EMA's output is laid out by channels, and not every kernel looks at strides."""
+
+    class Other(torch.nn.Linear):
+        def forward(self, x):
+            assert x.is_contiguous()
+            return super().forward(x)
+
+    x = torch.randn(2, 4, 3).transpose(1, 2)
+    layer = Other(4, 5)
+    torch.testing.assert_close(linear(layer, x), F.linear(x, layer.weight, layer.bias))

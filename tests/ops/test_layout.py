@@ -1,6 +1,7 @@
 """What a layout says of itself, for every kind of layout; who sees whom is tested with attention."""
 
 import itertools
+from dataclasses import fields
 
 import pytest
 import torch
@@ -51,3 +52,11 @@ def test_accelerate_moves_a_layout(packed):
     for name in ("start", "stop", "real", "tokens"):
         assert getattr(moved, name).device.type == "meta" and getattr(layout, name).device.type == "cpu"
     assert (moved.queries, moved.chunk, moved.causal) == (9, 4, False)
+
+
+def test_a_layout_is_copied_by_its_fields():
+    """As compressed-tensors does; what was worked out for the original is not taken along."""
+    layout = self_attention_layout(None, 9, chunk_size=4)
+    layout.parts()
+    copy = type(layout)(**{field.name: getattr(layout, field.name) for field in fields(layout)})
+    assert copy == layout and layout.plans and not copy.plans

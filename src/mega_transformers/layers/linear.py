@@ -41,4 +41,5 @@ def linear(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """`module(x)` for a linear layer or what took its place; for a plain one and few rows by a faster operator."""
     if are_few_rows(x) and is_plain(module):
         return linear_few_rows(x, module.weight, module.bias)  # type: ignore[arg-type]
-    return module(x)
+    # the EMA's output is laid out by channels, which bitsandbytes' 4-bit kernel reads as if it were not
+    return module(x if type(module) is nn.Linear else x.contiguous())

@@ -76,6 +76,8 @@ class MegaSequenceNorm(nn.Module):
     def __init__(self, config: MegaConfig, affine: bool | None = None) -> None:
         super().__init__()
         size, affine = config.hidden_size, config.norm_affine if affine is None else affine
+        # what adapters put in place of a batch norm is none itself
+        self.over_batch = config.normalization_type in ("batchnorm", "syncbatchnorm")
         self.norm: nn.Module
         if config.normalization_type == "layernorm":
             self.norm = nn.LayerNorm(size, eps=EPSILON, elementwise_affine=affine)
@@ -90,6 +92,6 @@ class MegaSequenceNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, L, d) -> (B, L, d)."""
-        if isinstance(self.norm, nn.modules.batchnorm._BatchNorm):
+        if self.over_batch:
             return self.norm(x.flatten(0, 1)).view_as(x)
         return self.norm(x)

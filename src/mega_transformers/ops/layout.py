@@ -84,11 +84,11 @@ class AttentionLayout:
     tokens: torch.Tensor | None = None
     reset: torch.Tensor | None = None
     documents: int | None = None
-    # What a form works out once for all layers. An attribute of each, and no field: FSDP goes through all fields.
     plans: ClassVar[dict[Any, Any]]
+    """What a form works out once for all layers: of a layout, but no field, so that copies by fields start afresh."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "plans", {})
+        self.__dict__["plans"] = {}
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> AttentionLayout:
         """The layout on another device, as accelerate asks for where a model is spread over several."""

@@ -105,7 +105,10 @@ def check_cache(cache: Cache, config: MegaConfig, batch: int, device: torch.devi
     ours = (MegaCacheLayer, MegaStaticCacheLayer)
     kinds = {type(layer).__name__ for layer in cache.layers if not isinstance(layer, ours)}
     if kinds:
-        raise ValueError(f"cache belongs to another model: it has layers of {', '.join(sorted(kinds))}{REMEDY}")
+        raise ValueError(
+            f"cache belongs to another model: it has layers of {', '.join(sorted(kinds))}{REMEDY}. If this is PEFT's "
+            "prefix tuning: Mega has no cache of keys and values alone; use LoRA or prompt tuning"
+        )
     layers = cast(list[MegaCacheLayer], cache.layers)
     if len(layers) != config.num_hidden_layers:
         raise ValueError(
