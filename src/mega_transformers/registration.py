@@ -11,8 +11,8 @@ The tables are private to transformers, and all that depends on them is in this 
 tested, and tables that look different, get Mega by the public `register`: this works, and only takes longer.
 
 The tables are in two modules of transformers, which cost 0.3 s themselves and need not have been imported yet. Then a
-finder at the start of `sys.meta_path` waits for them, for the one that makes the namespace anew, and for a module of PEFT,
-whose tables say what adapters adapt by default.
+finder at the start of `sys.meta_path` waits for them, for the one that makes the namespace anew, and for a module of
+PEFT, whose tables say what adapters adapt by default.
 """
 
 from __future__ import annotations
