@@ -79,7 +79,7 @@ def test_user_mistakes_are_one_message(recipe_dict, write_recipe, data_dir, tmp_
         (["--data", "TEXT", "--clean", "soap"], "--clean soap is unknown"),
         (["--data", "TEXT", "--documents", "pages"], "--documents pages is unknown"),
         (["--data", "TEXT", "--probability", "2"], "evaluation_probability=2.0 must be"),
-        (["--data", "TEXT"], "no masked language model can be loaded from"),
+        (["--data", "TEXT", "--metric", "rouge"], "the metric 'rouge' is unknown"),
     ],
 )
 def test_evaluate_user_mistakes(data_dir, tmp_path, arguments, message):

@@ -51,7 +51,7 @@ def test_the_guides_example_is_valid(write_recipe):
         ("data.0.documents", "pages", "data.0.documents='pages' is unknown; known are whole, lines"),
         ("data.0.train", [], "data: no source has the role train"),
         ("model.vocab_size", 300, "model.vocab_size comes from the tokenizer"),
-        ("training.learning_rat", 0.1, "training.learning_rat is no field of TrainingArguments; did you mean"),
+        ("training.learning_rat", 0.1, "training.learning_rat is not a field of TrainingArguments; did you mean"),
         ("training.learning_rate", "fast", "training.learning_rate must be a number; got 'fast'"),
         ("training.max_steps", 3, "training.max_steps is not set there but by schedule.max_steps"),
     ],
@@ -104,7 +104,7 @@ def test_exponents_without_a_point_are_numbers(recipe_dict, write_recipe):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("hidden_sise", 8, "model.hidden_sise is no field of MegaConfig"),
+        ("hidden_sise", 8, "model.hidden_sise is not a field of MegaConfig; did you mean hidden_size"),
         ("normalization_type", "batch", "normalization_type='batch' is unknown"),
         ("hidden_size", "wide", "model.hidden_size must be a whole number; got 'wide'"),
     ],

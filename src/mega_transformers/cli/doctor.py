@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .device import AUTO, available_devices, resolve_device
+from .device import AUTO, available_devices, check_names, resolve_device
 from .runtime import load_libraries, stderr_console
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def doctor(
     padding, packing, gradients, half precision. Takes less than half a minute a device. The exit code is 1 if a check
     fails.
     """
+    check_names(device)
     load_libraries()
     import torch
 
