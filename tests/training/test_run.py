@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainerCallback
 
 import mega_transformers  # noqa: F401
@@ -224,3 +226,63 @@ def test_the_clock_ends_training_with_the_learning_rate_at_zero(recipe, data_dir
     after = ticking.trainer.model.state_dict()
     for name, weight in before.items():
         assert torch.equal(weight, after[name]), name
+
+
+def test_a_second_run_in_the_same_folder_is_refused(recipe, data_dir, tmp_path):
+    output = tmp_path / "run"
+
+    class Second(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 1:
+                with pytest.raises(RecipeError, match=f"--output-dir {output}: another run is writing to it"):
+                    run(recipe, RunOptions(data_dir, output))
+                Second.refused = True
+
+    recipe.schedule.max_steps = 2
+    with pytest.MonkeyPatch.context() as patch:
+        original = run_module.RecipeTrainer.__init__
+
+        def with_second(self, *args, **kwargs):
+            original(self, *args, **kwargs)
+            self.add_callback(Second())
+
+        patch.setattr(run_module.RecipeTrainer, "__init__", with_second)
+        assert run(recipe, RunOptions(data_dir, output, resume=False))["steps"] == 2
+    assert Second.refused
+    assert run(recipe, RunOptions(data_dir, output))["steps"] == 2  # the first has ended
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+    ],
+)
+def test_a_full_disk_keeps_the_last_good_checkpoint(recipe, data_dir, tmp_path, monkeypatch, error):
+    """Whichever library writes when the disk is full: each has an error of its own."""
+    output = tmp_path / "run"
+    save = run_module.RecipeTrainer._save_optimizer_and_scheduler
+
+    def full(self, folder):
+        if self.state.global_step == 8:
+            raise error
+        save(self, folder)
+
+    monkeypatch.setattr(run_module.RecipeTrainer, "_save_optimizer_and_scheduler", full)
+    with pytest.raises(RecipeError, match=r"is full; make space there, and the same command continues from .*-4"):
+        run(recipe, RunOptions(data_dir, output))
+    assert (output / "checkpoint-4").is_dir() and not (output / "checkpoint-8").exists()
+    assert not list(output.rglob("*.partial"))
+    monkeypatch.undo()
+    assert run(recipe, RunOptions(data_dir, output))["steps"] == 12
+
+
+def test_other_errors_are_not_taken_for_a_full_disk(recipe, data_dir, tmp_path, monkeypatch):
+    def broken(self, folder):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(run_module.RecipeTrainer, "_save_optimizer_and_scheduler", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        run(recipe, RunOptions(data_dir, tmp_path / "run"))

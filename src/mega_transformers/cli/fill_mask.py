@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MASK = "<mask>"
 EXAMPLE = f'mega fill-mask "The {MASK} of the United States gave a speech."'
 CONTEXT = 48  # characters shown on either side of a filled mask
-BAR_WIDTH = 10
+BAR_WIDTH = 10  # of a probability of 1
 NARROW = 72  # columns below which a table leaves out the text
 
 
@@ -177,9 +177,7 @@ def _tables(filler: Filler, text: str, masks: list[list[dict[str, Any]]], with_t
                 str(rank),
                 Text(_visible(token), style="bold"),
                 f"{score:.1%}",
-                Bar(
-                    size=1, begin=0, end=score, width=BAR_WIDTH, color="cyan"
-                ),  # the whole width is a probability of 1
+                Bar(size=1, begin=0, end=score, width=BAR_WIDTH, color="cyan"),
                 *([_filled(before, token, after, swallows_space)] if with_text else []),
             )
         yield table

@@ -147,7 +147,8 @@ def evaluate(
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="Evaluate as a recipe does, and without --data on its test part. A file or a bundled recipe.",
+            help="Recipe, or name of a bundled one: evaluate as it does, and without --data on its test part; "
+            "default: none.",
             rich_help_panel=PAIRS_PANEL,
             autocompletion=bundled_recipes,
         ),

@@ -361,8 +361,9 @@ def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        known = ", ".join(sorted(file.stem for file in RECIPES.glob("*.yaml")))
-        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}; bundled are {known}") from None
+        known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+        hint = did_you_mean(path.stem, known, f"bundled are {', '.join(known)}")
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}; {hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from None
     for override in overrides or []:
