@@ -148,4 +148,4 @@ def test_bundled_recipes_are_found_by_name(tmp_path, monkeypatch, recipe_dict, w
     with pytest.raises(RecipeError, match=r"cannot read the recipe mlm-smok: .*; did you mean mlm-smoke"):
         load_recipe(find_recipe(Path("mlm-smok")))
     with pytest.raises(RecipeError, match="bundled are clm-prose, g2p-cmudict"):
-        load_recipe(find_recipe(Path("elsewhere/mlm-smoke.yaml")))
+        load_recipe(find_recipe(Path("cooking")))

@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainerCallback
 
@@ -229,27 +230,32 @@ def test_the_clock_ends_training_with_the_learning_rate_at_zero(recipe, data_dir
 
 
 def test_a_second_run_in_the_same_folder_is_refused(recipe, data_dir, tmp_path):
+    """The first one stands still while it trains; when it has ended, its folder is free, for --no-resume too."""
     output = tmp_path / "run"
+    output.mkdir()
+    with FileLock(output / run_module.LOCK), pytest.raises(RecipeError, match="another run is writing to it"):
+        run(recipe, RunOptions(data_dir, output))
+    assert {path.name for path in output.iterdir()} <= {run_module.LOCK}
+    recipe.schedule.max_steps = 1
 
-    class Second(TrainerCallback):
+    class StillLocked(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 1:
-                with pytest.raises(RecipeError, match=f"--output-dir {output}: another run is writing to it"):
-                    run(recipe, RunOptions(data_dir, output))
-                Second.refused = True
+            with pytest.raises(Timeout):
+                FileLock(output / run_module.LOCK, timeout=0).acquire()
+            StillLocked.seen = True
 
-    recipe.schedule.max_steps = 2
     with pytest.MonkeyPatch.context() as patch:
         original = run_module.RecipeTrainer.__init__
 
-        def with_second(self, *args, **kwargs):
+        def with_callback(self, *args, **kwargs):
             original(self, *args, **kwargs)
-            self.add_callback(Second())
+            self.add_callback(StillLocked())
 
-        patch.setattr(run_module.RecipeTrainer, "__init__", with_second)
-        assert run(recipe, RunOptions(data_dir, output, resume=False))["steps"] == 2
-    assert Second.refused
-    assert run(recipe, RunOptions(data_dir, output))["steps"] == 2  # the first has ended
+        patch.setattr(run_module.RecipeTrainer, "__init__", with_callback)
+        assert run(recipe, RunOptions(data_dir, output, resume=False))["steps"] == 1
+    assert StillLocked.seen
+    with FileLock(output / run_module.LOCK, timeout=0):
+        pass
 
 
 @pytest.mark.parametrize(

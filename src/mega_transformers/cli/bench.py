@@ -218,7 +218,7 @@ def _show_registry(console: Any) -> None:
     from benchmarks.cases import CASES, Comparison
     from benchmarks.peers import PEERS
 
-    table = Table(Column("case", no_wrap=True), "against and targets", "what")
+    table = Table(*(Column(name, overflow="fold") for name in ("case", "against and targets", "what")))
     for case in CASES.values():
         if isinstance(case, Comparison):
             against = [f"{peer}{_bounds(target.speed, target.memory)}" for peer, target in case.against.items()]
@@ -228,7 +228,7 @@ def _show_registry(console: Any) -> None:
             memory = f", memory ≤ {case.memory_growth:g}x" if case.memory_growth else ""
             table.add_row(case.name, f"itself{growth}{memory}", case.title)
     console.print(table)
-    peers = Table("peer", "what", "runs in")
+    peers = Table(*(Column(name, overflow="fold") for name in ("peer", "what", "runs in")))
     for peer in PEERS.values():
         place = f".venvs/{peer.name} ({', '.join(peer.requirements)})" if peer.requirements else "this interpreter"
         peers.add_row(peer.name, peer.title, place)

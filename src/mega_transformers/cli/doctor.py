@@ -92,7 +92,7 @@ def _surroundings_table(around: dict[str, Any]) -> Table:
         "devices": "; ".join(f"{name}: {what}" for name, what in around["devices"].items()),
         "libraries": ", ".join(libraries) + (f" (not installed: {', '.join(missing)})" if missing else ""),
     }
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table = Table("", Column("", overflow="fold"), box=None, show_header=False, pad_edge=False)
     for name, value in rows.items():
         table.add_row(name, value)
     return table
