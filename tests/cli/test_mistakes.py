@@ -47,6 +47,8 @@ finally:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["fill-mask", "a mask"], "no mask in 'a mask': write <mask> where"),
+        (["text2text", "a", "--num-beams", "2", "--num-return-sequences", "3"], "--num-return-sequences 3"),
         (["fill-mask", "a <mask>", "--dtype", "int8"], "--dtype int8: expected auto"),
         (["generate", "a", "--device", "gpu"], "--device gpu: expected auto"),
         (["generate", "a", "--num-beams", "1000000"], "--num-beams"),

@@ -79,7 +79,7 @@ def _print(table: Table) -> None:
 
 
 def _surroundings_table(around: dict[str, Any]) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     oldest, newest = around["transformers_tested"]
     libraries = [f"{name} {version}" for name, version in around["libraries"].items() if version]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..assets import DEFAULT_MODEL
+from ..assets import BUNDLED_MODELS, DEFAULT_MODEL
 from .device import AUTO, DeviceOption, DTypeOption, check_names, resolve_placement
 from .loading import MASKED, ModelOption, kind_of, load, locate
 from .runtime import UserError, gather_texts, load_libraries, print_note, shortened, spinner
@@ -70,6 +70,8 @@ def fill_mask(
     """
     check_names(device, dtype)
     wanted = gather_texts(texts or [], metavar="TEXT", example=EXAMPLE, kind=f"text with {MASK}")
+    if model in BUNDLED_MODELS:
+        check_masks(wanted)  # of other models the mask token is not known yet
     filler = load_filler(model, device, dtype)
     prepared = [text.replace(MASK, filler.mask_token) for text in wanted]
     check_texts(filler, prepared)
@@ -104,19 +106,33 @@ def load_filler(name: str, device: str = AUTO, dtype: str = AUTO) -> Filler:
     return Filler(model.config, tokenizer, pipeline)
 
 
+def check_masks(texts: list[str], mask_token: str = MASK) -> None:
+    """Refuses texts without mask.
+
+    Args:
+        texts: The texts.
+        mask_token: The model's own mask token.
+
+    Raises:
+        UserError: naming the text.
+    """
+    for text in texts:
+        if mask_token not in text:
+            also = "" if mask_token == MASK else f" (or the model's own {mask_token})"
+            raise UserError(f"no mask in {shortened(text)!r}: write {MASK}{also} where a word is to be filled in")
+
+
 def check_texts(filler: Filler, texts: list[str]) -> None:
     """Refuses texts without mask, or longer than the model takes, before any is filled.
 
     Raises:
         UserError: naming the text and what would be right.
     """
+    check_masks(texts, filler.mask_token)
     config = filler.config
     with spinner("Tokenising"):
         lengths = [len(ids) for ids in filler.tokenizer(texts, verbose=False)["input_ids"]]
     for text, length in zip(texts, lengths):
-        if filler.mask_token not in text:
-            also = "" if filler.mask_token == MASK else f" (or the model's own {filler.mask_token})"
-            raise UserError(f"no mask in {shortened(text)!r}: write {MASK}{also} where a word is to be filled in")
         if filler.limit is not None and length > filler.limit:
             raise UserError(
                 f"{shortened(text)!r} has {length} tokens, but the model takes at most {filler.limit}; shorten it"

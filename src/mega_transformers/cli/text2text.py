@@ -117,17 +117,20 @@ def load_transducer(name: str, arguments: dict[str, Any], device: str = AUTO, dt
     model, tokenizer = load(place, kind, placement)
     own = model.generation_config
     beams = arguments.get("num_beams", own.num_beams) or 1
-    outputs = arguments["num_return_sequences"]
-    if outputs > beams:
-        raise UserError(
-            f"--num-return-sequences {outputs}: there are {beams} beams and no more outputs than that; give "
-            f"--num-beams {outputs} or more"
-        )
+    _check_outputs(arguments["num_return_sequences"], beams)
     new = arguments.get("max_new_tokens")
     limit = input_limit(getattr(model.config, "decoder", model.config))
     if new is not None and limit is not None and new >= limit:
         raise UserError(f"--max-new-tokens {new}: the model makes at most {limit - 1}")
     return Transducer(model, tokenizer, {"do_sample": False, **arguments, "num_beams": beams})
+
+
+def _check_outputs(outputs: int, beams: int) -> None:
+    if outputs > beams:
+        raise UserError(
+            f"--num-return-sequences {outputs}: there are {beams} beams and no more outputs than that; give "
+            f"--num-beams {outputs} or more"
+        )
 
 
 def check_texts(transducer: Transducer, texts: list[str]) -> None:
@@ -191,6 +194,8 @@ def _arguments(
 ) -> dict[str, Any]:
     if length_penalty is not None and not math.isfinite(length_penalty):
         raise typer.BadParameter(f"{length_penalty:g} must be a finite number", param_hint="'--length-penalty'")
+    if num_beams is not None:
+        _check_outputs(num_return_sequences, num_beams)
     arguments = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "length_penalty": length_penalty}
     given = {name: value for name, value in arguments.items() if value is not None}
     return {"num_return_sequences": num_return_sequences, **given}

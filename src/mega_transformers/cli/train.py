@@ -265,7 +265,7 @@ def _seconds(max_hours: float | None, until: str | None) -> float | None:
     if max_hours is not None and until is not None:
         raise RecipeError("--max-hours and --until exclude each other")
     if max_hours is not None:
-        if max_hours <= 0:
+        if not max_hours > 0:
             raise RecipeError(f"--max-hours {max_hours} must be above 0")
         return max_hours * 3600
     if until is None:

@@ -148,7 +148,7 @@ class Masking:
         for name in ("probability", "evaluation_probability"):
             if not 0 < getattr(self, name) < 1:
                 raise RecipeError(f"{name}={getattr(self, name)} must be above 0 and below 1")
-        if self.mask < 0 or self.random < 0 or self.mask + self.random > 1:
+        if not (self.mask >= 0 and self.random >= 0 and self.mask + self.random <= 1):
             raise RecipeError(f"mask={self.mask} and random={self.random} must be at least 0, and at most 1 together")
 
 
@@ -314,8 +314,7 @@ def checked_number(name: str, value: Any, where: str) -> float:
         RecipeError: for another value.
     """
     number: float = convert(float, value, where)
-    allowed = number > 0 if name in ABOVE_0 else 0 <= number < (1 if name in BELOW_1 else math.inf)
-    if not allowed or number == math.inf:
+    if not (number > 0 if name in ABOVE_0 else 0 <= number < (1 if name in BELOW_1 else math.inf)):
         words = "above 0" if name in ABOVE_0 else "at least 0" + (" and below 1" if name in BELOW_1 else "")
         raise RecipeError(f"{where}={value} must be {words}")
     return number
