@@ -10,8 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from .outputs import check_output_file
-
 
 def bench(
     cases: Annotated[list[str] | None, typer.Argument(help="Cases to run; default: all of them.")] = None,
@@ -129,6 +127,8 @@ def _run(
     from benchmarks.client import Worker
     from benchmarks.peers import PEERS, REPOSITORY, interpreter, parse_pythons
     from benchmarks.run import Settings, run_case
+
+    from .outputs import check_output_file
 
     chosen = select(names)
     if against is not None:
