@@ -384,7 +384,7 @@ def test_models_that_cannot_be_used(
     for name, model in others.items():
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
-    refused(mega(SHORT, "-m", tmp_path / "t5"), "cannot go on with texts", "type t5 have no causal language model")
-    refused(mega(SHORT, "-m", tmp_path / "bert"), "cannot go on with texts", "sees the words it is to predict")
-    refused(mega(SHORT, "-m", tmp_path / "headless"), "cannot go on with texts", "lacks")
+    refused(mega(SHORT, "-m", tmp_path / "t5"), "sequence-to-sequence model", "use it with mega text2text")
+    refused(mega(SHORT, "-m", tmp_path / "bert"), "cannot continue texts", "sees the words it is to predict")
+    refused(mega(SHORT, "-m", tmp_path / "headless"), "cannot continue texts", "lacks")
     refused(mega(SHORT, "-m", variant(vocab_size=100)), "do not belong together", "100")

@@ -173,7 +173,7 @@ def test_mistakes_are_one_message(causal_checkpoint: Path, text: Path, tmp_path:
     refused(mega(empty, *model), "empty.txt holds no text")
     refused(mega(binary, *model), "cannot read", "binary.txt")
     refused(mega("-", *model, stdin=""), "stdin holds no text")
-    refused(mega("-", *model, stdin=b"\xff\xfe\xfa"), "stdin is no UTF-8")
+    refused(mega("-", *model, stdin=b"\xff\xfe\xfa"), "stdin is not UTF-8")
     refused(mega("-", "-", *model, stdin=TEXT), "can be given once", code=2)
     refused(mega(), "Missing argument", code=2)
     refused(mega(text, *model, "--mode", "whole"), "mode='whole' is unknown; known are full, chunk, sliding")

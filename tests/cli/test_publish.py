@@ -60,7 +60,7 @@ def test_defaults(tmp_path, monkeypatch):
 def test_mistakes(tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
     output = tmp_path / "output"
-    refused(mega(tmp_path / "none", output), "there is no folder")
+    refused(mega(tmp_path / "none", output), "there is no such folder")
     (tmp_path / "empty").mkdir()
     refused(mega(tmp_path / "empty", output), "holds no config.json", "mega convert")
     refused(mega(tiny_checkpoint, output, "--push"), "--push needs --repo-id")

@@ -151,7 +151,7 @@ def test_mistakes_are_told(folder, bart, tiny_checkpoint, tmp_path):
         "--num-return-sequences 4: there are 3 beams and no more outputs than that; give --num-beams 4 or more",
     )
     refused(mega("cab", "-m", folder, "--length-penalty", "inf"), "inf must be a finite number", code=2)
-    refused(mega("cab", "-m", tiny_checkpoint), "models of the type mega have no sequence-to-sequence model")
+    refused(mega("cab", "-m", tiny_checkpoint), "use it with mega fill-mask")
     refused(mega("cab", "-m", tmp_path), "the folder holds no config.json")
     refused(mega("cab", "--file", tmp_path / "none.txt", "-m", folder), "holds the texts; leave out", code=2)
     refused(mega("--file", tmp_path / "none.txt", "-m", folder), "none.txt: cannot read")

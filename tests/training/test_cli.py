@@ -56,6 +56,7 @@ def test_train_then_evaluate(recipe_dict, write_recipe, data_dir, tmp_path):
     ("arguments", "message"),
     [
         (["--set", "schedule.max_stepz=4"], "schedule.max_stepz is unknown"),
+        (["--max-hours", "nan"], "--max-hours nan must be above 0"),
         (["--max-hours", "0"], "--max-hours 0.0 must be above 0"),
         (["--until", "noon"], "--until noon must be a time of day"),
         (["--until", "23:35", "--max-hours", "1"], "exclude each other"),
@@ -78,8 +79,9 @@ def test_user_mistakes_are_one_message(recipe_dict, write_recipe, data_dir, tmp_
         (["--data", "none.txt"], "there is no file none.txt"),
         (["--data", "TEXT", "--clean", "soap"], "--clean soap is unknown"),
         (["--data", "TEXT", "--documents", "pages"], "--documents pages is unknown"),
+        (["--data", "TEXT", "--mask", "nan"], "mask=nan and random=0.0 must be at least 0"),
         (["--data", "TEXT", "--probability", "2"], "evaluation_probability=2.0 must be"),
-        (["--data", "TEXT"], "no masked language model can be loaded from"),
+        (["--data", "TEXT", "--metric", "rouge"], "the metric 'rouge' is unknown"),
     ],
 )
 def test_evaluate_user_mistakes(data_dir, tmp_path, arguments, message):

@@ -8,7 +8,7 @@ import yaml
 
 from mega_transformers.training import causal_lm, masked_lm, text_to_text
 from mega_transformers.training.masked_lm import build_config
-from mega_transformers.training.recipe import TASKS, load_recipe
+from mega_transformers.training.recipe import TASKS, find_recipe, load_recipe
 from mega_transformers.training.schema import RecipeError
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -51,8 +51,18 @@ def test_the_guides_example_is_valid(write_recipe):
         ("data.0.documents", "pages", "data.0.documents='pages' is unknown; known are whole, lines"),
         ("data.0.train", [], "data: no source has the role train"),
         ("model.vocab_size", 300, "model.vocab_size comes from the tokenizer"),
-        ("training.learning_rat", 0.1, "training.learning_rat is no field of TrainingArguments; did you mean"),
+        ("training.learning_rat", 0.1, "training.learning_rat is not a field of TrainingArguments; did you mean"),
         ("training.learning_rate", "fast", "training.learning_rate must be a number; got 'fast'"),
+        ("training.learning_rate", -1, "training.learning_rate=-1 must be above 0"),
+        ("schedule.max_hours", float("nan"), "schedule.max_hours must be a number; got nan"),
+        ("training.learning_rate", "-1e-3", "training.learning_rate=-1e-3 must be above 0"),
+        ("training.learning_rate", float("nan"), "training.learning_rate must be a number; got nan"),
+        ("training.per_device_train_batch_size", 0, "training.per_device_train_batch_size=0 must be above 0"),
+        ("training.save_steps", -4, "training.save_steps=-4 must be above 0"),
+        ("training.weight_decay", -0.1, "training.weight_decay=-0.1 must be at least 0"),
+        ("training.adam_beta2", 1, "training.adam_beta2=1 must be at least 0 and below 1"),
+        ("sequence_lenght", 32, "sequence_lenght is unknown; did you mean sequence_length"),
+        ("schedule.max_step", 3, "schedule.max_step is unknown; did you mean max_steps"),
         ("training.max_steps", 3, "training.max_steps is not set there but by schedule.max_steps"),
     ],
 )  # fmt: skip
@@ -104,7 +114,7 @@ def test_exponents_without_a_point_are_numbers(recipe_dict, write_recipe):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("hidden_sise", 8, "model.hidden_sise is no field of MegaConfig"),
+        ("hidden_sise", 8, "model.hidden_sise is not a field of MegaConfig; did you mean hidden_size"),
         ("normalization_type", "batch", "normalization_type='batch' is unknown"),
         ("hidden_size", "wide", "model.hidden_size must be a whole number; got 'wide'"),
     ],
@@ -125,3 +135,18 @@ def test_what_is_no_recipe_is_refused(tmp_path, text):
         load_recipe(tmp_path / "none.yaml")
     with pytest.raises(RecipeError, match="must look like key=value"):
         load_recipe(RECIPES[0], ["schedule.max_steps"])
+
+
+def test_bundled_recipes_are_found_by_name(tmp_path, monkeypatch, recipe_dict, write_recipe):
+    """In a folder without recipes, as after an installation; a file that is there goes first."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("mlm-smoke", "recipes/mlm-smoke.yaml"):
+        found = find_recipe(Path(name))
+        assert load_recipe(found).name == "mlm-smoke"
+        assert (found.parent / load_recipe(found).data[0].train[0]).is_file()
+    own = write_recipe(recipe_dict).rename(tmp_path / "mlm-smoke.yaml")
+    assert find_recipe(Path("mlm-smoke.yaml")) == Path(own.name)
+    with pytest.raises(RecipeError, match=r"cannot read the recipe mlm-smok: .*; did you mean mlm-smoke"):
+        load_recipe(find_recipe(Path("mlm-smok")))
+    with pytest.raises(RecipeError, match="bundled are clm-prose, g2p-cmudict"):
+        load_recipe(find_recipe(Path("cooking")))

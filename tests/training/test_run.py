@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 
 import pytest
 import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainerCallback
 
 import mega_transformers  # noqa: F401
@@ -224,3 +227,68 @@ def test_the_clock_ends_training_with_the_learning_rate_at_zero(recipe, data_dir
     after = ticking.trainer.model.state_dict()
     for name, weight in before.items():
         assert torch.equal(weight, after[name]), name
+
+
+def test_a_second_run_in_the_same_folder_is_refused(recipe, data_dir, tmp_path):
+    """The first one stands still while it trains; when it has ended, its folder is free, for --no-resume too."""
+    output = tmp_path / "run"
+    output.mkdir()
+    with FileLock(output / run_module.LOCK), pytest.raises(RecipeError, match="another run is writing to it"):
+        run(recipe, RunOptions(data_dir, output))
+    assert {path.name for path in output.iterdir()} <= {run_module.LOCK}
+    recipe.schedule.max_steps = 1
+
+    class StillLocked(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            with pytest.raises(Timeout):
+                FileLock(output / run_module.LOCK, timeout=0).acquire()
+            StillLocked.seen = True
+
+    with pytest.MonkeyPatch.context() as patch:
+        original = run_module.RecipeTrainer.__init__
+
+        def with_callback(self, *args, **kwargs):
+            original(self, *args, **kwargs)
+            self.add_callback(StillLocked())
+
+        patch.setattr(run_module.RecipeTrainer, "__init__", with_callback)
+        assert run(recipe, RunOptions(data_dir, output, resume=False))["steps"] == 1
+    assert StillLocked.seen
+    with FileLock(output / run_module.LOCK, timeout=0):
+        pass
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+    ],
+)
+def test_a_full_disk_keeps_the_last_good_checkpoint(recipe, data_dir, tmp_path, monkeypatch, error):
+    """Whichever library writes when the disk is full: each has an error of its own."""
+    output = tmp_path / "run"
+    save = run_module.RecipeTrainer._save_optimizer_and_scheduler
+
+    def full(self, folder):
+        if self.state.global_step == 8:
+            raise error
+        save(self, folder)
+
+    monkeypatch.setattr(run_module.RecipeTrainer, "_save_optimizer_and_scheduler", full)
+    with pytest.raises(RecipeError, match=r"is full; make space there, and the same command continues from .*-4"):
+        run(recipe, RunOptions(data_dir, output))
+    assert (output / "checkpoint-4").is_dir() and not (output / "checkpoint-8").exists()
+    assert not list(output.rglob("*.partial"))
+    monkeypatch.undo()
+    assert run(recipe, RunOptions(data_dir, output))["steps"] == 12
+
+
+def test_other_errors_are_not_taken_for_a_full_disk(recipe, data_dir, tmp_path, monkeypatch):
+    def broken(self, folder):
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(run_module.RecipeTrainer, "_save_optimizer_and_scheduler", broken)
+    with pytest.raises(RuntimeError, match="a defect"):
+        run(recipe, RunOptions(data_dir, tmp_path / "run"))

@@ -172,7 +172,8 @@ def test_export_scores_alike(finished, pairs_dir):
     assert results["scores"].keys() == {"validation", "test"}
     assert results["scores"]["test"].keys() == {"model, greedy", "model, 2 beams", "nearest neighbour"}
     examples = pairs_of_recipe(recipe, pairs_dir)
-    scores, signatures = evaluate_pairs(str(folder), examples, recipe)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    scores, signatures = evaluate_pairs(AutoModelForSeq2SeqLM.from_pretrained(folder), tokenizer, examples, recipe)
     assert signatures == results["signatures"] and signatures.keys() == {"chrf"}
     assert scores["model, greedy"]["sources"] == results["test_sources"] == 30
     for name, score in scores.items():
@@ -182,7 +183,6 @@ def test_export_scores_alike(finished, pairs_dir):
     settings = model.generation_config
     assert (settings.num_beams, settings.max_new_tokens, settings.use_cache) == (2, 12, True)
     # `generate` as it is makes the outputs of the card
-    tokenizer = AutoTokenizer.from_pretrained(folder)
     for sample in results["samples"]:
         ids = model.generate(**tokenizer(sample["source"], return_tensors="pt"))[0]
         assert tokenizer.decode(ids, skip_special_tokens=True) == sample["output"]
@@ -308,14 +308,23 @@ def test_mistakes_of_evaluate_are_one_message(finished_run, pairs_dir, tmp_path,
         ("model.architecture", "lstm", "model.architecture='lstm' is unknown; known are mega, bart, marian"),
         ("model.hidden_size", 8, "model.hidden_size is unknown; known are architecture, mega"),
         ("model.mega", 8, "model.mega must be a mapping of the model's fields; got 8"),
-        ("model.mega.colour", 8, "model.mega.colour is no field of MegaConfig"),
-        ("model.mega.encoder.colour", 8, r"model\.mega\.encoder\.colour is no field of MegaConfig"),
+        ("model.mega.colour", 8, "model.mega.colour is not a field of MegaConfig"),
+        ("model.mega.encoder.colour", 8, r"model\.mega\.encoder\.colour is not a field of MegaConfig"),
         ("model.mega.encoder", 8, r"model\.mega\.encoder must be a mapping"),
         ("model.mega.hidden_size", -8, r"model\.mega: .*hidden_size"),
         ("model.mega.learning_rate", "fast", r"model\.mega\.learning_rate must be a number; got 'fast'"),
         ("generation.best_by", "bleu", "best_by='bleu' is not among metrics"),
         ("generation.metrics", ["rouge"], "the metric 'rouge' is unknown; known are bleu, chrf"),
         ("generation.num_beams", 0, "num_beams=0 must be at least 1"),
+        ("generation.num_beams", 10**6, "num_beams=1000000 must be at most 1000"),
+        (
+            "model.mega.hidden_sise",
+            8,
+            r"model\.mega\.hidden_sise is not .*; did you mean hidden_size",
+        ),
+        ("model.mega.encoder.hidden_sise", 8, "is not a field of MegaConfig; did you mean hidden_size"),
+        ("model.mega.share_embedings", True, "did you mean share_embeddings"),
+        ("model.mega.learning_rate", -1, r"model\.mega\.learning_rate=-1 must be above 0"),
         ("data", [{"name": "a", "license": "b", "train": "c"}], "data is for another task"),
         ("pairs", [], "pairs: no source has the role train"),
         ("tokenizer.vocab_size", 300, "kind='symbols' takes its entries from the train texts"),

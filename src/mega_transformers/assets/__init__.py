@@ -1,4 +1,4 @@
-"""Models that come with the package, each in a folder of its own beside its model card."""
+"""Models that come with the package, each in a folder of its own beside its model card; and recipes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ DEFAULT_MODEL = "mega-prose-5m"
 DEFAULT_CAUSAL_MODEL = "mega-prose-clm-3m"
 DEFAULT_PAIR_MODEL = "mega-g2p-1m"
 BUNDLED_MODELS = (DEFAULT_MODEL, DEFAULT_CAUSAL_MODEL, DEFAULT_PAIR_MODEL)
+RECIPES = Path(str(files(__name__))) / "recipes"
+"""The folder of the recipes, and of a sample text."""
 
 
 def bundled_model(name: str = DEFAULT_MODEL) -> Path:

@@ -12,7 +12,7 @@ import typer
 
 
 def bench(
-    cases: Annotated[list[str] | None, typer.Argument(help="Cases to run; all of them for none.")] = None,
+    cases: Annotated[list[str] | None, typer.Argument(help="Cases to run; default: all of them.")] = None,
     list_cases: Annotated[bool, typer.Option("--list", help="List cases and peers, and run nothing.")] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each peer, in turns.")] = 8,
     memory_repeats: Annotated[int, typer.Option(min=1, help="Processes of each peer, which share the repeats.")] = 4,
@@ -25,31 +25,31 @@ def bench(
         Path | None,
         typer.Option(
             help="Another checkout of this repository: its package (src/mega_transformers) is the peer `before`, in "
-            "place of the other peers.",
+            "place of the other peers. Default: none.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and inputs.")] = 0,
     output: Annotated[
-        Path | None, typer.Option(help="JSON file to write; benchmarks/results/<date>-<machine>.json for none.")
+        Path | None, typer.Option(help="JSON file to write; default: benchmarks/results/<date>-<machine>.json.")
     ] = None,
     peer_python: Annotated[
         list[str] | None,
         typer.Option(
             envvar="MEGA_BENCH_PEER_PYTHON",
-            help="PEER=/path/to/python: an existing interpreter for a peer, instead of an environment made under "
-            ".venvs.",
+            help="PEER=/path/to/python: an existing interpreter for a peer; default: an environment under .venvs.",
         ),
     ] = None,
     publish: Annotated[
         bool, typer.Option("--publish", help="Write tables and picture into docs/performance.md afterwards.")
     ] = False,
     source: Annotated[
-        Path | None, typer.Option("--from", help="Run nothing: show (and publish) this result file.")
+        Path | None, typer.Option("--from", help="Run nothing: show (and publish) this result file. Default: none.")
     ] = None,
 ) -> None:
     """Measure processor time and peak memory against other models, in turns, and show the median ratios.
 
     Unlike wall time, which is shown beside it, processor time leaves out what others take on a shared machine.
+    The benchmarks are not part of the installed package: run this command in a clone of the repository.
     """
     from rich.console import Console
 
@@ -128,14 +128,18 @@ def _run(
     from benchmarks.peers import PEERS, REPOSITORY, interpreter, parse_pythons
     from benchmarks.run import Settings, run_case
 
+    from .outputs import check_output_file
+
     chosen = select(names)
     if against is not None:
         chosen, left_out = before_after(chosen)
         if left_out:
             console.print(f"Left out, since ops are no public interface: {', '.join(left_out)}")
     pythons = parse_pythons(peer_python)
-    if output is not None and (output.is_dir() or output.suffix != ".json"):
-        raise ValueError(f"--output {output}: expected a file name that ends in .json.")
+    if output is not None:
+        if output.suffix != ".json":
+            raise ValueError(f"--output {output}: expected a file name that ends in .json.")
+        check_output_file("--output", output)
     cores = results.available_cores()
     if threads > cores:
         raise ValueError(f"--threads {threads}: this machine has {cores} cores for this process.")
@@ -214,7 +218,7 @@ def _show_registry(console: Any) -> None:
     from benchmarks.cases import CASES, Comparison
     from benchmarks.peers import PEERS
 
-    table = Table(Column("case", no_wrap=True), "against and targets", "what")
+    table = Table(*(Column(name, overflow="fold") for name in ("case", "against and targets", "what")))
     for case in CASES.values():
         if isinstance(case, Comparison):
             against = [f"{peer}{_bounds(target.speed, target.memory)}" for peer, target in case.against.items()]
@@ -224,7 +228,7 @@ def _show_registry(console: Any) -> None:
             memory = f", memory ≤ {case.memory_growth:g}x" if case.memory_growth else ""
             table.add_row(case.name, f"itself{growth}{memory}", case.title)
     console.print(table)
-    peers = Table("peer", "what", "runs in")
+    peers = Table(*(Column(name, overflow="fold") for name in ("peer", "what", "runs in")))
     for peer in PEERS.values():
         place = f".venvs/{peer.name} ({', '.join(peer.requirements)})" if peer.requirements else "this interpreter"
         peers.add_row(peer.name, peer.title, place)

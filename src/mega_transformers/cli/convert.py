@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .outputs import check_output_folder
 from .runtime import UserError, load_libraries, print_note, stderr_console
 
 if TYPE_CHECKING:
@@ -44,12 +45,13 @@ def convert(
         Path, typer.Argument(metavar="OUTPUT", help="The folder to write, which must not be there yet.")
     ],
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Folder whose tokenizer goes with the model; the source's own for none.")
+        Path | None, typer.Option(help="Folder whose tokenizer goes with the model; default: the source's own.")
     ] = None,
     dictionary: Annotated[
         list[Path] | None,
         typer.Option(
-            help="dict.txt of fairseq, to make a tokenizer of; twice for separate vocabularies, the source's first."
+            help="dict.txt of fairseq, to make a tokenizer of; twice for separate vocabularies, the source's first. "
+            "Default: none."
         ),
     ] = None,
     dtype: Annotated[
@@ -71,14 +73,18 @@ def convert(
     The format is recognised. Nothing that a file contains is run, damage is an error wherever it can be noticed, and
     the folder appears only when it is complete and computes what its source computes.
     """
+    source, output = source.expanduser(), output.expanduser()
+    if not source.exists():
+        raise UserError(f"SOURCE {source}: there is no file or folder of this name")
+    check_output_folder("OUTPUT", output)
     load_libraries()
     from ..convert import ConversionError, convert_checkpoint
 
     with _Bars() as bars:
         try:
             report = convert_checkpoint(
-                source.expanduser(),
-                output.expanduser(),
+                source,
+                output,
                 tokenizer=tokenizer,
                 dictionaries=dictionary or [],
                 dtype=dtype.value,

@@ -21,7 +21,10 @@ DeviceOption = Annotated[
     str,
     typer.Option(
         help="Device that the model runs on: auto, cpu, cuda, cuda:N or mps; auto takes an accelerator if there is "
-        "one, and the CPU otherwise. Example: --device cuda:1"
+        "one, and the CPU otherwise. Example: --device cuda:1",
+        autocompletion=lambda incomplete: [
+            name for name in (AUTO, "cpu", "cuda", "mps") if name.startswith(incomplete)
+        ],
     ),
 ]
 DTypeOption = Annotated[
@@ -30,6 +33,7 @@ DTypeOption = Annotated[
         "--dtype",
         help="Number format of the model: auto, float32, bfloat16 or float16; auto is float32 on every device, the "
         "most exact one. Example: --dtype bfloat16",
+        autocompletion=lambda incomplete: [name for name in (AUTO, *DTYPES) if name.startswith(incomplete)],
     ),
 ]
 
@@ -40,6 +44,18 @@ class Placement:
 
     device: torch.device
     dtype: torch.dtype
+
+
+def check_names(device: str = AUTO, dtype: str = AUTO) -> None:
+    """Refuses values of `--device` and `--dtype` that no machine has, without importing torch.
+
+    Raises:
+        UserError: naming the option, its value and what would be right.
+    """
+    if device != AUTO and not DEVICE_PATTERN.fullmatch(device):
+        raise UserError(f"--device {device}: expected auto, cpu, cuda, cuda:N or mps")
+    if dtype not in (AUTO, *DTYPES):
+        raise UserError(f"--dtype {dtype}: expected auto, {_or(DTYPES)}")
 
 
 def resolve_placement(device: str = AUTO, dtype: str = AUTO) -> Placement:
@@ -63,8 +79,7 @@ def resolve_device(name: str = AUTO) -> torch.device:
     found = available_devices()
     if name == AUTO:
         return torch.device(found[-1].partition(":")[0])
-    if not DEVICE_PATTERN.fullmatch(name):
-        raise UserError(f"--device {name}: expected auto, cpu, cuda, cuda:N or mps; this PyTorch finds {_or(found)}")
+    check_names(device=name)
     kind = name.partition(":")[0]
     same = [device for device in found if device.partition(":")[0] == kind]
     if not same:
@@ -96,8 +111,7 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
     if name == AUTO:
         return torch.float32
-    if name not in DTYPES:
-        raise UserError(f"--dtype {name}: expected auto, {_or(DTYPES)}")
+    check_names(dtype=name)
     dtype: torch.dtype = getattr(torch, name)
     try:
         _try_operators(device, dtype)

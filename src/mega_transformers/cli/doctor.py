@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .device import AUTO, available_devices, resolve_device
+from .device import AUTO, available_devices, check_names, resolve_device
 from .runtime import load_libraries, stderr_console
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def doctor(
     padding, packing, gradients, half precision. Takes less than half a minute a device. The exit code is 1 if a check
     fails.
     """
+    check_names(device)
     load_libraries()
     import torch
 
@@ -78,7 +79,7 @@ def _print(table: Table) -> None:
 
 
 def _surroundings_table(around: dict[str, Any]) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     oldest, newest = around["transformers_tested"]
     libraries = [f"{name} {version}" for name, version in around["libraries"].items() if version]
@@ -91,7 +92,7 @@ def _surroundings_table(around: dict[str, Any]) -> Table:
         "devices": "; ".join(f"{name}: {what}" for name, what in around["devices"].items()),
         "libraries": ", ".join(libraries) + (f" (not installed: {', '.join(missing)})" if missing else ""),
     }
-    table = Table(box=None, show_header=False, pad_edge=False)
+    table = Table("", Column("", overflow="fold"), box=None, show_header=False, pad_edge=False)
     for name, value in rows.items():
         table.add_row(name, value)
     return table

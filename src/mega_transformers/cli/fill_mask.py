@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..assets import DEFAULT_MODEL
-from .device import AUTO, DeviceOption, DTypeOption, resolve_placement
-from .loading import Kind, load, locate
-from .runtime import UserError, gather_texts, load_libraries, print_note, shortened
+from ..assets import BUNDLED_MODELS, DEFAULT_MODEL
+from .device import AUTO, DeviceOption, DTypeOption, check_names, resolve_placement
+from .loading import MASKED, ModelOption, kind_of, load, locate
+from .runtime import UserError, gather_texts, load_libraries, print_note, shortened, spinner
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
     from transformers import FillMaskPipeline, PreTrainedConfig, PreTrainedTokenizerBase
 
-KIND = Kind("AutoModelForMaskedLM", "masked language model", "fill masks")
 MASK = "<mask>"
 EXAMPLE = f'mega fill-mask "The {MASK} of the United States gave a speech."'
 CONTEXT = 48  # characters shown on either side of a filled mask
-BAR_WIDTH = 10
+BAR_WIDTH = 10  # of a probability of 1
+NARROW = 72  # columns below which a table leaves out the text
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,7 @@ def fill_mask(
             metavar="TEXT", help="Texts with one or more <mask>. '-', or none with a pipe: stdin, one per line."
         ),
     ] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="A bundled model, a folder, or an id of the Hugging Face hub.")
-    ] = DEFAULT_MODEL,
+    model: ModelOption = DEFAULT_MODEL,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Candidates per mask.")] = 5,
     device: DeviceOption = AUTO,
     dtype: DTypeOption = AUTO,
@@ -70,7 +68,10 @@ def fill_mask(
     <mask> stands for the mask whatever the model's own mask token is. Each mask is filled with the other masks left
     in place, as transformers' fill-mask pipeline does.
     """
+    check_names(device, dtype)
     wanted = gather_texts(texts or [], metavar="TEXT", example=EXAMPLE, kind=f"text with {MASK}")
+    if model in BUNDLED_MODELS:
+        check_masks(wanted)  # of other models the mask token is not known yet
     filler = load_filler(model, device, dtype)
     prepared = [text.replace(MASK, filler.mask_token) for text in wanted]
     check_texts(filler, prepared)
@@ -93,16 +94,32 @@ def load_filler(name: str, device: str = AUTO, dtype: str = AUTO) -> Filler:
     Raises:
         UserError: if there is no such model, device or number format, or the model cannot fill masks.
     """
-    place = locate(name, KIND)
+    place = locate(name)
     load_libraries()
     placement = resolve_placement(device, dtype)
     from transformers import FillMaskPipeline
 
-    model, tokenizer = load(place, KIND, placement)
+    model, tokenizer = load(place, kind_of(place, MASKED), placement)
     if tokenizer.mask_token_id is None:
         raise UserError(f"the model {name} has a tokenizer without mask token, so it cannot fill masks")
     pipeline = FillMaskPipeline(model=model, tokenizer=tokenizer, device=placement.device)
     return Filler(model.config, tokenizer, pipeline)
+
+
+def check_masks(texts: list[str], mask_token: str = MASK) -> None:
+    """Refuses texts without mask.
+
+    Args:
+        texts: The texts.
+        mask_token: The model's own mask token.
+
+    Raises:
+        UserError: naming the text.
+    """
+    for text in texts:
+        if mask_token not in text:
+            also = "" if mask_token == MASK else f" (or the model's own {mask_token})"
+            raise UserError(f"no mask in {shortened(text)!r}: write {MASK}{also} where a word is to be filled in")
 
 
 def check_texts(filler: Filler, texts: list[str]) -> None:
@@ -111,12 +128,11 @@ def check_texts(filler: Filler, texts: list[str]) -> None:
     Raises:
         UserError: naming the text and what would be right.
     """
+    check_masks(texts, filler.mask_token)
     config = filler.config
-    for text in texts:
-        if filler.mask_token not in text:
-            also = "" if filler.mask_token == MASK else f" (or the model's own {filler.mask_token})"
-            raise UserError(f"no mask in {shortened(text)!r}: write {MASK}{also} where a word is to be filled in")
-        length = len(filler.tokenizer(text, verbose=False)["input_ids"])
+    with spinner("Tokenising"):
+        lengths = [len(ids) for ids in filler.tokenizer(texts, verbose=False)["input_ids"]]
+    for text, length in zip(texts, lengths):
         if filler.limit is not None and length > filler.limit:
             raise UserError(
                 f"{shortened(text)!r} has {length} tokens, but the model takes at most {filler.limit}; shorten it"
@@ -130,7 +146,8 @@ def check_texts(filler: Filler, texts: list[str]) -> None:
 
 def _candidates(filler: Filler, text: str, top_k: int) -> list[list[dict[str, Any]]]:
     """Per mask of `text`, in their order, its candidates as the pipeline gives them."""
-    result: Any = filler.pipeline(text, top_k=top_k)
+    with spinner("Filling masks"):
+        result: Any = filler.pipeline(text, top_k=top_k)
     return [result] if isinstance(result[0], dict) else result
 
 
@@ -144,11 +161,11 @@ def _print_tables(filler: Filler, text: str, masks: list[list[dict[str, Any]]]) 
     from rich.console import Console
 
     console = Console(highlight=False)
-    for table in _tables(filler, text, masks):
+    for table in _tables(filler, text, masks, with_text=console.width >= NARROW):
         console.print(table)
 
 
-def _tables(filler: Filler, text: str, masks: list[list[dict[str, Any]]]) -> Iterator[Table]:
+def _tables(filler: Filler, text: str, masks: list[list[dict[str, Any]]], with_text: bool) -> Iterator[Table]:
     from rich import box
     from rich.bar import Bar
     from rich.table import Column, Table
@@ -164,7 +181,7 @@ def _tables(filler: Filler, text: str, masks: list[list[dict[str, Any]]]) -> Ite
             Column("token", no_wrap=True),
             Column("probability", justify="right", no_wrap=True),
             Column("", width=BAR_WIDTH, no_wrap=True),
-            Column("text", overflow="fold"),
+            *([Column("text", overflow="fold")] if with_text else []),
             title=title,
             title_justify="left",
             box=box.SIMPLE_HEAD,
@@ -176,8 +193,8 @@ def _tables(filler: Filler, text: str, masks: list[list[dict[str, Any]]]) -> Ite
                 str(rank),
                 Text(_visible(token), style="bold"),
                 f"{score:.1%}",
-                Bar(size=candidates[0]["score"], begin=0, end=score, width=BAR_WIDTH, color="cyan"),
-                _filled(before, token, after, swallows_space),
+                Bar(size=1, begin=0, end=score, width=BAR_WIDTH, color="cyan"),
+                *([_filled(before, token, after, swallows_space)] if with_text else []),
             )
         yield table
 

@@ -1,4 +1,4 @@
-"""`mega generate`: how a causal language model goes on with a text."""
+"""`mega generate`: how a causal language model continues a text."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..assets import DEFAULT_CAUSAL_MODEL
-from .device import AUTO, DeviceOption, DTypeOption, resolve_placement
-from .loading import Kind, check_kind, load, locate
+from ..training.pair_recipe import MAX_BEAMS
+from .device import AUTO, DeviceOption, DTypeOption, check_names, resolve_placement
+from .loading import CAUSAL, ModelOption, kind_of, load, locate
 from .runtime import STDIN, UserError, gather_texts, load_libraries, spinner
 
 if TYPE_CHECKING:
     from .generator import Generated, Generator, Prompt
 
-KIND = Kind("AutoModelForCausalLM", "causal language model", "go on with texts")
 EXAMPLE = 'mega generate "The ship"'
 TEMPERATURE = 0.8
 TOP_P = 0.95
+MAX_NEW_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a text goes on: arguments of transformers' `generate`, None for what is not used."""
+    """How a text continues: arguments of transformers' `generate`, None for what is not used."""
 
     max_new_tokens: int
     do_sample: bool
@@ -45,42 +46,47 @@ def generate(
     prompts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="PROMPT", help="Texts to go on with. '-', or none with a pipe: stdin, one prompt per line."
+            metavar="PROMPT", help="Texts to continue. '-', or none with a pipe: stdin, one prompt per line."
         ),
     ] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="A bundled model, a folder, or an id of the Hugging Face hub.")
-    ] = DEFAULT_CAUSAL_MODEL,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens to add at most.")] = 100,
+    model: ModelOption = DEFAULT_CAUSAL_MODEL,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", "-n", min=1, max=MAX_NEW_TOKENS, help="Tokens to add at most.")
+    ] = 100,
     sample: Annotated[
         bool | None,
         typer.Option(
             "--sample/--greedy",
-            help="Draw tokens by their probability, or take the likeliest; for none, sampling, but greedy with beams.",
+            help="Draw tokens by their probability, or take the likeliest; default: --sample, with beams --greedy.",
         ),
     ] = None,
     temperature: Annotated[
         float | None,
-        typer.Option(help=f"Sampling: below 1 prefers likely tokens, above 1 evens out; {TEMPERATURE} for none."),
+        typer.Option(
+            help=f"Sampling: below 1 prefers likely tokens, above 1 evens out; default: {TEMPERATURE}.",
+        ),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(min=0, help="Sampling: among that many likeliest tokens; 0, or none: all.")
+        int | None, typer.Option(min=0, help="Sampling: among that many likeliest tokens; default: 0, which is all.")
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help=f"Sampling: among the likeliest tokens that have this probability; {TOP_P} for none."),
+        typer.Option(help=f"Sampling: among the likeliest tokens that have this probability; default: {TOP_P}."),
     ] = None,
     repetition_penalty: Annotated[
         float, typer.Option(help="Above 1: tokens that were there before become less likely.")
     ] = 1.0,
     seed: Annotated[
-        int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of the sampling; another at each call for none.")
+        int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of the sampling; default: another at each call.")
     ] = None,
-    num_beams: Annotated[int, typer.Option(min=1, help="Texts to keep in a beam search; shown when finished.")] = 1,
+    num_beams: Annotated[
+        int, typer.Option(min=1, max=MAX_BEAMS, help="Texts to keep in a beam search; shown when finished.")
+    ] = 1,
     prompt_lookup: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Try up to that many tokens at once, copied from the text: faster where texts repeat."
+            min=1,
+            help="Try up to that many tokens at once, copied from the text: faster where texts repeat; default: none.",
         ),
     ] = None,
     device: DeviceOption = AUTO,
@@ -89,7 +95,7 @@ def generate(
     whole: Annotated[bool, typer.Option("--whole", help="Stdin is one prompt, and not one per line.")] = False,
     stream: Annotated[
         bool | None,
-        typer.Option(help="Show text as it is made; for none, wherever no beams, batches or --json prevent it."),
+        typer.Option(help="Show text as it is made; default: wherever no beams, batches or --json prevent it."),
     ] = None,
     as_json: Annotated[
         bool,
@@ -99,10 +105,11 @@ def generate(
     ] = False,
     stats: Annotated[bool, typer.Option("--stats", help="Tokens per second, on stderr at the end.")] = False,
 ) -> None:
-    """Go on with each PROMPT and show it with what follows.
+    """Continue each PROMPT and show it with what follows.
 
     A text ends where the model ends it, or after --max-new-tokens. Ctrl-C ends early and keeps what is there.
     """
+    check_names(device, dtype)
     settings = Settings(
         max_new_tokens,
         num_beams=num_beams,
@@ -114,7 +121,8 @@ def generate(
     _check_lookup(prompt_lookup, num_beams, batch_size)
     texts = _gather(prompts or [], whole)
     generator = load_generator(model, settings, device, dtype)
-    ready = [generator.encode(text) for text in texts]
+    with spinner("Tokenising"):
+        ready = [generator.encode(text) for text in texts]
     if seed is not None:
         from transformers import set_seed
 
@@ -143,19 +151,18 @@ def load_generator(name: str, settings: Settings, device: str = AUTO, dtype: str
     Raises:
         UserError: if there is no such model, device or number format, or it is not a causal language model.
     """
-    place = locate(name, KIND)
+    place = locate(name)
     load_libraries()
     placement = resolve_placement(device, dtype)
     from ..training.schema import RecipeError
     from ..training.streaming import check_causal
     from .generator import Generator
 
-    check_kind(place, KIND, "fill its masks with mega fill-mask")
-    model, tokenizer = load(place, KIND, placement)
+    model, tokenizer = load(place, kind_of(place, CAUSAL), placement)
     try:
         check_causal(model)
     except RecipeError as error:
-        raise UserError(f"the model {name} cannot {KIND.ability}: {error}") from error
+        raise UserError(f"the model {name} cannot {CAUSAL.ability}: {error}") from error
     return Generator(model, tokenizer, settings)
 
 
@@ -211,7 +218,7 @@ def _gather(arguments: list[str], whole: bool) -> list[str]:
         raise _mistake("--whole", f"is about stdin, which no prompt stands for; add '{STDIN}', or leave --whole out")
     for argument in arguments:
         if not argument.strip():
-            raise typer.BadParameter(f"{argument!r} is empty; give a word to go on with", param_hint="PROMPT")
+            raise typer.BadParameter(f"{argument!r} is empty; give a word to continue", param_hint="PROMPT")
     return gather_texts(arguments, metavar="PROMPT", example=EXAMPLE, kind="prompt", whole=whole)
 
 

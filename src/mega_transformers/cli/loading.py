@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from ..assets import BUNDLED_MODELS, bundled_model
 from .device import Placement
 from .runtime import UserError, spinner
+
+
+def bundled_names(incomplete: str) -> list[str]:
+    """The bundled models whose name begins like this, for the completion of command lines."""
+    return [name for name in BUNDLED_MODELS if name.startswith(incomplete)]
+
+
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="A bundled model, a folder, or an id of the Hugging Face hub. Example: --model runs/mlm-smoke/model",
+        autocompletion=bundled_names,
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -19,11 +38,38 @@ class Kind:
         auto_class: The Auto class of transformers that loads it.
         name: What it is, for messages: "masked language model".
         ability: What it can do: "fill masks".
+        table: transformers' table of the names of its classes.
+        commands: What to use it with, for messages.
     """
 
     auto_class: str
     name: str
     ability: str
+    table: str
+    commands: str
+
+
+MASKED = Kind(
+    "AutoModelForMaskedLM",
+    "masked language model",
+    "fill masks",
+    "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    "mega fill-mask or mega evaluate",
+)
+CAUSAL = Kind(
+    "AutoModelForCausalLM",
+    "causal language model",
+    "continue texts",
+    "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "mega generate or mega perplexity",
+)
+PAIRS = Kind(
+    "AutoModelForSeq2SeqLM",
+    "sequence-to-sequence model",
+    "turn texts into others",
+    "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "mega text2text or mega evaluate",
+)
 
 
 @dataclass(frozen=True)
@@ -43,43 +89,67 @@ class Location:
         }
 
 
-def locate(name: str, kind: Kind) -> Location:
+def locate(name: str, option: str = "--model") -> Location:
     """Finds a model; asks the hub once for what is neither bundled nor a folder.
+
+    Args:
+        name: The model.
+        option: The option or argument that names it, for messages.
 
     Raises:
         UserError: if there is no such model.
     """
-    folder = _local_folder(name, kind)
-    return Location(name, folder, folder is None and not _hub_answers(name))
+    folder = _local_folder(name, option)
+    return Location(name, folder, folder is None and not _hub_answers(name, option))
 
 
-def check_kind(place: Location, kind: Kind, remedy: str | None = None) -> None:
-    """Refuses models that transformers would load as another kind than they are, or not at all.
+def kind_of(place: Location, *kinds: Kind) -> Kind:
+    """The first of `kinds` that a model is; refuses models that are none of them, or were saved as something else.
+
+    A model whose files say nothing about it counts as the first kind: loading it tells what is wrong.
 
     Args:
         place: Where the model is.
-        kind: What is needed: a causal language model.
-        remedy: What else to do with a masked language model, for a kind that transformers would make of one.
+        kinds: What a command can use.
 
     Raises:
-        UserError: for a masked language model, and for one of a type that has no such kind.
+        UserError: for a model with another head, naming the command for it, and for one of a type without such a head.
     """
     import transformers
+    from transformers.models.auto import modeling_auto
+
+    import mega_transformers
 
     try:
         config = transformers.AutoConfig.from_pretrained(**place.arguments)
     except Exception:  # loading the model tells what is wrong
-        return
+        return kinds[0]
     for architecture in config.architectures or []:
-        if remedy is not None and architecture.endswith("ForMaskedLM"):
+        own = [kind for kind in (PAIRS, MASKED, CAUSAL) if architecture in getattr(modeling_auto, kind.table).values()]
+        for kind in kinds:
+            if kind in own:
+                return kind
+        if own:
             raise UserError(
-                f"the model {place.name} is a masked language model ({architecture}), which sees the words it is to "
-                f"predict; give a {kind.name}, or {remedy}"
+                f"the model {place.name} is a {own[0].name} ({architecture}) and cannot {_or_else(kinds)}; use it "
+                f"with {own[0].commands}"
             )
-    if type(config) not in getattr(transformers, kind.auto_class)._model_mapping:
-        raise UserError(
-            f"the model {place.name} cannot {kind.ability}: models of the type {config.model_type} have no {kind.name}"
-        )
+        if architecture in mega_transformers.__all__ and "For" in architecture:
+            raise UserError(
+                f"the model {place.name} is a {architecture} and cannot {_or_else(kinds)}; no command runs such a "
+                f"model, but transformers does: {architecture}.from_pretrained"
+            )
+    for kind in kinds:
+        if type(config) in getattr(transformers, kind.auto_class)._model_mapping:
+            return kind
+    raise UserError(
+        f"the model {place.name} cannot {_or_else(kinds)}: models of the type {config.model_type} have no "
+        f"{' or '.join(kind.name for kind in kinds)}"
+    )
+
+
+def _or_else(kinds: tuple[Kind, ...]) -> str:
+    return " or ".join(kind.ability for kind in kinds)
 
 
 def load(place: Location, kind: Kind, placement: Placement) -> tuple[Any, Any]:
@@ -125,26 +195,29 @@ def load(place: Location, kind: Kind, placement: Placement) -> tuple[Any, Any]:
     return model.to(placement.device).eval(), tokenizer
 
 
-def _local_folder(name: str, kind: Kind) -> Path | None:
+def _local_folder(name: str, option: str) -> Path | None:
     """The folder that `name` says, or of the bundled model; None for what can only be a hub id."""
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(f"--model {name}: the folder holds no config.json, so it is no model")
+            raise UserError(f"{option} {name}: the folder holds no config.json, so it is no model")
         return path
     if name in BUNDLED_MODELS:
         try:
             return bundled_model(name)
         except ValueError as error:
-            raise UserError(f"{error}; --model takes any folder or hub id of a {kind.name}") from None
+            raise UserError(f"{option} {name}: {error}; any folder or hub id of a model will do") from None
     if path.exists():
-        raise UserError(f"--model {name}: expected a folder with config.json, weights and tokenizer, got a file")
+        raise UserError(f"{option} {name}: expected a folder with config.json, weights and tokenizer, got a file")
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
-        raise UserError(f"--model {name!r}: there is no such folder")
+        raise UserError(f"{option} {name!r}: there is no such folder")
+    close = difflib.get_close_matches(name, BUNDLED_MODELS, n=1, cutoff=0.8)
+    if close:
+        raise UserError(f"{option} {name}: there is no such folder or bundled model; did you mean {close[0]}?")
     return None
 
 
-def _hub_answers(name: str) -> bool:
+def _hub_answers(name: str, option: str) -> bool:
     """Whether the model hub can be reached. Asks once, where loading would try again for a minute.
 
     Raises:
@@ -158,7 +231,7 @@ def _hub_answers(name: str) -> bool:
             model_info(name, timeout=10)
     except (HFValidationError, RepositoryNotFoundError):
         raise UserError(
-            f"--model {name}: there is no such folder, and the model hub has no such model, or none you may read"
+            f"{option} {name}: there is no such folder, and the model hub has no such model, or none you may read"
         ) from None
     except Exception:  # no connection, a time-out or offline mode, in the words of whichever HTTP client
         return False

@@ -22,9 +22,8 @@ from .train import evaluate, train
 app = typer.Typer(
     name="mega",
     help="Mega: moving average equipped gated attention. "
-    "Fill masks, write, judge texts, train, evaluate, convert, measure, check.",
+    "Fill masks, write, score texts, train, evaluate, convert, measure, check.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -58,5 +57,5 @@ for _command in (
     bench,
     doctor,
 ):
-    app.command(_command.__name__.replace("_", "-"))(guarded(_command, load=_command in (train, evaluate)))
+    app.command(_command.__name__.replace("_", "-"))(guarded(_command))
 app.command("run", context_settings=SETTINGS)(guarded(run))

@@ -10,24 +10,31 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..assets import DEFAULT_CAUSAL_MODEL
-from .device import AUTO, DeviceOption, DTypeOption, Placement, resolve_placement
-from .loading import Kind, Location, check_kind, load, locate
+from .device import AUTO, DeviceOption, DTypeOption, Placement, check_names, resolve_placement
+from .loading import CAUSAL, Location, ModelOption, kind_of, load, locate
+from .outputs import check_output_file
 from .runtime import STDIN, UserError, load_libraries, spinner
+from .tables import print_scores
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from ..training.streaming import TextScore
 
 TOGETHER = "together"
-KIND = Kind("AutoModelForCausalLM", "causal language model", "predict next words")
+# key of a score -> title of its column, format
+COLUMNS = {
+    "tokens": ("tokens", ","),
+    "cross_entropy": ("nats per token", ".4f"),
+    "perplexity": ("token perplexity", ".2f"),
+    "bits_per_character": ("bits per character", ".4f"),
+    "word_perplexity": ("word perplexity", ".2f"),
+    "raw_word_perplexity": ("per uncleaned word", ".2f"),
+    "tokens_per_second": ("tokens per second", ",.0f"),
+}
 
 
 def perplexity(
     files: Annotated[list[str], typer.Argument(metavar="FILE", help="Text files, .gz too; '-' for stdin.")],
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="A bundled model, a folder, or an id of the Hugging Face hub.")
-    ] = DEFAULT_CAUSAL_MODEL,
+    model: ModelOption = DEFAULT_CAUSAL_MODEL,
     mode: Annotated[
         str,
         typer.Option(
@@ -35,19 +42,21 @@ def perplexity(
             "in its window; 'sliding', those before it in a window that moves on by the stride."
         ),
     ] = "full",
-    window: Annotated[int | None, typer.Option(help="Tokens per window of chunk and sliding; 512 for none.")] = None,
+    window: Annotated[int | None, typer.Option(help="Tokens per window of chunk and sliding; default: 512.")] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Tokens by which a sliding window moves on; half a window for none.")
+        int | None, typer.Option(help="Tokens by which a sliding window moves on; default: half a window.")
     ] = None,
     piece: Annotated[
         int | None,
-        typer.Option(help="Tokens read at a time in mode full, which the numbers do not depend on; 1024 for none."),
+        typer.Option(help="Tokens read at a time in mode full, which the numbers do not depend on; default: 1024."),
     ] = None,
-    clean: Annotated[list[str] | None, typer.Option(help="Cleaning: wikitext, unwrap or emphasis.")] = None,
+    clean: Annotated[
+        list[str] | None, typer.Option(help="Cleaning: wikitext, unwrap or emphasis; may be repeated. Default: none.")
+    ] = None,
     documents: Annotated[str, typer.Option(help="Documents: whole, lines, paragraphs or sections.")] = "lines",
     device: DeviceOption = AUTO,
     dtype: DTypeOption = AUTO,
-    json: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to.")] = None,
+    json: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to; default: none.")] = None,
 ) -> None:
     """Cross entropy of texts under a causal language model: per token, character and word.
 
@@ -56,37 +65,33 @@ def perplexity(
     """
     if files.count(STDIN) > 1:
         raise typer.BadParameter("'-' stands for stdin and can be given once", param_hint="FILE")
-    if json is not None and not json.parent.is_dir():
-        raise UserError(f"--json {json}: there is no folder {json.parent}")
-    if json is not None and json.is_dir():
-        raise UserError(f"--json {json}: that is a folder; name a file")
+    check_names(device, dtype)
+    if json is not None:
+        check_output_file("--json", json)
     for name in files:
         if name != STDIN and not Path(name).is_file():
             raise UserError(f"there is no file {name}")
-    place = locate(model, KIND)
-    load_libraries()
-    placement = resolve_placement(device, dtype)
-    from ..training.cleaning import check_names
+    from ..training.cleaning import check_names as check_cleaning
     from ..training.schema import RecipeError
 
     try:
-        check_names(clean or [], documents)
+        check_cleaning(clean or [], documents)
         reading = _reading(mode, window, stride, piece)
         texts = {name: _text(name) for name in files}
-        scores = _scores(place, placement, texts, reading, clean or [], documents)
+        place = locate(model)
+        load_libraries()
+        scores = _scores(place, resolve_placement(device, dtype), texts, reading, clean or [], documents)
     except RecipeError as error:
         raise UserError(str(error)) from error
     if json is not None:
         _write(json, model, reading, scores)
-
-    from rich.console import Console
-
-    Console().print(_table(f"{model}, {_describe(reading)}", scores, cleaned=bool(clean)))
+    columns = {key: column for key, column in COLUMNS.items() if clean or key != "raw_word_perplexity"}
+    print_scores(f"{model}, {_describe(reading)}", {name: score.summary() for name, score in scores.items()}, columns)
 
 
 def _reading(mode: str, window: int | None, stride: int | None, piece: int | None) -> Any:
     """The checked `Reading`; refuses options that the mode does not use."""
-    from ..training.streaming import USES, Reading
+    from ..training.reading import USES, Reading
 
     given = {"window": window, "stride": stride, "piece": piece}
     reading = Reading(mode, **{name: value for name, value in given.items() if value is not None})
@@ -98,7 +103,7 @@ def _reading(mode: str, window: int | None, stride: int | None, piece: int | Non
 
 
 def _text(name: str) -> str:
-    from ..training.data import read_text
+    from ..training.reading import read_text
 
     if name != STDIN:
         text = read_text(Path(name))
@@ -106,7 +111,7 @@ def _text(name: str) -> str:
         try:
             text = sys.stdin.buffer.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise UserError(f"stdin is no UTF-8: {error}") from None
+            raise UserError(f"stdin is not UTF-8: {error}") from None
     if not text.strip():
         raise UserError(f"{'stdin' if name == STDIN else name} holds no text")
     return text
@@ -118,8 +123,7 @@ def _scores(
     """A score for each file and, for more than one, of all together."""
     from ..training.streaming import check_causal, read_tokens, score_text
 
-    check_kind(place, KIND, "judge this one with mega evaluate")
-    model, tokenizer = load(place, KIND, placement)
+    model, tokenizer = load(place, kind_of(place, CAUSAL), placement)
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer of {place.name} has no tokenizer.json; save it with a fast tokenizer")
     check_causal(model)
@@ -151,27 +155,3 @@ def _write(path: Path, model: str, reading: Any, scores: dict[str, TextScore]) -
         for name, score in scores.items()
     }
     write_json(path, {"model": model, **reading.used(), "texts": texts})
-
-
-def _table(title: str, scores: dict[str, TextScore], cleaned: bool) -> Table:
-    from rich.table import Table
-
-    columns = {
-        "tokens": ("tokens", ","),
-        "cross_entropy": ("nats per token", ".4f"),
-        "perplexity": ("token perplexity", ".2f"),
-        "bits_per_character": ("bits per character", ".4f"),
-        "word_perplexity": ("word perplexity", ".2f"),
-        "raw_word_perplexity": ("per uncleaned word", ".2f"),
-        "tokens_per_second": ("tokens per second", ",.0f"),
-    }
-    if not cleaned:
-        del columns["raw_word_perplexity"]
-    table = Table(title=title)
-    table.add_column("", overflow="fold")
-    for name, _ in columns.values():
-        table.add_column(name, justify="right")
-    for name, score in scores.items():
-        numbers = score.summary()
-        table.add_row(name, *(format(numbers[key], form) for key, (_, form) in columns.items()))
-    return table

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .outputs import check_output_folder
 from .runtime import UserError, load_libraries, print_note, stderr_console
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ def publish(
             metavar="[OUTPUT]", help="The folder to write, which must not be there yet; by default here, NAME-hub."
         ),
     ] = None,
-    repo_id: Annotated[str | None, typer.Option(metavar="NAME/MODEL", help="Its id on the hub, for the card.")] = None,
+    repo_id: Annotated[
+        str | None, typer.Option(metavar="NAME/MODEL", help="Its id on the hub, for the card; default: none.")
+    ] = None,
     push: Annotated[bool, typer.Option("--push", help="Upload the folder to --repo-id; else nothing leaves.")] = False,
     private: Annotated[bool, typer.Option("--private", help="With --push: a repository that only you see.")] = False,
     standalone: Annotated[
@@ -33,10 +36,10 @@ def publish(
         typer.Option("--standalone", help="Put the modelling code beside the model, for use without this package."),
     ] = False,
     license_id: Annotated[
-        str | None, typer.Option("--license", metavar="ID", help="The model's licence, if its card names none.")
+        str | None, typer.Option("--license", metavar="ID", help="The model's licence; default: what its card says.")
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option(metavar="NAME/MODEL", help="What it was trained from, if its card does not say.")
+        str | None, typer.Option(metavar="NAME/MODEL", help="What it was trained from; default: what its card says.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace a model that is in OUTPUT already.")] = False,
 ) -> None:
@@ -45,11 +48,14 @@ def publish(
     The folder is read as a whole first, so that a damaged one is refused. States of a training and other files stay
     behind. Without --push nothing is uploaded.
     """
+    source = _model_folder(folder)
+    if not source.is_dir():
+        raise UserError(f"FOLDER {folder}: there is no such folder or bundled model")
+    target = output.expanduser() if output is not None else Path(f"{source.resolve().name}-hub")
+    check_output_folder("OUTPUT", target)
     load_libraries()
     from ..publish import publish_folder
 
-    source = _model_folder(folder)
-    target = output.expanduser() if output is not None else Path(f"{source.resolve().name}-hub")
     with _stages() as stage, _told_as_user_errors():
         report = publish_folder(
             source,

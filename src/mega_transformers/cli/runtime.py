@@ -22,19 +22,18 @@ class UserError(Exception):
     """A mistake of the user's. The command prints its message, without a traceback, and exits with 1."""
 
 
-def guarded(command: Callable[..., T], load: bool = False) -> Callable[..., T]:
-    """`command`, with `UserError` as a message on stderr and exit code 1, and Ctrl-C as exit code 130.
+def guarded(command: Callable[..., T]) -> Callable[..., T]:
+    """`command`, with errors that a user can mend as messages on stderr and exit code 1, and Ctrl-C as 130.
+
+    These are `UserError`, a file that cannot be read or written, and memory that is used up.
 
     Args:
         command: The function that typer makes a command of.
-        load: Whether to import the package first, for commands that do not call `load_libraries` themselves.
     """
 
     @wraps(command)
     def run(*args: object, **kwargs: object) -> T:
         try:
-            if load:
-                load_package()
             return command(*args, **kwargs)
         except UserError as error:
             print_error(str(error))
@@ -44,8 +43,29 @@ def guarded(command: Callable[..., T], load: bool = False) -> Callable[..., T]:
         except BrokenPipeError as error:
             silence_stdout()
             raise typer.Exit(1) from error
+        except OSError as error:
+            if error.errno is None:
+                raise
+            print_error(": ".join(str(part) for part in (error.filename, error.strerror) if part))
+            raise typer.Exit(1) from error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            print_error(
+                "there is not enough memory; give shorter texts, fewer at a time (--batch-size) or fewer --num-beams"
+            )
+            raise typer.Exit(1) from error
 
     return run
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory is used up: PyTorch has a class of it for accelerators only."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
 
 
 def print_error(message: str) -> None:

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from ..assets import DEFAULT_PAIR_MODEL
-from .device import AUTO, DeviceOption, DTypeOption, resolve_placement
-from .loading import Kind, check_kind, load, locate
-from .runtime import STDIN, UserError, gather_texts, load_libraries, print_note, shortened, stderr_console
+from ..training.pair_recipe import MAX_BEAMS
+from .device import AUTO, DeviceOption, DTypeOption, check_names, resolve_placement
+from .loading import PAIRS, ModelOption, kind_of, load, locate
+from .runtime import STDIN, UserError, gather_texts, load_libraries, print_note, shortened, spinner, stderr_console
 
-KIND = Kind("AutoModelForSeq2SeqLM", "sequence-to-sequence model", "turn texts into others")
 EXAMPLE = 'mega text2text "example"'
 TEXTS_AT_A_TIME = 256
 SECONDS_WITHOUT_BAR = 2
@@ -52,22 +52,26 @@ def text2text(
         list[str] | None,
         typer.Argument(metavar="TEXT", help="Source texts. '-', or none with a pipe: stdin, one per line."),
     ] = None,
-    model: Annotated[
-        str, typer.Option("--model", "-m", help="A bundled model, a folder, or an id of the Hugging Face hub.")
-    ] = DEFAULT_PAIR_MODEL,
+    model: ModelOption = DEFAULT_PAIR_MODEL,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="File of source texts, one per line; .gz too.")
+        Path | None, typer.Option("--file", "-f", help="File of source texts, one per line; .gz too; default: none.")
     ] = None,
     num_beams: Annotated[
         int | None,
-        typer.Option(min=1, help="Outputs to keep in a beam search, 1 for greedy; the model's own number for none."),
+        typer.Option(
+            min=1,
+            max=MAX_BEAMS,
+            help="Outputs to keep in a beam search, 1 for greedy; default: the model's own number.",
+        ),
     ] = None,
     num_return_sequences: Annotated[int, typer.Option(min=1, help="Outputs to show per text, best first.")] = 1,
     max_new_tokens: Annotated[
-        int | None, typer.Option("--max-new-tokens", "-n", min=1, help="Tokens of an output at most.")
+        int | None,
+        typer.Option("--max-new-tokens", "-n", min=1, help="Tokens of an output at most; default: the model's own."),
     ] = None,
     length_penalty: Annotated[
-        float | None, typer.Option(help="With beams: above the model's own prefers longer outputs.")
+        float | None,
+        typer.Option(help="With beams: above the default, which is the model's own, prefers longer outputs."),
     ] = None,
     device: DeviceOption = AUTO,
     dtype: DTypeOption = AUTO,
@@ -77,6 +81,7 @@ def text2text(
 
     The bundled model turns English words into phonemes.
     """
+    check_names(device, dtype)
     wanted = _gather(texts or [], file)
     arguments = _arguments(num_beams, num_return_sequences, max_new_tokens, length_penalty)
     transducer = load_transducer(model, arguments, device, dtype)
@@ -103,26 +108,29 @@ def load_transducer(name: str, arguments: dict[str, Any], device: str = AUTO, dt
         UserError: if there is no such model, device or number format, the model is not a sequence-to-sequence model,
             or `arguments` ask for more outputs than it has beams, or for longer ones than it makes.
     """
-    place = locate(name, KIND)
+    place = locate(name)
     load_libraries()
     placement = resolve_placement(device, dtype)
-    check_kind(place, KIND)
+    kind = kind_of(place, PAIRS)
     from ..training.streaming import input_limit
 
-    model, tokenizer = load(place, KIND, placement)
+    model, tokenizer = load(place, kind, placement)
     own = model.generation_config
     beams = arguments.get("num_beams", own.num_beams) or 1
-    outputs = arguments["num_return_sequences"]
-    if outputs > beams:
-        raise UserError(
-            f"--num-return-sequences {outputs}: there are {beams} beams and no more outputs than that; give "
-            f"--num-beams {outputs} or more"
-        )
+    _check_outputs(arguments["num_return_sequences"], beams)
     new = arguments.get("max_new_tokens")
     limit = input_limit(getattr(model.config, "decoder", model.config))
     if new is not None and limit is not None and new >= limit:
         raise UserError(f"--max-new-tokens {new}: the model makes at most {limit - 1}")
     return Transducer(model, tokenizer, {"do_sample": False, **arguments, "num_beams": beams})
+
+
+def _check_outputs(outputs: int, beams: int) -> None:
+    if outputs > beams:
+        raise UserError(
+            f"--num-return-sequences {outputs}: there are {beams} beams and no more outputs than that; give "
+            f"--num-beams {outputs} or more"
+        )
 
 
 def check_texts(transducer: Transducer, texts: list[str]) -> None:
@@ -136,8 +144,10 @@ def check_texts(transducer: Transducer, texts: list[str]) -> None:
 
     tokenizer, config = transducer.tokenizer, transducer.model.config
     limit = input_limit(getattr(config, "encoder", config))
+    with spinner("Tokenising"):
+        sources = encode_sources(tokenizer, texts)
     unknown = []
-    for text, ids in zip(texts, encode_sources(tokenizer, texts)):
+    for text, ids in zip(texts, sources):
         if limit is not None and len(ids) > limit:
             raise UserError(
                 f"{shortened(text)!r} has {len(ids)} tokens, but the model takes at most {limit}; shorten it"
@@ -164,7 +174,7 @@ def _gather(arguments: list[str], file: Path | None) -> list[str]:
 
 
 def _lines(file: Path) -> list[str]:
-    from ..training.data import read_text
+    from ..training.reading import read_text
     from ..training.schema import RecipeError
 
     try:
@@ -184,6 +194,8 @@ def _arguments(
 ) -> dict[str, Any]:
     if length_penalty is not None and not math.isfinite(length_penalty):
         raise typer.BadParameter(f"{length_penalty:g} must be a finite number", param_hint="'--length-penalty'")
+    if num_beams is not None:
+        _check_outputs(num_return_sequences, num_beams)
     arguments = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "length_penalty": length_penalty}
     given = {name: value for name, value in arguments.items() if value is not None}
     return {"num_return_sequences": num_return_sequences, **given}

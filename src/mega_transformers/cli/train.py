@@ -9,82 +9,128 @@ from typing import Annotated, Any
 
 import typer
 
-from .device import AUTO, DeviceOption, DTypeOption, resolve_placement
+from ..training.pair_recipe import MAX_BEAMS
+from .device import AUTO, DeviceOption, DTypeOption, check_names, resolve_placement
+from .loading import MASKED, PAIRS, bundled_names, kind_of, load, locate
+from .outputs import check_output_file, check_output_folder
+from .runtime import load_package
+from .tables import print_scores
 
 PAIRS_PANEL = "Options for sequence-to-sequence models"
 
 
+def bundled_recipes(incomplete: str) -> list[str]:
+    """The bundled recipes whose name begins like this, for the completion of command lines."""
+    from ..assets import RECIPES
+
+    return sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem.startswith(incomplete))
+
+
 def train(
-    recipe: Annotated[Path, typer.Argument(help="Recipe: a YAML file, as in recipes/.")],
+    recipe: Annotated[
+        Path,
+        typer.Argument(
+            help="Recipe: a YAML file, or the name of a bundled recipe, such as mlm-smoke.",
+            autocompletion=bundled_recipes,
+        ),
+    ],
     data_dir: Annotated[
         Path | None,
-        typer.Option(envvar="MEGA_DATA_DIR", help="Folder that the recipe's files are in; the recipe's own for none."),
+        typer.Option(envvar="MEGA_DATA_DIR", help="Folder that the recipe's files are in; default: the recipe's own."),
     ] = None,
     output_dir: Annotated[
-        Path | None, typer.Option(help="Folder of checkpoints and results; runs/<name of the recipe> for none.")
+        Path | None, typer.Option(help="Folder of checkpoints and results; default: runs/<name of the recipe>.")
     ] = None,
     export: Annotated[
-        Path | None, typer.Option(help="Folder of the finished model; <output-dir>/model for none.")
+        Path | None, typer.Option(help="Folder of the finished model; default: <output-dir>/model.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on from a checkpoint in the output folder.")
+        bool, typer.Option("--resume/--no-resume", help="Continue from a checkpoint in the output folder.")
     ] = True,
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="key=value in place of the recipe's: schedule.max_steps=100.")
+        list[str] | None,
+        typer.Option("--set", help="key=value in place of the recipe's. Example: --set schedule.max_steps=100"),
     ] = None,
     max_hours: Annotated[
-        float | None, typer.Option(help="Train this much longer at most; the learning rate reaches 0 by then.")
+        float | None,
+        typer.Option(
+            help="Train this much longer at most; the learning rate reaches 0 by then. Default: what the recipe says."
+        ),
     ] = None,
     until: Annotated[
-        str | None, typer.Option(help="Train until HH:MM (local time) at most; evaluation and export follow.")
+        str | None,
+        typer.Option(
+            help="Train until HH:MM (local time) at most; evaluation and export follow. Default: no time of day. "
+            "Example: --until 23:35"
+        ),
     ] = None,
     compare: Annotated[
         list[Path] | None,
         typer.Option(help="Output folder of a text-to-text run with another model, to stand in the model card."),
     ] = None,
 ) -> None:
-    """Train a model from a recipe. Ctrl-C saves a checkpoint; the same command goes on from it."""
+    """Train a model from a recipe. Ctrl-C saves a checkpoint; the same command continues from it.
+
+    Two runs cannot write to one output folder at the same time.
+    """
     from rich.console import Console
 
-    from ..training.recipe import load_recipe
+    from ..training.recipe import check_training_arguments, find_recipe, read_recipe
     from ..training.schema import RecipeError
 
-    console = Console()
     try:
-        checked = load_recipe(recipe, overrides)
+        file = find_recipe(recipe)
+        checked = read_recipe(file, overrides)
         seconds = _seconds(max_hours, until)
+        output = output_dir or Path("runs") / checked.name
+        check_output_folder("--output-dir", output)
+        if export is not None:
+            check_output_folder("--export", export)
+        load_package()
+        check_training_arguments(checked.training)
 
         from ..training.run import RunOptions, run
 
         options = RunOptions(
-            data_dir=data_dir or recipe.parent,
-            output_dir=output_dir or Path("runs") / checked.name,
+            data_dir=data_dir or file.parent,
+            output_dir=output,
             export_dir=export,
             resume=resume,
             max_seconds=seconds,
             command=_command(recipe, data_dir, overrides, max_hours, until),
             compare=compare or [],
         )
-        results = run(checked, options, console)
+        results = run(checked, options, Console())
     except RecipeError as error:
         Console(stderr=True).print(f"Error: {error}", style="red", markup=False)
         raise typer.Exit(2) from error
     if results is None:
         raise typer.Exit(130)
     for role, scores in results["scores"].items():
-        console.print(_table(f"{checked.name} on {role}", scores, checked.card.metric_titles))
+        print_scores(f"{checked.name} on {role}", scores, _columns(scores, checked.card.metric_titles))
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Folder or hub name of a masked or a sequence-to-sequence model.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A bundled model, a folder, or an id of the Hugging Face hub, of a masked or a sequence-to-sequence "
+            "model.",
+            autocompletion=bundled_names,
+        ),
+    ],
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="Text file to judge on, or for pairs a tsv, csv or jsonl file; .gz too; may be repeated."),
+        typer.Option(
+            help="Text file to evaluate on, or for pairs a tsv, csv or jsonl file; .gz too; may be repeated."
+        ),
     ] = None,
     baselines: Annotated[
-        list[Path] | None, typer.Option(help="Training text: judge unigram and bigram counts of it too.")
+        list[Path] | None, typer.Option(help="Training text: evaluate unigram and bigram counts of it too.")
     ] = None,
-    clean: Annotated[list[str] | None, typer.Option(help="Cleaning: wikitext, unwrap or emphasis.")] = None,
+    clean: Annotated[
+        list[str] | None, typer.Option(help="Cleaning: wikitext, unwrap or emphasis; may be repeated. Default: none.")
+    ] = None,
     documents: Annotated[str, typer.Option(help="Documents: whole, lines, paragraphs or sections.")] = "lines",
     sequence_length: Annotated[int, typer.Option(min=8, help="Tokens per block.")] = 512,
     probability: Annotated[float, typer.Option(help="Part of the tokens to predict.")] = 0.15,
@@ -100,20 +146,25 @@ def evaluate(
     ] = "target",
     recipe: Annotated[
         Path | None,
-        typer.Option(help="Judge as a recipe does, and without --data on its test part.", rich_help_panel=PAIRS_PANEL),
+        typer.Option(
+            help="Recipe, or name of a bundled one: evaluate as it does, and without --data on its test part; "
+            "default: none.",
+            rich_help_panel=PAIRS_PANEL,
+            autocompletion=bundled_recipes,
+        ),
     ] = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(
             envvar="MEGA_DATA_DIR",
-            help="Folder that the recipe's files are in; the recipe's own for none.",
+            help="Folder that the recipe's files are in; default: the recipe's own.",
             rich_help_panel=PAIRS_PANEL,
         ),
     ] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            help="bleu, chrf, exact_match, sequence_error_rate or symbol_error_rate; may be repeated. For none, the "
+            help="bleu, chrf, exact_match, sequence_error_rate or symbol_error_rate; may be repeated. Default: the "
             "recipe's, or bleu and chrf.",
             rich_help_panel=PAIRS_PANEL,
         ),
@@ -122,50 +173,64 @@ def evaluate(
         int | None,
         typer.Option(
             min=1,
-            help="Beams, beside greedy decoding; for none, as many as the recipe says, or 5.",
+            max=MAX_BEAMS,
+            help="Beams, beside greedy decoding; default: as many as the recipe says, or 5.",
             rich_help_panel=PAIRS_PANEL,
         ),
     ] = None,
     device: DeviceOption = AUTO,
     dtype: DTypeOption = AUTO,
-    json: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to.")] = None,
+    json: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to; default: none.")] = None,
 ) -> None:
-    """Judge a masked language model at masked tokens, or a sequence-to-sequence model by its outputs."""
+    """Evaluate a masked language model at masked tokens, or a sequence-to-sequence model by its outputs."""
     from rich.console import Console
 
+    from ..training.cleaning import check_names as check_cleaning
+    from ..training.pair_recipe import Generation
+    from ..training.recipe import Masking, find_recipe, read_recipe
     from ..training.schema import RecipeError
 
-    placement = resolve_placement(device, dtype)
+    check_names(device, dtype)
+    if json is not None:
+        check_output_file("--json", json)
     try:
-        from ..training.evaluation import evaluate_files, evaluate_pairs, is_pair_model
+        for file in [*(data or []), *(baselines or [])]:
+            if not file.is_file():
+                raise RecipeError(f"there is no file {file}")
+        check_cleaning(clean or [], documents)
+        masking = Masking(evaluation_probability=probability, mask=mask, random=random)
+        recipe = recipe and find_recipe(recipe)
+        checked = None if recipe is None else read_recipe(recipe)
+        ((checked and checked.generation) or Generation()).changed(metric, num_beams)
+        place = locate(model, "MODEL")
+        load_package()
+        placement = resolve_placement(device, dtype)
+
+        from ..training.evaluation import evaluate_files, evaluate_pairs
         from ..training.export import write_json
-        from ..training.recipe import Masking
 
         titles: dict[str, str] = {}
         report: Any
-        if recipe is not None or is_pair_model(model):
-            examples, checked, title = _pairs(data or [], (source, target), recipe, data_dir)
-            scores, signatures = evaluate_pairs(
-                model, examples, checked, metric, num_beams, device=placement.device, dtype=placement.dtype
-            )
+        kind = kind_of(place, PAIRS) if recipe is not None else kind_of(place, PAIRS, MASKED)
+        if kind is PAIRS:
+            examples, title = _pairs(data or [], (source, target), checked, data_dir or (recipe and recipe.parent))
+            scores, signatures = evaluate_pairs(*load(place, kind, placement), examples, checked, metric, num_beams)
             report = {"scores": scores, "signatures": signatures}
             title = "; ".join([title, *signatures.values()])
             titles = titles if checked is None else checked.card.metric_titles
         elif not data:
-            raise RecipeError("--data is missing: give a text file to judge on")
+            raise RecipeError("--data is missing: give a text file to evaluate on")
         else:
             scores = report = evaluate_files(
-                model,
+                *load(place, kind, placement),
                 data,
                 baselines or [],
                 clean=clean or [],
                 documents=documents,
                 sequence_length=sequence_length,
-                masking=Masking(evaluation_probability=probability, mask=mask, random=random),
+                masking=masking,
                 seed=seed,
                 batch_size=batch_size,
-                device=placement.device,
-                dtype=placement.dtype,
             )
             title = f"{probability:.0%} of tokens masked, seed {seed}"
         if json is not None:
@@ -173,23 +238,19 @@ def evaluate(
     except RecipeError as error:
         Console(stderr=True).print(f"Error: {error}", style="red", markup=False)
         raise typer.Exit(2) from error
-    Console().print(_table(title, scores, titles))
+    print_scores(title, scores, _columns(scores, titles))
 
 
-def _pairs(
-    files: list[Path], columns: tuple[str, str], recipe: Path | None, data_dir: Path | None
-) -> tuple[list[Any], Any, str]:
-    """Pairs to judge on, the recipe or None, and the title of the table."""
+def _pairs(files: list[Path], columns: tuple[str, str], recipe: Any, folder: Path | None) -> tuple[list[Any], str]:
+    """Pairs to evaluate on, of files or of a recipe's test part, and the title of the table."""
     from ..training.evaluation import pairs_of_files, pairs_of_recipe
-    from ..training.recipe import load_recipe
     from ..training.schema import RecipeError
 
-    checked = None if recipe is None else load_recipe(recipe)
     if files:
-        return pairs_of_files(files, *map(_column, columns)), checked, ", ".join(map(str, files))
-    if checked is None or recipe is None:
-        raise RecipeError("--data or --recipe: give a file of pairs, or a recipe whose test part is to be judged on")
-    return pairs_of_recipe(checked, data_dir or recipe.parent), checked, f"{checked.name}, test part"
+        return pairs_of_files(files, *map(_column, columns)), ", ".join(map(str, files))
+    if recipe is None or folder is None:
+        raise RecipeError("--data or --recipe: give a file of pairs, or a recipe with a test part")
+    return pairs_of_recipe(recipe, folder), f"{recipe.name}, test part"
 
 
 def _column(text: str) -> str | int:
@@ -204,7 +265,7 @@ def _seconds(max_hours: float | None, until: str | None) -> float | None:
     if max_hours is not None and until is not None:
         raise RecipeError("--max-hours and --until exclude each other")
     if max_hours is not None:
-        if max_hours <= 0:
+        if not max_hours > 0:
             raise RecipeError(f"--max-hours {max_hours} must be above 0")
         return max_hours * 3600
     if until is None:
@@ -252,19 +313,10 @@ _COLUMNS = {
 }
 
 
-def _table(title: str, scores: dict[str, dict[str, float]], titles: dict[str, str] | None = None) -> Any:
-    """Scores of several models; `titles` go before the columns' usual ones."""
-    from rich.table import Table
-
-    columns = {
-        key: ((titles or {}).get(key, name), form)
+def _columns(scores: dict[str, dict[str, float]], titles: dict[str, str]) -> dict[str, tuple[str, str]]:
+    """Key -> title and format of the columns that all scores have; `titles` go before the usual ones."""
+    return {
+        key: (titles.get(key, name), form)
         for key, (name, form) in _COLUMNS.items()
         if all(key in score for score in scores.values())
     }
-    table = Table(title=title)
-    table.add_column("")
-    for name, _ in columns.values():
-        table.add_column(name, justify="right")
-    for name, score in scores.items():
-        table.add_row(name, *(format(score[key], form) for key, (_, form) in columns.items()))
-    return table

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import gzip
 import hashlib
 import json
 import math
@@ -18,6 +17,7 @@ from torch.utils.data import Dataset
 
 from .cleaning import documents_of
 from .pair_recipe import PairSource
+from .reading import read_text
 from .recipe import ROLES, Source
 from .schema import RecipeError
 from .tokenizer import encode_documents
@@ -51,19 +51,6 @@ def source_files(source: Source | PairSource, role: str, data_dir: Path) -> list
             )
         files += [match for match in matches if match.is_file()]
     return files
-
-
-def read_text(path: Path) -> str:
-    """The text of a file, which may be compressed with gzip (`.gz`).
-
-    Raises:
-        RecipeError: if it cannot be read, is damaged or no UTF-8.
-    """
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return data.decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read {path}: {error}") from None
 
 
 def iterate_documents(sources: list[Source], role: str, data_dir: Path) -> Iterator[str]:

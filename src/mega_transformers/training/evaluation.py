@@ -6,34 +6,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from . import data, masked_lm, text_to_text
 from .baselines import NgramBaselines
 from .cleaning import check_names, documents_of
 from .masked_lm import evaluate
 from .pair_recipe import Generation
 from .pairs import Example, divide, examples_of, read_file
+from .reading import read_text
 from .recipe import PAIRS_TASK, Masking, Recipe
 from .schema import RecipeError
 from .streaming import input_limit
-from .tokenizer import load_tokenizer
-
-
-def is_pair_model(model_name: str) -> bool:
-    """Whether a folder's or the hub's model is an encoder-decoder; False for what cannot be loaded."""
-    from transformers import AutoConfig
-
-    import mega_transformers  # noqa: F401  (registers the models)
-
-    try:
-        return bool(AutoConfig.from_pretrained(model_name).is_encoder_decoder)
-    except (OSError, ValueError):
-        return False
 
 
 def evaluate_files(
-    model_name: str,
+    model: Any,
+    tokenizer: Any,
     files: list[Path],
     baseline_files: list[Path],
     *,
@@ -43,13 +30,12 @@ def evaluate_files(
     masking: Masking,
     seed: int,
     batch_size: int,
-    device: torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
 ) -> dict[str, dict[str, float]]:
-    """As `masked_lm.evaluate`, for a saved model and text files.
+    """As `masked_lm.evaluate`, for text files.
 
     Args:
-        model_name: Folder or hub name.
+        model: A masked language model.
+        tokenizer: Its tokenizer, a fast one.
         files: Texts to judge on.
         baseline_files: Texts to count unigrams and bigrams on; none leaves the baselines out.
         clean: Names of `cleaning.CLEANERS`.
@@ -58,19 +44,15 @@ def evaluate_files(
         masking: How tokens are masked.
         seed: Seed of the masks.
         batch_size: Blocks at a time.
-        device: Where the model runs; default: the CPU.
-        dtype: Number format of its weights.
 
     Raises:
-        RecipeError: for files that cannot be read, unknown names, and what is no masked language model.
+        RecipeError: for files that cannot be read, unknown names, and a tokenizer without a mask token.
     """
     check_names(clean, documents)
-    _check_files([*files, *baseline_files])
-    model, tokenizer = _load(model_name, "AutoModelForMaskedLM", "masked language model", device, dtype)
     masked_lm.check_tokenizer(tokenizer)
 
     def tokens(paths: list[Path], description: str) -> Any:
-        texts = (document for path in paths for document in documents_of(data.read_text(path), clean, documents))
+        texts = (document for path in paths for document in documents_of(read_text(path), clean, documents))
         return data.tokenize(texts, tokenizer, description)
 
     blocks = data.to_blocks(tokens(files, "Tokenising"), sequence_length)
@@ -89,7 +71,6 @@ def pairs_of_files(files: list[Path], source: str | int, target: str | int) -> l
     Raises:
         RecipeError: for what cannot be read, and if there is no pair.
     """
-    _check_files(files)
     examples = examples_of(pair for file in files for pair in read_file(file, source, target))
     if not examples:
         raise RecipeError(f"there is no pair in {', '.join(map(str, files))}")
@@ -112,33 +93,26 @@ def pairs_of_recipe(recipe: Recipe, data_dir: Path) -> list[Example]:
 
 
 def evaluate_pairs(
-    model_name: str,
+    model: Any,
+    tokenizer: Any,
     examples: list[Example],
     recipe: Recipe | None = None,
     metrics: list[str] | None = None,
     num_beams: int | None = None,
-    device: torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
 ) -> tuple[dict[str, dict[str, float]], dict[str, str]]:
-    """As `text_to_text.evaluate`, for a saved model; and sacrebleu's descriptions of the metrics.
+    """As `text_to_text.evaluate`, with a recipe's settings; and sacrebleu's descriptions of the metrics.
 
     Args:
-        model_name: Folder or hub name.
+        model: A sequence-to-sequence model.
+        tokenizer: Its tokenizer.
         examples: Sources with their references.
         recipe: Its `generation` and `sequence_length` count; for None `Generation()`, and lengths as the model says.
         metrics, num_beams: In place of `generation`'s.
-        device: Where the model runs; default: the CPU.
-        dtype: Number format of its weights.
 
     Raises:
-        RecipeError: for what is no sequence-to-sequence model, and for unknown metrics.
+        RecipeError: for unknown metrics, and a tokenizer that cannot be used.
     """
-    generation = (recipe and recipe.generation) or Generation()
-    changed: dict[str, Any] = {"num_beams": generation.num_beams if num_beams is None else num_beams}
-    if metrics:
-        changed |= {"metrics": metrics, "best_by": metrics[0]}
-    generation = replace(generation, **changed)
-    model, tokenizer = _load(model_name, "AutoModelForSeq2SeqLM", "sequence-to-sequence model", device, dtype)
+    generation = ((recipe and recipe.generation) or Generation()).changed(metrics, num_beams)
     text_to_text.check_tokenizer(tokenizer)
     if recipe is None and model.generation_config.max_new_tokens is not None:
         generation = replace(generation, max_new_tokens=model.generation_config.max_new_tokens)
@@ -146,23 +120,3 @@ def evaluate_pairs(
     limit = input_limit(getattr(config, "encoder", config)) if recipe is None else recipe.sequence_length
     scores = text_to_text.evaluate(model, tokenizer, examples, generation, limit)
     return scores, text_to_text.signatures_of(generation.metrics, examples)
-
-
-def _check_files(files: list[Path]) -> None:
-    for file in files:
-        if not file.is_file():
-            raise RecipeError(f"there is no file {file}")
-
-
-def _load(
-    model_name: str, auto_class: str, kind: str, device: torch.device | None, dtype: torch.dtype
-) -> tuple[Any, Any]:
-    import transformers
-
-    import mega_transformers  # noqa: F401  (registers the models)
-
-    try:
-        model = getattr(transformers, auto_class).from_pretrained(model_name, dtype=dtype)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"no {kind} can be loaded from {model_name}: {error}") from None
-    return model.to(device or "cpu"), load_tokenizer(model_name)

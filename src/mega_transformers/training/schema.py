@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import math
 import types
+from collections.abc import Iterable
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -11,6 +14,12 @@ T = TypeVar("T")
 
 class RecipeError(ValueError):
     """A recipe, or an option of its run, that cannot work."""
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
+    """The known names that resemble a wrong one, as a question; `otherwise` where none does."""
+    close = difflib.get_close_matches(name, list(known), n=3)
+    return f"did you mean {' or '.join(close)}?" if close else otherwise
 
 
 def build(cls: type[T], value: Any, where: str = "") -> T:
@@ -30,7 +39,8 @@ def build(cls: type[T], value: Any, where: str = "") -> T:
     prefix = f"{where}." if where else ""
     for key in value:
         if key not in fields:
-            raise RecipeError(f"{prefix}{key} is unknown; known are {', '.join(fields)}")
+            hint = did_you_mean(str(key), fields, f"known are {', '.join(fields)}")
+            raise RecipeError(f"{prefix}{key} is unknown; {hint}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in value:
@@ -65,7 +75,8 @@ def convert(kind: Any, value: Any, where: str) -> Any:
         return build(kind, value, where)  # type: ignore[arg-type]
     if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
-            return float(value)
+            if math.isfinite(float(value)):
+                return float(value)
         except ValueError:
             pass
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from .recipe import Recipe
-from .schema import RecipeError
+from .recipe import Recipe, checked_number
+from .schema import RecipeError, did_you_mean
 
 # architecture -> its classes in transformers; Mega's are this package's own
 PEERS = {
@@ -16,6 +16,8 @@ PEERS = {
 ARCHITECTURES = ("mega", *PEERS)
 # read by `section_of`: what stands in an architecture's section beside fields of its configuration
 LEARNING_RATE = "learning_rate"
+# fields of `MegaSeq2SeqConfig` beside those of its sides
+WHOLE = ("share_embeddings", "tie_word_embeddings")
 
 
 def section_of(recipe: Recipe) -> tuple[str, dict[str, Any]]:
@@ -41,11 +43,8 @@ def learning_rate_of(recipe: Recipe) -> dict[str, Any]:
     architecture, section = section_of(recipe)
     if LEARNING_RATE not in section:
         return {}
-    try:
-        return {LEARNING_RATE: float(section[LEARNING_RATE])}
-    except (TypeError, ValueError):
-        value = section[LEARNING_RATE]
-        raise RecipeError(f"model.{architecture}.{LEARNING_RATE} must be a number; got {value!r}") from None
+    where = f"model.{architecture}.{LEARNING_RATE}"
+    return {LEARNING_RATE: checked_number(LEARNING_RATE, section[LEARNING_RATE], where)}
 
 
 def built_fields(recipe: Recipe) -> dict[str, Any]:
@@ -101,17 +100,19 @@ def _mega(architecture: str, fields: dict[str, Any], vocab_size: int, special: d
         if key in sides:
             if not isinstance(value, dict):
                 raise RecipeError(f"model.mega.{key} must be a mapping of fields of MegaConfig; got {value!r}")
-        elif key in ("share_embeddings", "tie_word_embeddings"):
+        elif key in WHOLE:
             whole[key] = value
         elif key in one_side:
             for side in sides.values():
                 side[key] = value
         else:
-            raise RecipeError(f"model.mega.{key} is no field of MegaConfig, nor encoder, decoder or share_embeddings")
+            hint = did_you_mean(key, [*sides, *WHOLE, *one_side], f"nor one of {', '.join([*sides, *WHOLE])}")
+            raise RecipeError(f"model.mega.{key} is not a field of MegaConfig; {hint}")
     for name, side in sides.items():
         for key, value in fields.get(name, {}).items():
             if key not in one_side:
-                raise RecipeError(f"model.mega.{name}.{key} is no field of MegaConfig; see its documentation")
+                hint = did_you_mean(key, one_side, "see its documentation")
+                raise RecipeError(f"model.mega.{name}.{key} is not a field of MegaConfig; {hint}")
             side[key] = value
     return _made(architecture, MegaSeq2SeqConfig, {**sides, **whole, **special})
 
@@ -123,7 +124,8 @@ def _peer(architecture: str, fields: dict[str, Any], vocab_size: int, special: d
     known = {item.name for item in dataclasses.fields(kind)}
     for key in fields:
         if key not in known:
-            raise RecipeError(f"model.{architecture}.{key} is no field of {kind.__name__}; see its documentation")
+            hint = did_you_mean(key, known, "see its documentation")
+            raise RecipeError(f"model.{architecture}.{key} is not a field of {kind.__name__}; {hint}")
     # an end that is put behind outputs of the greatest length would be one of another vocabulary
     own = {"vocab_size": vocab_size, "decoder_vocab_size": vocab_size, "forced_eos_token_id": None, "num_labels": 2}
     return _made(architecture, kind, {**{key: own[key] for key in own if key in known}, **special, **fields})

@@ -1,5 +1,6 @@
 """Configuration of Mega models: the fields and defaults of transformers 4.40.2, validated, plus a few additions."""
 
+import difflib
 import functools
 from itertools import pairwise
 
@@ -7,6 +8,9 @@ from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassError
 from transformers import PreTrainedConfig
 from transformers.activations import ACT2FN
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 NORMALIZATION_TYPES = ("layernorm", "scalenorm", "rmsnorm", "batchnorm", "syncbatchnorm")
 ATTENTION_ACTIVATIONS = ("softmax", "laplace", "relu2")
@@ -212,6 +216,10 @@ class MegaConfig(PreTrainedConfig):
             self.cross_attention_max_positions = self.chunk_size
         if self.adaptive_input or self.adaptive_softmax:
             self.tie_word_embeddings = False
+        # transformers keeps what is not a field, whatever it is
+        for name in kwargs:
+            for close in difflib.get_close_matches(name, MegaConfig.__annotations__, n=1, cutoff=0.85):
+                logger.warning(f"MegaConfig has no field {name}, which changes nothing; did you mean {close}?")
         super().__post_init__(**kwargs)
 
     def positions_of_simple_bias(self, crossing: bool = False) -> int:

@@ -1,0 +1,50 @@
+"""Where a command writes: checked before any work is done."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from .runtime import UserError
+
+
+def check_output_file(option: str, path: Path) -> None:
+    """Refuses a file that cannot be written.
+
+    Args:
+        option: The option that names it, for messages: "--json".
+        path: The file. It may be there already; its folder must be.
+
+    Raises:
+        UserError: naming the option, the path and what would be right.
+    """
+    if path.is_dir():
+        raise UserError(f"{option} {path}: that is a folder; name a file")
+    if path.exists() and not path.is_file():
+        raise UserError(f"{option} {path}: that is not a regular file; name another")
+    if not path.parent.is_dir():
+        raise UserError(f"{option} {path}: there is no folder {path.parent}")
+    _try_to_write(option, path, path.parent)
+
+
+def check_output_folder(option: str, path: Path) -> None:
+    """Refuses a folder that cannot be made or written to. It may be there already, and its parents need not be.
+
+    Args:
+        option: The option or argument that names it, for messages: "--output-dir".
+        path: The folder.
+
+    Raises:
+        UserError: naming the option, the path and what would be right.
+    """
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists() or folder.is_symlink())
+    if not there.is_dir():
+        raise UserError(f"{option} {path}: {'that' if there == path else there} is a file; name another folder")
+    _try_to_write(option, path, there)
+
+
+def _try_to_write(option: str, path: Path, folder: Path) -> None:
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise UserError(f"{option} {path}: cannot write to {folder}: {error.strerror}; name another") from None

@@ -1,0 +1,85 @@
+"""Texts of files, and how a long text is cut into a model's inputs. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .schema import RecipeError
+
+# modes, and the sizes that each one uses
+USES = {"full": ("piece",), "chunk": ("window",), "sliding": ("window", "stride")}
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, which may be compressed with gzip (`.gz`).
+
+    Raises:
+        RecipeError: if it cannot be read, is damaged or not UTF-8.
+    """
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        return data.decode("utf-8-sig")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read {path}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a long text is cut into the model's inputs.
+
+    Args:
+        mode: `"full"`: every token is predicted from all before it, by a cache that is carried from piece to piece;
+            `"chunk"`: from those before it in its window, at whose start the model knows nothing;
+            `"sliding"`: from those before it in a window that moves on by `stride`, of which the model scores the new
+            tokens only, having read at least `window - stride` before them.
+        window: Tokens per window.
+        stride: Tokens by which a window moves on; half a window for None.
+        piece: Tokens per forward pass of mode full. They only change time and memory.
+
+    Raises:
+        RecipeError: for an unknown mode, sizes below 1, and a stride above the window.
+    """
+
+    mode: str = "full"
+    window: int = 512
+    stride: int | None = None
+    piece: int = 1024
+
+    def __post_init__(self) -> None:
+        if self.mode not in USES:
+            raise RecipeError(f"mode={self.mode!r} is unknown; known are {', '.join(USES)}")
+        for name in ("window", "stride", "piece"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RecipeError(f"{name}={value} must be at least 1")
+        if self.stride is not None and self.stride > self.window:
+            raise RecipeError(
+                f"stride={self.stride} is above window={self.window}, so that tokens between two windows would be "
+                "left out; lower the stride to at most the window"
+            )
+
+    @property
+    def step(self) -> int:
+        """Tokens from one forward pass's first one to the next one's."""
+        if self.mode == "full":
+            return self.piece
+        return self.window if self.mode == "chunk" else self.stride or max(self.window // 2, 1)
+
+    def used(self) -> dict[str, Any]:
+        """The mode, and the sizes that it uses."""
+        sizes = {"piece": self.piece, "window": self.window, "stride": self.step}
+        return {"mode": self.mode, **{name: sizes[name] for name in USES[self.mode]}}
+
+    def spans(self, length: int) -> Iterator[tuple[int, int, int]]:
+        """Forward passes over inputs 0 to length - 1: first input, first one that predicts a new token, end."""
+        size = self.piece if self.mode == "full" else self.window
+        begin = done = 0
+        while done < length:
+            end = min(begin + size, length)
+            yield begin, done, end
+            begin, done = begin + self.step, end
