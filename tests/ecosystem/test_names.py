@@ -48,7 +48,8 @@ def next_word_accuracy(model):
 def train(model, folder, label_smoothing):
     arguments = TrainingArguments(
         folder, max_steps=200, per_device_train_batch_size=16, learning_rate=1e-2, report_to=[],
-        label_smoothing_factor=label_smoothing, use_cpu=True, save_strategy="no", logging_strategy="no", disable_tqdm=True,
+        label_smoothing_factor=label_smoothing, use_cpu=True, save_strategy="no", logging_strategy="no",
+        disable_tqdm=True,
     )  # fmt: skip
     Trainer(model, arguments, train_dataset=cycles(WORDS)).train()
     return next_word_accuracy(model)
