@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from .layout import is_open
+
 
 class Row(NamedTuple):
     """An implementation, and when it is taken; None fits everything.
@@ -21,7 +23,8 @@ class Row(NamedTuple):
         stateful: Whether a state goes in or out of the EMA.
         packed: Whether rows hold several documents.
         compiled: Whether a graph is being made, by torch.compile or torch.export.
-        exported: Whether that is by torch.export, for any length.
+        open: Whether that graph is to serve any length, to which `longest` then does not apply.
+        exported: Whether it is made by torch.export.
         activation: `"softmax"`, `"laplace"` or `"relu2"`.
         fusable: Whether PyTorch's fused kernels have what is asked: bias, dtype, layout.
         one_query: Whether there is one query in a row, as in a decoding step.
@@ -36,6 +39,7 @@ class Row(NamedTuple):
     stateful: bool | None = None
     packed: bool | None = None
     compiled: bool | None = None
+    open: bool | None = None
     exported: bool | None = None
     activation: str | None = None
     fusable: bool | None = None
@@ -48,13 +52,13 @@ class Row(NamedTuple):
         """Whether the row is for that length and everything else asked."""
         if not all(getattr(self, name) in (None, value) for name, value in asked.items()):
             return False
-        return self.longest is None or length <= self.longest
+        return self.longest is None or (not is_open(length) and length <= self.longest)
 
 
 EMA = (
     Row("step", longest=1, stateful=True),
     # the only form whose graph does not depend on the length
-    Row("fft", exported=True, stateful=False, packed=False),
+    Row("fft", open=True, stateful=False, packed=False),
     Row("direct", device="cpu", compiled=False, stateful=False, packed=False, longest=32),
     Row("fft", device="cpu", compiled=False, stateful=False, packed=False, longest=64, one_row=True),
     Row("direct", device="cpu", compiled=False, stateful=False, packed=False, longest=64),
@@ -95,5 +99,6 @@ def attention_form(device: str, keys: int, one_query: bool, activation: str, fus
 
 
 def _first(table: tuple[Row, ...], length: int, **asked: object) -> str:
-    compiled, exported = torch.compiler.is_compiling(), torch.compiler.is_exporting()
-    return next(row.form for row in table if row.fits(length, compiled=compiled, exported=exported, **asked))
+    asked["compiled"], asked["exported"] = torch.compiler.is_compiling(), torch.compiler.is_exporting()
+    asked["open"] = is_open(length)
+    return next(row.form for row in table if row.fits(length, **asked))
