@@ -19,12 +19,11 @@ class Row(NamedTuple):
     Attributes:
         form: The implementation.
         device: `"cpu"`, `"cuda"`, ...
-        longest: Tokens in a row (of attention: key columns), at most.
+        longest: Tokens in a row (of attention: key columns), at most; not in a graph that is to serve any length.
         stateful: Whether a state goes in or out of the EMA.
         packed: Whether rows hold several documents.
         compiled: Whether a graph is being made, by torch.compile or torch.export.
-        open: Whether that graph is to serve any length, to which `longest` then does not apply.
-        exported: Whether it is made by torch.export.
+        exported: Whether that is by torch.export.
         activation: `"softmax"`, `"laplace"` or `"relu2"`.
         fusable: Whether PyTorch's fused kernels have what is asked: bias, dtype, layout.
         one_query: Whether there is one query in a row, as in a decoding step.
@@ -39,7 +38,6 @@ class Row(NamedTuple):
     stateful: bool | None = None
     packed: bool | None = None
     compiled: bool | None = None
-    open: bool | None = None
     exported: bool | None = None
     activation: str | None = None
     fusable: bool | None = None
@@ -57,8 +55,6 @@ class Row(NamedTuple):
 
 EMA = (
     Row("step", longest=1, stateful=True),
-    # the only form whose graph does not depend on the length
-    Row("fft", open=True, stateful=False, packed=False),
     Row("direct", device="cpu", compiled=False, stateful=False, packed=False, longest=32),
     Row("fft", device="cpu", compiled=False, stateful=False, packed=False, longest=64, one_row=True),
     Row("direct", device="cpu", compiled=False, stateful=False, packed=False, longest=64),
@@ -99,6 +95,5 @@ def attention_form(device: str, keys: int, one_query: bool, activation: str, fus
 
 
 def _first(table: tuple[Row, ...], length: int, **asked: object) -> str:
-    asked["compiled"], asked["exported"] = torch.compiler.is_compiling(), torch.compiler.is_exporting()
-    asked["open"] = is_open(length)
-    return next(row.form for row in table if row.fits(length, **asked))
+    compiled, exported = torch.compiler.is_compiling(), torch.compiler.is_exporting()
+    return next(row.form for row in table if row.fits(length, compiled=compiled, exported=exported, **asked))

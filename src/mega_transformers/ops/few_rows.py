@@ -19,6 +19,7 @@ def are_few_rows(x: torch.Tensor) -> bool:
     return (
         x.device.type == "cpu"
         and not torch.is_grad_enabled()
+        and not torch.compiler.is_exporting()
         and not is_open(x.numel())
         and 0 < x.numel() <= MOST_ROWS * x.shape[-1]
         and not torch.is_autocast_enabled("cpu")

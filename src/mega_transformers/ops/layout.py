@@ -27,7 +27,7 @@ def is_open(size: int) -> bool:
         return False
     from torch.fx.experimental.symbolic_shapes import has_static_value
 
-    return torch.compiler.is_exporting() or not has_static_value(size)
+    return not has_static_value(size)
 
 
 def dropped_if_full(mask: torch.Tensor | None) -> torch.Tensor | None:

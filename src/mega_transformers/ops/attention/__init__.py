@@ -132,10 +132,13 @@ def _in_equal_chunks(q, k, v, bias, layout, **options):
         count = length // size + 2
     padding = count * size - length
 
+    def moved(x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+        order = column + by.unsqueeze(1)
+        order = torch.where(order < length, order, order - length)
+        return x.gather(1, order.unsqueeze(-1).expand_as(x))
+
     def in_chunks(x: torch.Tensor) -> torch.Tensor:
-        if first is not None:
-            order = (column + first.unsqueeze(1)) % length
-            x = x.gather(1, order.unsqueeze(-1).expand_as(x))
+        x = x if first is None else moved(x, first)
         return F.pad(x, (0, 0, 0, padding)).reshape(-1, size, x.shape[-1])
 
     real = layout.real
@@ -148,7 +151,6 @@ def _in_equal_chunks(q, k, v, bias, layout, **options):
     output, weights = _in_form(q, k, v, bias, chunks, chunks=count, **options)
     output = output.reshape(-1, count * size, output.shape[-1])[:, :length]
     if first is not None:
-        order = (column - first.unsqueeze(1)) % length
-        output = output.gather(1, order.unsqueeze(-1).expand_as(output))
-        output = output.masked_fill((column < first.unsqueeze(1)).unsqueeze(-1), 0.0)  # padding that went behind
+        padded = (column < first.unsqueeze(1)).unsqueeze(-1)
+        output = moved(output, length - first).masked_fill(padded, 0.0)
     return output, None if weights is None else weights[:, :used]

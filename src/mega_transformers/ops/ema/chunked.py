@@ -11,10 +11,17 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ..layout import is_open
 from ..operators import operator
 from ..relative_bias import sum_diagonals, toeplitz
 from .packed import PackedBlocks
 from .reference import EMACoefficients, lag_input
+
+
+OPEN_BLOCK = 64
+"""Tokens per block in graphs of an open length."""
+OPEN_BLOCKS = 1 << 16
+"""How many blocks such a graph carries states over: as if they were forgotten after four million tokens."""
 
 
 def block_size(length: int) -> int:
@@ -22,6 +29,8 @@ def block_size(length: int) -> int:
 
     Larger ones pay off only when many blocks share their m x m matrices.
     """
+    if is_open(length):
+        return OPEN_BLOCK
     for longest, size in ((256, 16), (2048, 32), (32768, 64)):
         if length <= longest:
             return size
@@ -79,11 +88,19 @@ def _scan(S: torch.Tensor, decay: torch.Tensor, keep: torch.Tensor | None, initi
         H = H * keep
         factor = factor * keep
     shift = 1
-    while shift < S.shape[2]:
-        H = H + F.pad((factor[:, :, shift:] if keep is not None else factor) * H[:, :, :-shift], (0, 0, shift, 0))
-        factor = factor * (F.pad(factor[:, :, :-shift], (0, 0, shift, 0)) if keep is not None else factor)
+    while shift < (OPEN_BLOCKS if is_open(S.shape[2]) else S.shape[2]):
+        H = H + factor * _later(H, shift)
+        factor = factor * (factor if keep is None else _later(factor, shift))
         shift *= 2
     return H
+
+
+def _later(states: torch.Tensor, shift: int) -> torch.Tensor:
+    """(d, B, K, N') moved by `shift` blocks, behind zeros."""
+    blocks = states.shape[2]
+    if is_open(blocks):  # there may be fewer than `shift`
+        return states.roll(shift, 2) * (torch.arange(blocks, device=states.device) >= shift).unsqueeze(1)
+    return F.pad(states[:, :, :-shift], (0, 0, shift, 0))
 
 
 def _flip_backward(states: torch.Tensor, bidirectional: bool) -> torch.Tensor:
@@ -182,6 +199,7 @@ def _truncated(x, coefficients, bidirectional, truncation, packed, state, histor
     The recurrence is linear: one pass over the inputs, and one over those of K tokens before.
     """
     length, channels = x.shape[1:]
+    lag = torch.sym_min(truncation, length)
     same = None
     if packed is not None:
         documents = packed.document_of_slot
@@ -189,7 +207,7 @@ def _truncated(x, coefficients, bidirectional, truncation, packed, state, histor
     forgotten = coefficients._replace(input=lag_input(coefficients, truncation))
     forward = EMACoefficients(*(c[:channels] for c in forgotten))
     y, new_state = _chunked(x, coefficients, bidirectional, packed, state, block)
-    past = x[:, :-truncation] if truncation < length else x[:, :0]
+    past = x[:, : length - lag]
     past = past if same is None else past * same
     before = x.new_zeros(x.shape[0], truncation, channels) if history is None else history
     past_y, past_state = _chunked(torch.cat([before, past], dim=1)[:, :length], forward, False, packed, None, block)
@@ -197,10 +215,10 @@ def _truncated(x, coefficients, bidirectional, truncation, packed, state, histor
     if not bidirectional:
         assert new_state is not None and past_state is not None
         return y, new_state + past_state
-    future = x[:, truncation:] if same is None else x[:, truncation:] * same
+    future = x[:, lag:] if same is None else x[:, lag:] * same
     # backward only: with no output, the forward half adds nothing
     backward = forgotten._replace(output=F.pad(forgotten.output[channels:], (0, 0, channels, 0)))
-    future_y, _ = _chunked(F.pad(future, (0, 0, 0, truncation)), backward, True, packed, None, block)
+    future_y, _ = _chunked(F.pad(future, (0, 0, 0, lag)), backward, True, packed, None, block)
     return y + future_y, None
 
 
@@ -225,7 +243,7 @@ def ema_chunked(
         x, block = packed.spread(x), packed.size
     elif block is None:
         block = block_size(x.shape[1])
-    if truncation is not None and (truncation < x.shape[1] or history is not None):
+    if truncation is not None and (history is not None or is_open(x.shape[1]) or truncation < x.shape[1]):
         y, last = _truncated(x, coefficients, bidirectional, truncation, packed, state, history, block)
     else:
         y, last = _chunked(x, coefficients, bidirectional, packed, state, block)
@@ -235,20 +253,29 @@ def ema_chunked(
 def _chunked(x, coefficients, bidirectional, packed, state, block):
     """All lags, of x (B, L, d)."""
     length = x.shape[1]
-    m = min(block, length)
-    padded = F.pad(x, (0, 0, 0, -length % m)) if length % m else x
+    unknown = is_open(length) and packed is None
+    m = block if unknown else min(block, length)
+    if unknown:  # a graph must be tied neither to a single block nor to one that is full
+        padded = F.pad(x, (0, 0, 0, (length // m + 2) * m - length))
+    else:
+        padded = F.pad(x, (0, 0, 0, -length % m)) if length % m else x
     keep = None if packed is None else packed.continues.to(x.dtype)
     initial = None if state is None else state.transpose(0, 1)
     tensors = (padded, *_matrices(coefficients, m, bidirectional), initial, keep)
     if torch.compiler.is_compiling():  # a compiler fuses what the operator does step by step
-        y, entering, _ = _blocks_forward(*tensors, bidirectional)
+        y, entering, H = _blocks_forward(*tensors, bidirectional)
+        entering = H[:, :, -2] if unknown else entering
     else:
         y, entering, _ = _BLOCKS(*tensors, options=(bidirectional,))
     y = y[:, :length]
     if bidirectional:
         return y, None
-    tail = length % m or m
-    steps = torch.arange(tail - 1, -1, -1, device=x.device)
+    if unknown:
+        tail, last = length % m, padded[:, -2 * m : -m]
+        steps = (tail - 1 - torch.arange(m, device=x.device)).clamp(min=0)
+    else:
+        tail = length % m or m
+        steps, last = torch.arange(tail - 1, -1, -1, device=x.device), x[:, length - tail :]
     weights = coefficients.input.unsqueeze(-1) * torch.exp(coefficients.log_decay.unsqueeze(-1) * steps)
-    added = torch.einsum("btd,dnt->bdn", x[:, length - tail :], weights)
+    added = torch.einsum("btd,dnt->bdn", last, weights)
     return y, added + torch.exp(coefficients.log_decay * tail) * entering.transpose(0, 1)
