@@ -24,6 +24,7 @@ class Row(NamedTuple):
         packed: Whether rows hold several documents.
         compiled: Whether a graph is being made, by torch.compile or torch.export.
         exported: Whether that is by torch.export.
+        open: Whether it is to serve any length.
         activation: `"softmax"`, `"laplace"` or `"relu2"`.
         fusable: Whether PyTorch's fused kernels have what is asked: bias, dtype, layout.
         one_query: Whether there is one query in a row, as in a decoding step.
@@ -39,6 +40,7 @@ class Row(NamedTuple):
     packed: bool | None = None
     compiled: bool | None = None
     exported: bool | None = None
+    open: bool | None = None
     activation: str | None = None
     fusable: bool | None = None
     one_query: bool | None = None
@@ -55,6 +57,8 @@ class Row(NamedTuple):
 
 EMA = (
     Row("step", longest=1, stateful=True),
+    # a graph that does not depend on the length; outside of PyTorch, transforms are slow and inexact
+    Row("fft", open=True, exported=False, stateful=False, packed=False),
     Row("direct", device="cpu", compiled=False, stateful=False, packed=False, longest=32),
     Row("fft", device="cpu", compiled=False, stateful=False, packed=False, longest=64, one_row=True),
     Row("direct", device="cpu", compiled=False, stateful=False, packed=False, longest=64),
@@ -95,5 +99,5 @@ def attention_form(device: str, keys: int, one_query: bool, activation: str, fus
 
 
 def _first(table: tuple[Row, ...], length: int, **asked: object) -> str:
-    compiled, exported = torch.compiler.is_compiling(), torch.compiler.is_exporting()
-    return next(row.form for row in table if row.fits(length, compiled=compiled, exported=exported, **asked))
+    asked |= {"compiled": torch.compiler.is_compiling(), "exported": torch.compiler.is_exporting()}
+    return next(row.form for row in table if row.fits(length, open=is_open(length), **asked))

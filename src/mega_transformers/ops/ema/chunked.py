@@ -19,9 +19,14 @@ from .reference import EMACoefficients, lag_input
 
 
 OPEN_BLOCK = 64
-"""Tokens per block in graphs of an open length."""
+"""Tokens per block in exported graphs of any length."""
 OPEN_BLOCKS = 1 << 16
 """How many blocks such a graph carries states over: as if they were forgotten after four million tokens."""
+
+
+def _is_open(length: int) -> bool:
+    """Whether blocks are to make a graph of any length. Compiled ones are made by `fft`, or for some lengths each."""
+    return torch.compiler.is_exporting() and is_open(length)
 
 
 def block_size(length: int) -> int:
@@ -29,7 +34,7 @@ def block_size(length: int) -> int:
 
     Larger ones pay off only when many blocks share their m x m matrices.
     """
-    if is_open(length):
+    if _is_open(length):
         return OPEN_BLOCK
     for longest, size in ((256, 16), (2048, 32), (32768, 64)):
         if length <= longest:
@@ -88,7 +93,7 @@ def _scan(S: torch.Tensor, decay: torch.Tensor, keep: torch.Tensor | None, initi
         H = H * keep
         factor = factor * keep
     shift = 1
-    while shift < (OPEN_BLOCKS if is_open(S.shape[2]) else S.shape[2]):
+    while shift < (OPEN_BLOCKS if _is_open(S.shape[2]) else S.shape[2]):
         H = H + factor * _later(H, shift)
         factor = factor * (factor if keep is None else _later(factor, shift))
         shift *= 2
@@ -98,7 +103,7 @@ def _scan(S: torch.Tensor, decay: torch.Tensor, keep: torch.Tensor | None, initi
 def _later(states: torch.Tensor, shift: int) -> torch.Tensor:
     """(d, B, K, N') moved by `shift` blocks, behind zeros."""
     blocks = states.shape[2]
-    if is_open(blocks):  # there may be fewer than `shift`
+    if _is_open(blocks):  # there may be fewer than `shift`
         return states.roll(shift, 2) * (torch.arange(blocks, device=states.device) >= shift).unsqueeze(1)
     return F.pad(states[:, :, :-shift], (0, 0, shift, 0))
 
@@ -243,7 +248,7 @@ def ema_chunked(
         x, block = packed.spread(x), packed.size
     elif block is None:
         block = block_size(x.shape[1])
-    if truncation is not None and (history is not None or is_open(x.shape[1]) or truncation < x.shape[1]):
+    if truncation is not None and (history is not None or _is_open(x.shape[1]) or truncation < x.shape[1]):
         y, last = _truncated(x, coefficients, bidirectional, truncation, packed, state, history, block)
     else:
         y, last = _chunked(x, coefficients, bidirectional, packed, state, block)
@@ -253,7 +258,7 @@ def ema_chunked(
 def _chunked(x, coefficients, bidirectional, packed, state, block):
     """All lags, of x (B, L, d)."""
     length = x.shape[1]
-    unknown = is_open(length) and packed is None
+    unknown = _is_open(length) and packed is None
     m = block if unknown else min(block, length)
     if unknown:  # a graph must be tied neither to a single block nor to one that is full
         padded = F.pad(x, (0, 0, 0, (length // m + 2) * m - length))
