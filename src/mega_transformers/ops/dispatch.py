@@ -90,7 +90,7 @@ def linear_form(vendor: str, rows: int, weights: int) -> str:
 
 def ema_form(device: str, length: int, batch: int, stateful: bool, packed: bool) -> str:
     """The form of the EMA for (batch, length) tokens on a type of device."""
-    return _first(EMA, length, device=device, stateful=stateful, packed=packed, one_row=batch == 1)
+    return _first(EMA, length, device=device, stateful=stateful, packed=packed, one_row=bool(batch == 1))
 
 
 def attention_form(device: str, keys: int, one_query: bool, activation: str, fusable: bool) -> str:

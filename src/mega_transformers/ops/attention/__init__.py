@@ -91,7 +91,7 @@ def _in_form(q, k, v, bias, layout, *, need_weights, backend, chunks=1, **option
     form = "reference" if need_weights else backend
     if form is None:
         fusable = is_fusable(q, bias, layout)
-        form = attention_form(v.device.type, layout.keys, layout.queries == 1, options["activation"], fusable)
+        form = attention_form(v.device.type, layout.keys, bool(layout.queries == 1), options["activation"], fusable)
     if form == "fused":
         return attention_fused(q, k, v, bias, layout, dropout=options["dropout"]), None
     table = bias_table(bias, layout)

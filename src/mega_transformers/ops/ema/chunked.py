@@ -17,7 +17,6 @@ from ..relative_bias import sum_diagonals, toeplitz
 from .packed import PackedBlocks
 from .reference import EMACoefficients, lag_input
 
-
 OPEN_BLOCK = 64
 """Tokens per block in exported graphs of any length."""
 OPEN_BLOCKS = 1 << 16
@@ -204,7 +203,6 @@ def _truncated(x, coefficients, bidirectional, truncation, packed, state, histor
     The recurrence is linear: one pass over the inputs, and one over those of K tokens before.
     """
     length, channels = x.shape[1:]
-    lag = torch.sym_min(truncation, length)
     same = None
     if packed is not None:
         documents = packed.document_of_slot
@@ -212,7 +210,7 @@ def _truncated(x, coefficients, bidirectional, truncation, packed, state, histor
     forgotten = coefficients._replace(input=lag_input(coefficients, truncation))
     forward = EMACoefficients(*(c[:channels] for c in forgotten))
     y, new_state = _chunked(x, coefficients, bidirectional, packed, state, block)
-    past = x[:, : length - lag]
+    past = x[:, :-truncation] if truncation < length else x[:, :0]
     past = past if same is None else past * same
     before = x.new_zeros(x.shape[0], truncation, channels) if history is None else history
     past_y, past_state = _chunked(torch.cat([before, past], dim=1)[:, :length], forward, False, packed, None, block)
@@ -220,10 +218,10 @@ def _truncated(x, coefficients, bidirectional, truncation, packed, state, histor
     if not bidirectional:
         assert new_state is not None and past_state is not None
         return y, new_state + past_state
-    future = x[:, lag:] if same is None else x[:, lag:] * same
+    future = x[:, truncation:] if same is None else x[:, truncation:] * same
     # backward only: with no output, the forward half adds nothing
     backward = forgotten._replace(output=F.pad(forgotten.output[channels:], (0, 0, channels, 0)))
-    future_y, _ = _chunked(F.pad(future, (0, 0, 0, lag)), backward, True, packed, None, block)
+    future_y, _ = _chunked(F.pad(future, (0, 0, 0, truncation)), backward, True, packed, None, block)
     return y + future_y, None
 
 
@@ -248,7 +246,7 @@ def ema_chunked(
         x, block = packed.spread(x), packed.size
     elif block is None:
         block = block_size(x.shape[1])
-    if truncation is not None and (history is not None or _is_open(x.shape[1]) or truncation < x.shape[1]):
+    if truncation is not None and (truncation < x.shape[1] or history is not None):
         y, last = _truncated(x, coefficients, bidirectional, truncation, packed, state, history, block)
     else:
         y, last = _chunked(x, coefficients, bidirectional, packed, state, block)

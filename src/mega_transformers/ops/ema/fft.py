@@ -35,7 +35,7 @@ def ema_fft(
 ) -> torch.Tensor:
     """See `mega_transformers.ops.ema.ema`; takes no state and no documents. Returns y."""
     length, channels = x.shape[1:]
-    lags = length if truncation is None else torch.sym_min(truncation, length)
+    lags = length if truncation is None else min(truncation, length)
     kernel = ema_kernel(coefficients, lags)
     if bidirectional:
         # lag 0 in the middle: negative lags look ahead
