@@ -258,8 +258,8 @@ def _chunked(x, coefficients, bidirectional, packed, state, block):
     length = x.shape[1]
     unknown = _is_open(length) and packed is None
     m = block if unknown else min(block, length)
-    if unknown:  # a graph must be tied neither to a single block nor to one that is full
-        padded = F.pad(x, (0, 0, 0, (length // m + 2) * m - length))
+    if unknown:  # a graph must be tied neither to a single block, with or without its end, nor to one that is full
+        padded = F.pad(x, (0, 0, 0, (length // m + 3) * m - length))
     else:
         padded = F.pad(x, (0, 0, 0, -length % m)) if length % m else x
     keep = None if packed is None else packed.continues.to(x.dtype)
@@ -267,14 +267,14 @@ def _chunked(x, coefficients, bidirectional, packed, state, block):
     tensors = (padded, *_matrices(coefficients, m, bidirectional), initial, keep)
     if torch.compiler.is_compiling():  # a compiler fuses what the operator does step by step
         y, entering, H = _blocks_forward(*tensors, bidirectional)
-        entering = H[:, :, -2] if unknown else entering
+        entering = H[:, :, -3] if unknown else entering
     else:
         y, entering, _ = _BLOCKS(*tensors, options=(bidirectional,))
     y = y[:, :length]
     if bidirectional:
         return y, None
     if unknown:
-        tail, last = length % m, padded[:, -2 * m : -m]
+        tail, last = length % m, padded[:, -3 * m : -2 * m]
         steps = (tail - 1 - torch.arange(m, device=x.device)).clamp(min=0)
     else:
         tail = length % m or m
