@@ -34,8 +34,8 @@ def recomputed(wanted: bool | None, function: Callable[..., torch.Tensor], *tens
         function: What to compute.
         tensors: What it is given.
     """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function(*tensors)
     if wanted is None:
         wanted = tensors[0].device.type == "cpu" and tensors[0].numel() >= MIN_ELEMENTS
-    if not wanted or not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return function(*tensors)
-    return checkpoint(function, *tensors, use_reentrant=False)
+    return checkpoint(function, *tensors, use_reentrant=False) if wanted else function(*tensors)

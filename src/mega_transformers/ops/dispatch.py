@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import torch
 
+from .layout import is_open
+
 
 class Row(NamedTuple):
     """An implementation, and when it is taken; None fits everything.
@@ -17,11 +19,12 @@ class Row(NamedTuple):
     Attributes:
         form: The implementation.
         device: `"cpu"`, `"cuda"`, ...
-        longest: Tokens in a row (of attention: key columns), at most.
+        longest: Tokens in a row (of attention: key columns), at most; not in a graph that is to serve any length.
         stateful: Whether a state goes in or out of the EMA.
         packed: Whether rows hold several documents.
         compiled: Whether a graph is being made, by torch.compile or torch.export.
-        exported: Whether that is by torch.export, for any length.
+        exported: Whether that is by torch.export.
+        open: Whether it is to serve any length.
         activation: `"softmax"`, `"laplace"` or `"relu2"`.
         fusable: Whether PyTorch's fused kernels have what is asked: bias, dtype, layout.
         one_query: Whether there is one query in a row, as in a decoding step.
@@ -37,6 +40,7 @@ class Row(NamedTuple):
     packed: bool | None = None
     compiled: bool | None = None
     exported: bool | None = None
+    open: bool | None = None
     activation: str | None = None
     fusable: bool | None = None
     one_query: bool | None = None
@@ -48,13 +52,13 @@ class Row(NamedTuple):
         """Whether the row is for that length and everything else asked."""
         if not all(getattr(self, name) in (None, value) for name, value in asked.items()):
             return False
-        return self.longest is None or length <= self.longest
+        return self.longest is None or (not is_open(length) and length <= self.longest)
 
 
 EMA = (
     Row("step", longest=1, stateful=True),
-    # the only form whose graph does not depend on the length
-    Row("fft", exported=True, stateful=False, packed=False),
+    # a graph that does not depend on the length; outside of PyTorch, transforms are slow and inexact
+    Row("fft", open=True, exported=False, stateful=False, packed=False),
     Row("direct", device="cpu", compiled=False, stateful=False, packed=False, longest=32),
     Row("fft", device="cpu", compiled=False, stateful=False, packed=False, longest=64, one_row=True),
     Row("direct", device="cpu", compiled=False, stateful=False, packed=False, longest=64),
@@ -86,7 +90,7 @@ def linear_form(vendor: str, rows: int, weights: int) -> str:
 
 def ema_form(device: str, length: int, batch: int, stateful: bool, packed: bool) -> str:
     """The form of the EMA for (batch, length) tokens on a type of device."""
-    return _first(EMA, length, device=device, stateful=stateful, packed=packed, one_row=batch == 1)
+    return _first(EMA, length, device=device, stateful=stateful, packed=packed, one_row=bool(batch == 1))
 
 
 def attention_form(device: str, keys: int, one_query: bool, activation: str, fusable: bool) -> str:
@@ -95,5 +99,5 @@ def attention_form(device: str, keys: int, one_query: bool, activation: str, fus
 
 
 def _first(table: tuple[Row, ...], length: int, **asked: object) -> str:
-    compiled, exported = torch.compiler.is_compiling(), torch.compiler.is_exporting()
-    return next(row.form for row in table if row.fits(length, compiled=compiled, exported=exported, **asked))
+    asked |= {"compiled": torch.compiler.is_compiling(), "exported": torch.compiler.is_exporting()}
+    return next(row.form for row in table if row.fits(length, open=is_open(length), **asked))

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from .dispatch import linear_form
+from .layout import is_open
 
 MOST_ROWS = 8
 PARTS = 4
@@ -19,6 +20,7 @@ def are_few_rows(x: torch.Tensor) -> bool:
         x.device.type == "cpu"
         and not torch.is_grad_enabled()
         and not torch.compiler.is_exporting()
+        and not is_open(x.numel())
         and 0 < x.numel() <= MOST_ROWS * x.shape[-1]
         and not torch.is_autocast_enabled("cpu")
     )

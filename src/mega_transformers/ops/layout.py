@@ -22,6 +22,15 @@ def is_readable(x: torch.Tensor) -> bool:
     return x.device.type == "cpu" and not transformed and not torch.compiler.is_compiling()
 
 
+def is_open(size: int) -> bool:
+    """Whether a graph is being made that is to serve other sizes than this one too, and so must not depend on it."""
+    if not torch.compiler.is_compiling():
+        return False
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return not has_static_value(size)
+
+
 def dropped_if_full(mask: torch.Tensor | None) -> torch.Tensor | None:
     """A mask (B, L) of real tokens as bools; None where it is known that all are."""
     if mask is None:
@@ -156,7 +165,8 @@ class AttentionLayout:
     def counts(self, device: torch.device) -> int | torch.Tensor:
         """How many keys each query sees: (B or 1, L or 1), or a number where all see as many."""
         if self.is_dense:
-            return self.keys if self.real is None else self.real.sum(dim=1, keepdim=True)
+            every = torch.full((1, 1), self.keys, device=device) if is_open(self.keys) else self.keys
+            return every if self.real is None else self.real.sum(dim=1, keepdim=True)
         start, stop = self.ranges(device)
         if self.real is None:
             return stop - start
@@ -261,7 +271,7 @@ def self_attention_layout(
         documents: An upper bound of the documents in a row, where it is known on the host.
     """
     mask = dropped_if_full(attention_mask)
-    if chunk_size is not None and length <= chunk_size and reset is None:
+    if chunk_size is not None and not is_open(length) and length <= chunk_size and reset is None:
         chunk_size = None
     layout = AttentionLayout(
         length, length, causal, chunk_size, real=mask, tokens=mask, reset=reset, documents=documents

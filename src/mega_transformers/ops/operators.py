@@ -136,35 +136,46 @@ def graph_operator(
         forward, backward, inputs, outputs, keeps: As in `operator`.
     """
 
-    def run(tensors: Any, *options: Any) -> list[torch.Tensor]:
-        return list(forward(*tensors, *options))
+    def run(given: Any, there: Any, *options: Any) -> list[torch.Tensor]:
+        return list(forward(*_filled(given, there), *options))
 
     def run_backward(tensors: Any, needs: Any, *options: Any) -> list[torch.Tensor]:
         return [grad for grad in backward(needs, *tensors, *options) if grad is not None]
 
     def keep(ctx: Any, inputs: Any, output: Any) -> None:
-        tensors, *ctx.options = inputs
+        given, ctx.there, *ctx.options = inputs
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors, *(output[i] for i in keeps))
+        ctx.save_for_backward(*_filled(given, ctx.there), *(output[i] for i in keeps))
 
     def gradients(ctx: Any, grads: Any) -> Any:
-        needed = ctx.needs_input_grad[0]
-        needs = list(needed[:inputs])
+        needs = [bool(need) for need in _filled(ctx.needs_input_grad[0], ctx.there)[:inputs]]
         found = iter(backward_node([*ctx.saved_tensors, *grads[:outputs]], needs, *ctx.options))
-        of_tensors = [next(found) if i < inputs and need else None for i, need in enumerate(needed)]
-        return of_tensors, *_nothing(len(ctx.options))
+        all_needs = needs + [False] * (len(ctx.there) - inputs)
+        of_given = [next(found) if need else None for need, there in zip(all_needs, ctx.there) if there]
+        return of_given, None, *_nothing(len(ctx.options))
 
-    signature = f"(Tensor?[] tensors, {schema}) -> Tensor[]"
+    # no optional tensors in the list: PyTorch gives no gradients to the others then, and does not say so
+    signature = f"(Tensor[] given, bool[] there, {schema}) -> Tensor[]"
     node: Any = torch.library.custom_op(f"{NAMESPACE}::{name}", run, mutates_args=(), schema=signature)
     signature = f"(Tensor?[] tensors, bool[] needs, {schema}) -> Tensor[]"
     name = f"{NAMESPACE}::{name}_backward"
     backward_node: Any = torch.library.custom_op(name, run_backward, mutates_args=(), schema=signature)
-    node.register_fake(lambda tensors, *options: list(fake(*tensors, *options)))
+    node.register_fake(lambda given, there, *options: list(fake(*_filled(given, there), *options)))
     backward_node.register_fake(
         lambda tensors, needs, *_: [x.new_empty(x.shape) for x, need in zip(tensors, needs) if need]
     )
     node.register_autograd(gradients, setup_context=keep)
-    return lambda *tensors, options=(): node(list(tensors), *options)
+
+    def apply(*tensors: Any, options: Sequence[Any] = ()) -> Outputs:
+        return node([x for x in tensors if x is not None], [x is not None for x in tensors], *options)
+
+    return apply
+
+
+def _filled(given: Sequence[Any], there: Sequence[bool]) -> list[Any]:
+    """What is given, in the places where something is `there`, and None in the others."""
+    rest = iter(given)
+    return [next(rest) if some else None for some in there]
 
 
 def pulled(function: Callable[..., Gradients], inputs: Gradients, grads: Gradients) -> Gradients:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from .layout import is_open
+
 
 class BiasTable(NamedTuple):
     """A bias at consecutive distances: `values` (n,), of which entry `zero` belongs to distance 0."""
@@ -24,6 +26,8 @@ class BiasTable(NamedTuple):
 
         0 where there is no entry: a matrix may hold keys that no query sees.
         """
+        if is_open(rows + columns):  # where a window ends would tie a graph to a length
+            return self.tiles(torch.full((1,), distance, device=self.values.device), rows, columns)
         first, stop = self.span(distance, rows, columns)
         window = self.values[max(first, 0) : max(stop, 0)]
         missing = rows + columns - 1 - window.shape[0]
@@ -48,22 +52,11 @@ class BiasTable(NamedTuple):
         return index.clamp(0, self.values.shape[0] - 1)
 
 
-class BiasMatrix(NamedTuple):
-    """A bias of all queries and keys, (L, S) or (B, L, S), for graphs that are to serve any length."""
-
-    values: torch.Tensor
-
-    def tile(self, distance: int, rows: int, columns: int) -> torch.Tensor:
-        """(1, L, S)."""
-        return self.values.unsqueeze(0)
-
-    def tiles(self, distance: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-        """The matrices (B, L, S)."""
-        return self.values
-
-
 def toeplitz(diagonals: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     """M[..., i, j] = diagonals[..., rows - 1 + j - i]: (..., rows + columns - 1) to (..., rows, columns)."""
+    if is_open(rows + columns):  # the number of columns of `unfold` is no symbol
+        row, column = (torch.arange(n, device=diagonals.device) for n in (rows, columns))
+        return diagonals[..., column - row.unsqueeze(1) + (rows - 1)]
     return diagonals.unsqueeze(-2) if rows == 1 else diagonals.unfold(-1, columns, 1).flip(-2)
 
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from ..activations import ELEMENTWISE
 from ..autocast import autocast_dtype, no_autocast
 from ..dispatch import attention_form
-from ..layout import AttentionLayout, first_real_column
-from ..relative_bias import BiasMatrix, BiasTable, RelativeBias, RotaryBias
+from ..layout import AttentionLayout, first_real_column, is_open
+from ..relative_bias import BiasTable, RelativeBias
 from .flex import attention_flex
 from .fused import attention_fused, is_fusable
 from .reference import attention_reference
@@ -71,36 +71,39 @@ def attention(
         v = v.to(dtype)
     if q.dtype != v.dtype:
         q, k = q.to(v.dtype), k.to(v.dtype)
-    options: Any = {"activation": activation, "dropout": dropout}
+    options: Any = {"activation": activation, "dropout": dropout, "need_weights": need_weights, "backend": backend}
     with no_autocast(device):
+        chunked = layout.chunk is not None and layout.keys == layout.queries and layout.reset is None
+        if chunked and (need_weights or is_open(layout.queries)):
+            return _in_equal_chunks(q, k, v, bias, layout, **options)
         if need_weights:
-            return _with_weights(q, k, v, bias, layout, **options)
+            return _in_form(q, k, v, bias, layout, **options)
         outputs = []
         for part in layout.parts():
-            own = part.layout
             given = part.queries_of(q), part.keys_of(k), part.keys_of(v)
-            form = backend
-            if form is None:
-                form = attention_form(device, own.keys, own.queries == 1, activation, is_fusable(q, bias, own))
-            if form == "fused":
-                output = attention_fused(*given, bias, own, dropout=dropout)
-            elif form == "reference":
-                output, _ = attention_reference(*given, bias_table(bias, own), own, need_weights=False, **options)
-            else:
-                output = FORMS[form](*given, bias_table(bias, own), own, **options)  # type: ignore[arg-type]
+            output, _ = _in_form(*given, bias, part.layout, **options)
             outputs.append(output if part.chunks == 1 else output.reshape(q.shape[0], -1, output.shape[-1]))
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1), None
 
 
-def bias_table(bias: RelativeBias | BiasTable | None, layout: AttentionLayout) -> BiasTable | BiasMatrix | None:
+def _in_form(q, k, v, bias, layout, *, need_weights, backend, chunks=1, **options):
+    """Output, and weights if needed, of a layout that is not cut any further; `chunks` are those of a row."""
+    form = "reference" if need_weights else backend
+    if form is None:
+        fusable = is_fusable(q, bias, layout)
+        form = attention_form(v.device.type, layout.keys, bool(layout.queries == 1), options["activation"], fusable)
+    if form == "fused":
+        return attention_fused(q, k, v, bias, layout, dropout=options["dropout"]), None
+    table = bias_table(bias, layout)
+    if form == "reference":
+        return attention_reference(q, k, v, table, layout, need_weights=need_weights, chunks=chunks, **options)
+    return FORMS[form](q, k, v, table, layout, **options), None
+
+
+def bias_table(bias: RelativeBias | BiasTable | None, layout: AttentionLayout) -> BiasTable | None:
     """The values of a bias at all distances of a layout."""
     if bias is None or isinstance(bias, BiasTable):
         return bias
-    if torch.compiler.is_exporting() and isinstance(bias, RotaryBias):  # to cut windows would fix the length
-        column = torch.arange(layout.keys, device=bias.alpha.device)
-        query = torch.arange(layout.queries, device=bias.alpha.device)
-        query = query + (layout.offset if isinstance(layout.offset, int) else layout.offset.unsqueeze(1))
-        return BiasMatrix(bias.query_features(query) @ bias.key_features(column).t())
     low, high = layout.distances
     if not isinstance(layout.offset, int):  # bounds, which may be wider than what there is
         low, high = max(low, -bias.reach), min(high, bias.reach)
@@ -118,20 +121,24 @@ def _check(activation: str, need_weights: bool, backend: str | None) -> None:
         raise ValueError(f"backend={backend!r} returns no weights; use backend='reference'")
 
 
-def _with_weights(q, k, v, bias, layout, **options):
-    """Output and weights by the definition, the weights of chunks with an axis for these."""
+def _in_equal_chunks(q, k, v, bias, layout, **options):
+    """Output and weights of chunks that are all filled up, so that no operation depends on the length."""
     length, size = layout.queries, layout.chunk
-    if size is None or layout.keys != length or layout.reset is not None:
-        return attention_reference(q, k, v, bias_table(bias, layout), layout, **options)
     # chunks count from the first real token, so padding on the left goes behind
     first = first_real_column(layout.real)
     column = torch.arange(length, device=q.device)
-    padding = -length % size
+    used = count = (length + size - 1) // size
+    if is_open(length):  # a graph must be tied neither to a single chunk nor to one that is full
+        count = length // size + 2
+    padding = count * size - length
+
+    def moved(x: torch.Tensor, by: torch.Tensor) -> torch.Tensor:
+        order = column + by.unsqueeze(1)
+        order = torch.where(order < length, order, order - length)
+        return x.gather(1, order.unsqueeze(-1).expand_as(x))
 
     def in_chunks(x: torch.Tensor) -> torch.Tensor:
-        if first is not None:
-            order = (column + first.unsqueeze(1)) % length
-            x = x.gather(1, order.unsqueeze(-1).expand_as(x))
+        x = x if first is None else moved(x, first)
         return F.pad(x, (0, 0, 0, padding)).reshape(-1, size, x.shape[-1])
 
     real = layout.real
@@ -141,12 +148,9 @@ def _with_weights(q, k, v, bias, layout, **options):
         real = in_chunks(real.unsqueeze(-1)).squeeze(-1)
     chunks = replace(layout, queries=size, keys=size, chunk=None, start=None, stop=None, real=real, tokens=None)
     q, k, v = (in_chunks(x) for x in (q, k, v))
-    output, weights = attention_reference(
-        q, k, v, bias_table(bias, chunks), chunks, chunks=(length + padding) // size, **options
-    )
-    output = output.reshape(-1, length + padding, output.shape[-1])[:, :length]
+    output, weights = _in_form(q, k, v, bias, chunks, chunks=count, **options)
+    output = output.reshape(-1, count * size, output.shape[-1])[:, :length]
     if first is not None:
-        order = (column - first.unsqueeze(1)) % length
-        output = output.gather(1, order.unsqueeze(-1).expand_as(output))
-        output = output.masked_fill((column < first.unsqueeze(1)).unsqueeze(-1), 0.0)  # padding that went behind
-    return output, weights
+        padded = (column < first.unsqueeze(1)).unsqueeze(-1)
+        output = moved(output, length - first).masked_fill(padded, 0.0)
+    return output, None if weights is None else weights[:, :used]

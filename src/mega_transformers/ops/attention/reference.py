@@ -7,14 +7,14 @@ import torch.nn.functional as F
 
 from ..activations import ELEMENTWISE
 from ..layout import AttentionLayout
-from ..relative_bias import BiasMatrix, BiasTable
+from ..relative_bias import BiasTable
 
 
 def attention_reference(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    bias: BiasTable | BiasMatrix | None,
+    bias: BiasTable | None,
     layout: AttentionLayout,
     *,
     activation: str = "softmax",
@@ -58,7 +58,7 @@ def attention_reference(
 def _scores(
     q: torch.Tensor,
     k: torch.Tensor,
-    bias: BiasTable | BiasMatrix | None,
+    bias: BiasTable | None,
     layout: AttentionLayout,
     scale: float | torch.Tensor,
 ) -> torch.Tensor:

@@ -11,10 +11,21 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ..layout import is_open
 from ..operators import operator
 from ..relative_bias import sum_diagonals, toeplitz
 from .packed import PackedBlocks
 from .reference import EMACoefficients, lag_input
+
+OPEN_BLOCK = 64
+"""Tokens per block in exported graphs of any length."""
+OPEN_BLOCKS = 1 << 16
+"""How many blocks such a graph carries states over: as if they were forgotten after four million tokens."""
+
+
+def _is_open(length: int) -> bool:
+    """Whether blocks are to make a graph of any length. Compiled ones are made by `fft`, or for some lengths each."""
+    return torch.compiler.is_exporting() and is_open(length)
 
 
 def block_size(length: int) -> int:
@@ -22,6 +33,8 @@ def block_size(length: int) -> int:
 
     Larger ones pay off only when many blocks share their m x m matrices.
     """
+    if _is_open(length):
+        return OPEN_BLOCK
     for longest, size in ((256, 16), (2048, 32), (32768, 64)):
         if length <= longest:
             return size
@@ -79,11 +92,19 @@ def _scan(S: torch.Tensor, decay: torch.Tensor, keep: torch.Tensor | None, initi
         H = H * keep
         factor = factor * keep
     shift = 1
-    while shift < S.shape[2]:
-        H = H + F.pad((factor[:, :, shift:] if keep is not None else factor) * H[:, :, :-shift], (0, 0, shift, 0))
-        factor = factor * (F.pad(factor[:, :, :-shift], (0, 0, shift, 0)) if keep is not None else factor)
+    while shift < (OPEN_BLOCKS if _is_open(S.shape[2]) else S.shape[2]):
+        H = H + factor * _later(H, shift)
+        factor = factor * (factor if keep is None else _later(factor, shift))
         shift *= 2
     return H
+
+
+def _later(states: torch.Tensor, shift: int) -> torch.Tensor:
+    """(d, B, K, N') moved by `shift` blocks, behind zeros."""
+    blocks = states.shape[2]
+    if _is_open(blocks):  # there may be fewer than `shift`
+        return states.roll(shift, 2) * (torch.arange(blocks, device=states.device) >= shift).unsqueeze(1)
+    return F.pad(states[:, :, :-shift], (0, 0, shift, 0))
 
 
 def _flip_backward(states: torch.Tensor, bidirectional: bool) -> torch.Tensor:
@@ -235,20 +256,29 @@ def ema_chunked(
 def _chunked(x, coefficients, bidirectional, packed, state, block):
     """All lags, of x (B, L, d)."""
     length = x.shape[1]
-    m = min(block, length)
-    padded = F.pad(x, (0, 0, 0, -length % m)) if length % m else x
+    unknown = _is_open(length) and packed is None
+    m = block if unknown else min(block, length)
+    if unknown:  # a graph must be tied neither to a single block, with or without its end, nor to one that is full
+        padded = F.pad(x, (0, 0, 0, (length // m + 3) * m - length))
+    else:
+        padded = F.pad(x, (0, 0, 0, -length % m)) if length % m else x
     keep = None if packed is None else packed.continues.to(x.dtype)
     initial = None if state is None else state.transpose(0, 1)
     tensors = (padded, *_matrices(coefficients, m, bidirectional), initial, keep)
     if torch.compiler.is_compiling():  # a compiler fuses what the operator does step by step
-        y, entering, _ = _blocks_forward(*tensors, bidirectional)
+        y, entering, H = _blocks_forward(*tensors, bidirectional)
+        entering = H[:, :, -3] if unknown else entering
     else:
         y, entering, _ = _BLOCKS(*tensors, options=(bidirectional,))
     y = y[:, :length]
     if bidirectional:
         return y, None
-    tail = length % m or m
-    steps = torch.arange(tail - 1, -1, -1, device=x.device)
+    if unknown:
+        tail, last = length % m, padded[:, -3 * m : -2 * m]
+        steps = (tail - 1 - torch.arange(m, device=x.device)).clamp(min=0)
+    else:
+        tail = length % m or m
+        steps, last = torch.arange(tail - 1, -1, -1, device=x.device), x[:, length - tail :]
     weights = coefficients.input.unsqueeze(-1) * torch.exp(coefficients.log_decay.unsqueeze(-1) * steps)
-    added = torch.einsum("btd,dnt->bdn", x[:, length - tail :], weights)
+    added = torch.einsum("btd,dnt->bdn", last, weights)
     return y, added + torch.exp(coefficients.log_decay * tail) * entering.transpose(0, 1)
