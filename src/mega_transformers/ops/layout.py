@@ -31,6 +31,13 @@ def is_open(size: int) -> bool:
     return not has_static_value(size)
 
 
+def first_tokens(x: torch.Tensor, length: int) -> torch.Tensor:
+    """Of x (B, n, d) the first `length` tokens; in exports by index, as PyTorch cannot prove what a slice needs."""
+    if torch.compiler.is_exporting() and is_open(length):
+        return x.index_select(1, torch.arange(length, device=x.device))
+    return x[:, :length]
+
+
 def dropped_if_full(mask: torch.Tensor | None) -> torch.Tensor | None:
     """A mask (B, L) of real tokens as bools; None where it is known that all are."""
     if mask is None:

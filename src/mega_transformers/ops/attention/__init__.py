@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from ..activations import ELEMENTWISE
 from ..autocast import autocast_dtype, no_autocast
 from ..dispatch import attention_form
-from ..layout import AttentionLayout, first_real_column, is_open
+from ..layout import AttentionLayout, first_real_column, first_tokens, is_open
 from ..relative_bias import BiasTable, RelativeBias
 from .flex import attention_flex
 from .fused import attention_fused, is_fusable
@@ -142,14 +142,14 @@ def _in_equal_chunks(q, k, v, bias, layout, **options):
         return F.pad(x, (0, 0, 0, padding)).reshape(-1, size, x.shape[-1])
 
     real = layout.real
-    if real is None and padding:
+    if real is None and (is_open(length) or padding):
         real = torch.ones(q.shape[:2], dtype=torch.bool, device=q.device)
     if real is not None:
         real = in_chunks(real.unsqueeze(-1)).squeeze(-1)
     chunks = replace(layout, queries=size, keys=size, chunk=None, start=None, stop=None, real=real, tokens=None)
     q, k, v = (in_chunks(x) for x in (q, k, v))
     output, weights = _in_form(q, k, v, bias, chunks, chunks=count, **options)
-    output = output.reshape(-1, count * size, output.shape[-1])[:, :length]
+    output = first_tokens(output.reshape(-1, count * size, output.shape[-1]), length)
     if first is not None:
         padded = (column < first.unsqueeze(1)).unsqueeze(-1)
         output = moved(output, length - first).masked_fill(padded, 0.0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..layout import is_open
+from ..layout import first_tokens, is_open
 from ..operators import operator
 from ..relative_bias import sum_diagonals, toeplitz
 from .packed import PackedBlocks
@@ -270,7 +270,7 @@ def _chunked(x, coefficients, bidirectional, packed, state, block):
         entering = H[:, :, -3] if unknown else entering
     else:
         y, entering, _ = _BLOCKS(*tensors, options=(bidirectional,))
-    y = y[:, :length]
+    y = first_tokens(y, length)
     if bidirectional:
         return y, None
     if unknown:
