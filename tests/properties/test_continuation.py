@@ -59,6 +59,17 @@ def test_pieces_give_what_the_whole_gives(config, batch, cuts, seed):
     assert close(got[mask.bool()], whole[mask.bool()])
 
 
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_a_piece_that_begins_with_a_hole(implementation):
+    """Its chunks count from its first column, and not from its first real token."""
+    config = tiny_config(**CAUSAL, use_chunking=True, chunk_size=4, attn_implementation=implementation)
+    model, ids = make_model(config, 0), torch.arange(3, 12).unsqueeze(0)
+    mask = torch.tensor([[1, 1, 0, 0, 0, 1, 1, 1, 1]])
+    whole = forward(model, ids, mask).last_hidden_state
+    got, _ = in_pieces(model, ids, mask, [(0, 4), (4, 9)])
+    assert close(got[mask.bool()], whole[mask.bool()])
+
+
 @any_setting
 @given(configurations(causal=True), padded_batches(), cuts, seeds)
 def test_pieces_in_float32(config, batch, cuts, seed):

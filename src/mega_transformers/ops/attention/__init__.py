@@ -124,8 +124,8 @@ def _check(activation: str, need_weights: bool, backend: str | None) -> None:
 def _in_equal_chunks(q, k, v, bias, layout, **options):
     """Output and weights of chunks that are all filled up, so that no operation depends on the length."""
     length, size = layout.queries, layout.chunk
-    # chunks count from the first real token, so padding on the left goes behind
-    first = first_real_column(layout.real)
+    # where chunks count from the first real token, padding on the left goes behind; elsewhere it is a hole like others
+    first = None if layout.start is None else first_real_column(layout.real)
     column = torch.arange(length, device=q.device)
     used = count = (length + size - 1) // size
     if is_open(length):  # a graph must be tied neither to a single chunk nor to one that is full
