@@ -153,4 +153,5 @@ def _in_equal_chunks(q, k, v, bias, layout, **options):
     if first is not None:
         padded = (column < first.unsqueeze(1)).unsqueeze(-1)
         output = moved(output, length - first).masked_fill(padded, 0.0)
-    return output, None if weights is None else weights[:, :used]
+    # the tensor itself where possible, so that it gets a gradient
+    return output, weights if weights is None or not is_open(length) else weights[:, :used]
