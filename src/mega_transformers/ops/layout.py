@@ -31,9 +31,14 @@ def is_open(size: int) -> bool:
     return not has_static_value(size)
 
 
+def is_open_export(size: int) -> bool:
+    """The same of exported graphs alone."""
+    return torch.compiler.is_exporting() and is_open(size)
+
+
 def first_tokens(x: torch.Tensor, length: int) -> torch.Tensor:
     """Of x (B, n, d) the first `length` tokens; in exports by index, as PyTorch cannot prove what a slice needs."""
-    if torch.compiler.is_exporting() and is_open(length):
+    if is_open_export(length):
         return x.index_select(1, torch.arange(length, device=x.device))
     return x[:, :length]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..layout import first_tokens, is_open
+from ..layout import first_tokens, is_open_export
 from ..operators import operator
 from ..relative_bias import sum_diagonals, toeplitz
 from .packed import PackedBlocks
@@ -23,17 +23,12 @@ OPEN_BLOCKS = 1 << 16
 """How many blocks such a graph carries states over: as if they were forgotten after four million tokens."""
 
 
-def _is_open(length: int) -> bool:
-    """Whether blocks are to make a graph of any length. Compiled ones are made by `fft`, or for some lengths each."""
-    return torch.compiler.is_exporting() and is_open(length)
-
-
 def block_size(length: int) -> int:
     """Tokens per block that are fastest at that length (docs/performance.md).
 
     Larger ones pay off only when many blocks share their m x m matrices.
     """
-    if _is_open(length):
+    if is_open_export(length):
         return OPEN_BLOCK
     for longest, size in ((256, 16), (2048, 32), (32768, 64)):
         if length <= longest:
@@ -92,7 +87,7 @@ def _scan(S: torch.Tensor, decay: torch.Tensor, keep: torch.Tensor | None, initi
         H = H * keep
         factor = factor * keep
     shift = 1
-    while shift < (OPEN_BLOCKS if _is_open(S.shape[2]) else S.shape[2]):
+    while shift < (OPEN_BLOCKS if is_open_export(S.shape[2]) else S.shape[2]):
         H = H + factor * _later(H, shift)
         factor = factor * (factor if keep is None else _later(factor, shift))
         shift *= 2
@@ -102,7 +97,7 @@ def _scan(S: torch.Tensor, decay: torch.Tensor, keep: torch.Tensor | None, initi
 def _later(states: torch.Tensor, shift: int) -> torch.Tensor:
     """(d, B, K, N') moved by `shift` blocks, behind zeros."""
     blocks = states.shape[2]
-    if _is_open(blocks):  # there may be fewer than `shift`
+    if is_open_export(blocks):  # there may be fewer than `shift`
         return states.roll(shift, 2) * (torch.arange(blocks, device=states.device) >= shift).unsqueeze(1)
     return F.pad(states[:, :, :-shift], (0, 0, shift, 0))
 
@@ -256,7 +251,8 @@ def ema_chunked(
 def _chunked(x, coefficients, bidirectional, packed, state, block):
     """All lags, of x (B, L, d)."""
     length = x.shape[1]
-    unknown = _is_open(length) and packed is None
+    # compiled graphs of open length are made by `fft`, or for some lengths each
+    unknown = is_open_export(length) and packed is None
     m = block if unknown else min(block, length)
     if unknown:  # a graph must be tied neither to a single block, with or without its end, nor to one that is full
         padded = F.pad(x, (0, 0, 0, (length // m + 3) * m - length))
