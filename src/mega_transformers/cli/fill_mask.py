@@ -42,7 +42,7 @@ class Filler:
     @property
     def limit(self) -> int | None:
         """The most tokens the model takes; None for no limit."""
-        from ..training.streaming import input_limit
+        from ..evaluation.streaming import input_limit
 
         limit = input_limit(self.config)
         return (

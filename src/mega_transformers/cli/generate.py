@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..assets import DEFAULT_CAUSAL_MODEL
-from ..training.pair_recipe import MAX_BEAMS
+from ..training.recipe import MAX_BEAMS
 from .device import AUTO, DeviceOption, DTypeOption, check_names, resolve_placement
 from .loading import CAUSAL, ModelOption, kind_of, load, locate
 from .runtime import STDIN, UserError, gather_texts, load_libraries, spinner
@@ -154,8 +154,8 @@ def load_generator(name: str, settings: Settings, device: str = AUTO, dtype: str
     place = locate(name)
     load_libraries()
     placement = resolve_placement(device, dtype)
-    from ..training.schema import RecipeError
-    from ..training.streaming import check_causal
+    from ..errors import RecipeError
+    from ..evaluation.streaming import check_causal
     from .generator import Generator
 
     model, tokenizer = load(place, kind_of(place, CAUSAL), placement)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import StoppingCriteria, TextStreamer
 
-from ..training.streaming import input_limit
+from ..evaluation.streaming import input_limit
 from .runtime import UserError, print_note, shortened
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from .runtime import STDIN, UserError, load_libraries, spinner
 from .tables import print_scores
 
 if TYPE_CHECKING:
-    from ..training.streaming import TextScore
+    from ..evaluation.streaming import TextScore
 
 TOGETHER = "together"
 # key of a score -> title of its column, format
@@ -71,8 +71,8 @@ def perplexity(
     for name in files:
         if name != STDIN and not Path(name).is_file():
             raise UserError(f"there is no file {name}")
-    from ..training.cleaning import check_names as check_cleaning
-    from ..training.schema import RecipeError
+    from ..evaluation.texts import check_names as check_cleaning
+    from ..errors import RecipeError
 
     try:
         check_cleaning(clean or [], documents)
@@ -91,7 +91,7 @@ def perplexity(
 
 def _reading(mode: str, window: int | None, stride: int | None, piece: int | None) -> Any:
     """The checked `Reading`; refuses options that the mode does not use."""
-    from ..training.reading import USES, Reading
+    from ..evaluation.reading import USES, Reading
 
     given = {"window": window, "stride": stride, "piece": piece}
     reading = Reading(mode, **{name: value for name, value in given.items() if value is not None})
@@ -103,7 +103,7 @@ def _reading(mode: str, window: int | None, stride: int | None, piece: int | Non
 
 
 def _text(name: str) -> str:
-    from ..training.reading import read_text
+    from ..evaluation.texts import read_text
 
     if name != STDIN:
         text = read_text(Path(name))
@@ -121,7 +121,7 @@ def _scores(
     place: Location, placement: Placement, texts: dict[str, str], reading: Any, clean: list[str], documents: str
 ) -> dict[str, TextScore]:
     """A score for each file and, for more than one, of all together."""
-    from ..training.streaming import check_causal, read_tokens, score_text
+    from ..evaluation.streaming import check_causal, read_tokens, score_text
 
     model, tokenizer = load(place, kind_of(place, CAUSAL), placement)
     if not tokenizer.is_fast:

@@ -13,13 +13,17 @@ def print_scores(
     Args:
         title: What the numbers are of.
         scores: Name -> key of a score -> its value.
-        columns: Key of a score -> title and format, in their order.
+        columns: Key of a score -> title and format, in their order; those that no score has are left out.
     """
     from rich.console import Console
     from rich.table import Column, Table
 
     console = Console()
-    numbers = [[format(score[key], form) for key, (_, form) in columns.items()] for score in scores.values()]
+    columns = {key: column for key, column in columns.items() if any(key in score for score in scores.values())}
+    numbers = [
+        [format(score[key], form) if key in score else "" for key, (_, form) in columns.items()]
+        for score in scores.values()
+    ]
     headers = [name for name, _ in columns.values()]
     table = Table(Column("", overflow="fold"), *(Column(name, justify="right") for name in headers), title=title)
     for name, row in zip(scores, numbers):

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..assets import DEFAULT_PAIR_MODEL
-from ..training.pair_recipe import MAX_BEAMS
+from ..training.recipe import MAX_BEAMS
 from .device import AUTO, DeviceOption, DTypeOption, check_names, resolve_placement
 from .loading import PAIRS, ModelOption, kind_of, load, locate
 from .runtime import STDIN, UserError, gather_texts, load_libraries, print_note, shortened, spinner, stderr_console
@@ -38,7 +38,7 @@ class Transducer:
 
     def run(self, texts: list[str]) -> Iterator[tuple[str, list[str]]]:
         """Each text with its outputs, best first, in their order; made in batches of similar lengths."""
-        from ..training.decoding import encode_sources, generate_outputs
+        from ..evaluation.decoding import encode_sources, generate_outputs
 
         for start in range(0, len(texts), TEXTS_AT_A_TIME):
             some = texts[start : start + TEXTS_AT_A_TIME]
@@ -112,7 +112,7 @@ def load_transducer(name: str, arguments: dict[str, Any], device: str = AUTO, dt
     load_libraries()
     placement = resolve_placement(device, dtype)
     kind = kind_of(place, PAIRS)
-    from ..training.streaming import input_limit
+    from ..evaluation.streaming import input_limit
 
     model, tokenizer = load(place, kind, placement)
     own = model.generation_config
@@ -139,8 +139,8 @@ def check_texts(transducer: Transducer, texts: list[str]) -> None:
     Raises:
         UserError: naming the text and what would be right.
     """
-    from ..training.decoding import encode_sources
-    from ..training.streaming import input_limit
+    from ..evaluation.decoding import encode_sources
+    from ..evaluation.streaming import input_limit
 
     tokenizer, config = transducer.tokenizer, transducer.model.config
     limit = input_limit(getattr(config, "encoder", config))
@@ -174,8 +174,8 @@ def _gather(arguments: list[str], file: Path | None) -> list[str]:
 
 
 def _lines(file: Path) -> list[str]:
-    from ..training.reading import read_text
-    from ..training.schema import RecipeError
+    from ..evaluation.texts import read_text
+    from ..errors import RecipeError
 
     try:
         lines = [line.strip() for line in read_text(file).splitlines()]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..training.pair_recipe import MAX_BEAMS
+from ..training.recipe import MAX_BEAMS
 from .device import AUTO, DeviceOption, DTypeOption, check_names, resolve_placement
-from .loading import MASKED, PAIRS, bundled_names, kind_of, load, locate
+from .loading import CAUSAL, MASKED, PAIRS, bundled_names, kind_of, load, locate
 from .outputs import check_output_file, check_output_folder
 from .runtime import load_package
 from .tables import print_scores
@@ -23,7 +22,8 @@ def bundled_recipes(incomplete: str) -> list[str]:
     """The bundled recipes whose name begins like this, for the completion of command lines."""
     from ..assets import RECIPES
 
-    return sorted(path.stem for path in RECIPES.glob("*.yaml") if path.stem.startswith(incomplete))
+    names = (str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
+    return sorted(name for name in names if name.startswith(incomplete))
 
 
 def train(
@@ -49,73 +49,116 @@ def train(
     ] = True,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", help="key=value in place of the recipe's. Example: --set schedule.max_steps=100"),
+        typer.Option("--set", help="key=value in place of the recipe's. Example: --set training.max_steps=100"),
     ] = None,
     max_hours: Annotated[
         float | None,
-        typer.Option(
-            help="Train this much longer at most; the learning rate reaches 0 by then. Default: what the recipe says."
-        ),
+        typer.Option(help="Save a checkpoint and stop after so many hours; the same command continues. Default: none."),
     ] = None,
-    until: Annotated[
-        str | None,
-        typer.Option(
-            help="Train until HH:MM (local time) at most; evaluation and export follow. Default: no time of day. "
-            "Example: --until 23:35"
-        ),
-    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what the training will take, by a few steps, and keep nothing.")
+    ] = False,
     compare: Annotated[
         list[Path] | None,
-        typer.Option(help="Output folder of a text-to-text run with another model, to stand in the model card."),
+        typer.Option(help="Output folder of a finished run with another model, to stand in the model card."),
     ] = None,
 ) -> None:
     """Train a model from a recipe. Ctrl-C saves a checkpoint; the same command continues from it.
 
-    Two runs cannot write to one output folder at the same time.
+    Two runs cannot write to one output folder at the same time. For several processes or machines, start it with
+    torchrun or accelerate: torchrun --nproc-per-node 8 -m mega_transformers train RECIPE.
     """
     from rich.console import Console
 
-    from ..training.recipe import check_training_arguments, find_recipe, read_recipe
-    from ..training.schema import RecipeError
+    from ..errors import RecipeError
+    from ..training.recipe import find_recipe, read_recipe
 
     try:
         file = find_recipe(recipe)
         checked = read_recipe(file, overrides)
-        seconds = _seconds(max_hours, until)
+        if max_hours is not None and not max_hours > 0:
+            raise RecipeError(f"--max-hours {max_hours} must be above 0")
         output = output_dir or Path("runs") / checked.name
         check_output_folder("--output-dir", output)
         if export is not None:
             check_output_folder("--export", export)
         load_package()
-        check_training_arguments(checked.training)
+        _import_training()
+        folder = data_dir or _folder_of(file)
+        if dry_run:
+            from ..training.evaluate import dry_run as try_out
+
+            _print_plan(checked.name, try_out(checked, folder))
+            return
 
         from ..training.run import RunOptions, run
+        from ..training.tasks import task_of
 
         options = RunOptions(
-            data_dir=data_dir or file.parent,
+            data_dir=folder,
             output_dir=output,
             export_dir=export,
             resume=resume,
-            max_seconds=seconds,
-            command=_command(recipe, data_dir, overrides, max_hours, until),
-            compare=compare or [],
+            max_seconds=None if max_hours is None else max_hours * 3600,
+            command=_command(recipe, data_dir, overrides),
+            compare=tuple(compare or []),
         )
         results = run(checked, options, Console())
-    except RecipeError as error:
+    except (RecipeError, OSError) as error:
         Console(stderr=True).print(f"Error: {error}", style="red", markup=False)
         raise typer.Exit(2) from error
     if results is None:
         raise typer.Exit(130)
-    for role, scores in results["scores"].items():
-        print_scores(f"{checked.name} on {role}", scores, _columns(scores, checked.card.metric_titles))
+    if int(os.environ.get("RANK", "0")) == 0:
+        for role, scores in results["scores"].items():
+            print_scores(f"{checked.name} on {role}", scores, _columns(checked))
+
+
+def _import_training() -> None:
+    """Imports what training needs; a missing package is a sentence."""
+    from ..errors import RecipeError
+
+    try:
+        import accelerate  # noqa: F401
+        import datasets  # noqa: F401
+    except ImportError as error:
+        raise RecipeError(f"training needs more packages: pip install 'mega-transformers[train]' ({error})") from None
+
+
+def _folder_of(file: Path) -> Path:
+    """The recipes' folder for a bundled one, whatever folder in it holds it; else the file's."""
+    from ..assets import RECIPES
+
+    return RECIPES if RECIPES in file.parents else file.parent
+
+
+def _columns(recipe: Any) -> dict[str, tuple[str, str]]:
+    from ..training.tasks import class_of
+
+    titles = recipe.card.metric_titles
+    return {key: (titles.get(key, name), form) for key, (name, form) in class_of(recipe).columns.items()}
+
+
+def _print_plan(name: str, plan: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "", title=f"{name}, by a few steps on {plan['device']}", show_header=False)
+    table.add_row("parameters", f"{plan['parameters']:,}")
+    for role, count in plan["rows"].items():
+        table.add_row(f"{role} rows", "streamed" if count is None else f"{count:,}")
+    table.add_row("steps", f"{plan['steps']:,}")
+    table.add_row("seconds a step", f"{plan['seconds_per_step']:.3f}")
+    table.add_row("hours, without evaluations", f"{plan['hours']:.2f}")
+    table.add_row("memory, at its peak", f"{plan['memory'] / 1e9:.2f} GB")
+    Console().print(table)
 
 
 def evaluate(
     model: Annotated[
         str,
         typer.Argument(
-            help="A bundled model, a folder, or an id of the Hugging Face hub, of a masked or a sequence-to-sequence "
-            "model.",
+            help="A bundled model, a folder, or an id of the Hugging Face hub.",
             autocompletion=bundled_names,
         ),
     ],
@@ -131,13 +174,15 @@ def evaluate(
     clean: Annotated[
         list[str] | None, typer.Option(help="Cleaning: wikitext, unwrap or emphasis; may be repeated. Default: none.")
     ] = None,
-    documents: Annotated[str, typer.Option(help="Documents: whole, lines, paragraphs or sections.")] = "lines",
-    sequence_length: Annotated[int, typer.Option(min=8, help="Tokens per block.")] = 512,
+    documents: Annotated[
+        str, typer.Option(help="Documents: whole, lines, paragraphs, sections or articles.")
+    ] = "lines",
+    sequence_length: Annotated[int, typer.Option(min=8, help="Tokens per block, or of a source at most.")] = 512,
     probability: Annotated[float, typer.Option(help="Part of the tokens to predict.")] = 0.15,
     mask: Annotated[float, typer.Option(help="Part of these that is replaced by the mask token.")] = 1.0,
     random: Annotated[float, typer.Option(help="Part of these that is replaced by a random token.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the masks.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Blocks at a time.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 16,
     source: Annotated[
         str, typer.Option(help="Column of the source texts: its name or number.", rich_help_panel=PAIRS_PANEL)
     ] = "source",
@@ -147,19 +192,13 @@ def evaluate(
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="Recipe, or name of a bundled one: evaluate as it does, and without --data on its test part; "
-            "default: none.",
-            rich_help_panel=PAIRS_PANEL,
+            help="Recipe, or name of a bundled one: evaluate as it does, on its validation and test rows; default: none.",
             autocompletion=bundled_recipes,
         ),
     ] = None,
     data_dir: Annotated[
         Path | None,
-        typer.Option(
-            envvar="MEGA_DATA_DIR",
-            help="Folder that the recipe's files are in; default: the recipe's own.",
-            rich_help_panel=PAIRS_PANEL,
-        ),
+        typer.Option(envvar="MEGA_DATA_DIR", help="Folder that the recipe's files are in; default: the recipe's own."),
     ] = None,
     metric: Annotated[
         list[str] | None,
@@ -182,13 +221,11 @@ def evaluate(
     dtype: DTypeOption = AUTO,
     json: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to; default: none.")] = None,
 ) -> None:
-    """Evaluate a masked language model at masked tokens, or a sequence-to-sequence model by its outputs."""
+    """Evaluate a model on the rows of a recipe, or a masked or sequence-to-sequence model on files."""
     from rich.console import Console
 
-    from ..training.cleaning import check_names as check_cleaning
-    from ..training.pair_recipe import Generation
-    from ..training.recipe import Masking, find_recipe, read_recipe
-    from ..training.schema import RecipeError
+    from ..errors import RecipeError
+    from ..training.recipe import TextToTextRecipe, find_recipe, read_recipe, recipe_of
 
     check_names(device, dtype)
     if json is not None:
@@ -197,60 +234,52 @@ def evaluate(
         for file in [*(data or []), *(baselines or [])]:
             if not file.is_file():
                 raise RecipeError(f"there is no file {file}")
-        check_cleaning(clean or [], documents)
-        masking = Masking(evaluation_probability=probability, mask=mask, random=random)
-        recipe = recipe and find_recipe(recipe)
-        checked = None if recipe is None else read_recipe(recipe)
-        ((checked and checked.generation) or Generation()).changed(metric, num_beams)
         place = locate(model, "MODEL")
+        files = [str(path.resolve()) for path in data or []]
+        folder = data_dir or Path("/")
+        kind = None
+        if recipe is not None:
+            found = find_recipe(recipe)
+            checked, folder = read_recipe(found), data_dir or _folder_of(found)
+            kind = {"text-to-text": PAIRS, "masked-lm": MASKED, "causal-lm": CAUSAL}.get(checked.task)
+            if kind is not None:
+                kind_of(place, kind)
+            checked = checked.model_copy(update={"model": {"checkpoint": place.name}, "tokenizer": None})
+        elif not files:
+            raise RecipeError("--data or --recipe: give files, or a recipe with validation or test rows")
+        else:
+            kind = kind_of(place, PAIRS, MASKED)
+            common = {"name": "evaluation", "sequence_length": sequence_length, "model": {"checkpoint": place.name}}
+            rows: dict[str, Any] = {"name": ", ".join(path.name for path in data or []), "license": "", "test": files}
+            if kind is PAIRS:
+                rows |= {"source": _column(source), "target": _column(target)}
+                values = {**common, "task": "text-to-text", "data": [rows]}
+            else:
+                rows |= {"documents": documents, "clean": clean or []}
+                rows["train"] = [str(path.resolve()) for path in baselines or []]
+                masking = {"evaluation_probability": probability, "mask": mask, "random": random}
+                more = {"packing": "wrapped", "masking": masking, "seed": seed}
+                values = {**common, **more, "task": "masked-lm", "data": [rows]}
+            checked = recipe_of(values, to_train=False)
+        if isinstance(checked, TextToTextRecipe):
+            checked = checked.model_copy(update={"generation": checked.generation.changed(metric, num_beams)})
         load_package()
+        _import_training()
         placement = resolve_placement(device, dtype)
+        loaded, tokenizer = load(place, kind, placement) if kind is not None else (None, None)
 
-        from ..training.evaluation import evaluate_files, evaluate_pairs
+        from ..training.evaluate import evaluate_model
         from ..training.export import write_json
 
-        titles: dict[str, str] = {}
-        report: Any
-        kind = kind_of(place, PAIRS) if recipe is not None else kind_of(place, PAIRS, MASKED)
-        if kind is PAIRS:
-            examples, title = _pairs(data or [], (source, target), checked, data_dir or (recipe and recipe.parent))
-            scores, signatures = evaluate_pairs(*load(place, kind, placement), examples, checked, metric, num_beams)
-            report = {"scores": scores, "signatures": signatures}
-            title = "; ".join([title, *signatures.values()])
-            titles = titles if checked is None else checked.card.metric_titles
-        elif not data:
-            raise RecipeError("--data is missing: give a text file to evaluate on")
-        else:
-            scores = report = evaluate_files(
-                *load(place, kind, placement),
-                data,
-                baselines or [],
-                clean=clean or [],
-                documents=documents,
-                sequence_length=sequence_length,
-                masking=masking,
-                seed=seed,
-                batch_size=batch_size,
-            )
-            title = f"{probability:.0%} of tokens masked, seed {seed}"
+        changes = {"use_cpu": placement.device.type == "cpu", "per_device_eval_batch_size": batch_size}
+        report = evaluate_model(checked, folder, tokenizer, loaded, **changes)
         if json is not None:
             write_json(json, report)
-    except RecipeError as error:
+    except (RecipeError, OSError) as error:
         Console(stderr=True).print(f"Error: {error}", style="red", markup=False)
         raise typer.Exit(2) from error
-    print_scores(title, scores, _columns(scores, titles))
-
-
-def _pairs(files: list[Path], columns: tuple[str, str], recipe: Any, folder: Path | None) -> tuple[list[Any], str]:
-    """Pairs to evaluate on, of files or of a recipe's test part, and the title of the table."""
-    from ..training.evaluation import pairs_of_files, pairs_of_recipe
-    from ..training.schema import RecipeError
-
-    if files:
-        return pairs_of_files(files, *map(_column, columns)), ", ".join(map(str, files))
-    if recipe is None or folder is None:
-        raise RecipeError("--data or --recipe: give a file of pairs, or a recipe with a test part")
-    return pairs_of_recipe(recipe, folder), f"{recipe.name}, test part"
+    for role, scores in report["scores"].items():
+        print_scores(f"{checked.name}, {role}", scores, _columns(checked))
 
 
 def _column(text: str) -> str | int:
@@ -258,65 +287,10 @@ def _column(text: str) -> str | int:
     return int(text) if text.isdigit() else text
 
 
-def _seconds(max_hours: float | None, until: str | None) -> float | None:
-    """The limit of this run in seconds."""
-    from ..training.schema import RecipeError
-
-    if max_hours is not None and until is not None:
-        raise RecipeError("--max-hours and --until exclude each other")
-    if max_hours is not None:
-        if not max_hours > 0:
-            raise RecipeError(f"--max-hours {max_hours} must be above 0")
-        return max_hours * 3600
-    if until is None:
-        return None
-    now = datetime.now()
-    try:
-        clock = datetime.strptime(until, "%H:%M")
-    except ValueError:
-        raise RecipeError(f"--until {until} must be a time of day like 23:35") from None
-    end = now.replace(hour=clock.hour, minute=clock.minute, second=0, microsecond=0)
-    return (end - now if end > now else end + timedelta(days=1) - now).total_seconds()
-
-
-def _command(
-    recipe: Path, data_dir: Path | None, overrides: list[str] | None, max_hours: float | None, until: str | None
-) -> str:
+def _command(recipe: Path, data_dir: Path | None, overrides: list[str] | None) -> str:
     """The command to tell others: without this machine's folders."""
     shown = os.path.relpath(recipe)
     parts = ["mega train", recipe.name if shown.startswith("..") else shown]
     if data_dir is not None:
         parts.append("--data-dir DATA")
-    parts += [f"--set {override}" for override in overrides or []]
-    if max_hours is not None:
-        parts.append(f"--max-hours {max_hours:g}")
-    if until is not None:
-        parts.append(f"--until {until}")
-    return " ".join(parts)
-
-
-# key of a score -> title of its column, format; the columns shown are those that the scores have
-_COLUMNS = {
-    "bits_per_character": ("bits per character", ".4f"),
-    "word_perplexity": ("word perplexity", ".2f"),
-    "raw_word_perplexity": ("per raw word", ".2f"),
-    "cross_entropy": ("cross entropy (nats)", ".4f"),
-    "perplexity": ("perplexity", ".2f"),
-    "accuracy": ("accuracy", ".2%"),
-    "tokens": ("tokens", ","),
-    "bleu": ("BLEU", ".1f"),
-    "chrf": ("chrF", ".1f"),
-    "exact_match": ("exact match", ".2%"),
-    "sequence_error_rate": ("outputs unlike any reference", ".2%"),
-    "symbol_error_rate": ("symbol error rate", ".2%"),
-    "sources": ("sources", ","),
-}
-
-
-def _columns(scores: dict[str, dict[str, float]], titles: dict[str, str]) -> dict[str, tuple[str, str]]:
-    """Key -> title and format of the columns that all scores have; `titles` go before the usual ones."""
-    return {
-        key: (titles.get(key, name), form)
-        for key, (name, form) in _COLUMNS.items()
-        if all(key in score for score in scores.values())
-    }
+    return " ".join([*parts, *(f"--set {override}" for override in overrides or [])])

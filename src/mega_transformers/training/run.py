@@ -1,47 +1,37 @@
-"""One training run: recipe -> tokenizer -> ids -> transformers' Trainer -> judgement -> exported model."""
+"""One training run: recipe -> tokenizer -> rows -> transformers' Trainer -> evaluation -> exported model.
+
+On several processes all of them do the same, but that the first one alone prepares, shows and writes.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 import errno
-import importlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
 from rich.console import Console
 from safetensors import SafetensorError
-from transformers import TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, set_seed
 
-from . import seq2seq_config
+from ..errors import RecipeError
+from . import arguments
 from .export import Report, export_model, write_json
-from .recipe import PAIRS_TASK, TASKS, Recipe
-from .schedule import Clock, EpochOfData, Interruption, last_checkpoint
-from .schema import RecipeError, build
+from .recipe import Recipe, plain
+from .tasks import Task, task_of
 from .tokenizer import load_tokenizer
-from .trainer import RecipeTrainer, Setup
+from .trainer import Epoch, OnlyFinite, Stop, last_checkpoint
 
 LOCK = ".lock"
-# what a resumed run must share with the checkpoint; schedule and TrainingArguments may change
-FIXED_KEYS = (
-    "task",
-    "sequence_length",
-    "data",
-    "pairs",
-    "split",
-    "generation",
-    "tokenizer",
-    "model",
-    "masking",
-    "seed",
-)
+# what may change between an interrupted run and the one that continues it
+FREE_KEYS = ("name", "training", "card", "early_stopping")
 
 
 @dataclass
@@ -50,12 +40,12 @@ class RunOptions:
 
     Args:
         data_dir: Folder that the recipe's files are in.
-        output_dir: Folder of tokenizer, tokens, checkpoints and results.
+        output_dir: Folder of tokenizer, checkpoints and results.
         export_dir: Folder of the finished model; `output_dir/model` for None.
-        resume: Whether to go on from a checkpoint in `output_dir`; otherwise one there is an error.
-        max_seconds: Limit of this run, added to what was trained before; None for the recipe's `max_hours`.
+        resume: Whether to continue from a checkpoint in `output_dir`; otherwise a folder with content is an error.
+        max_seconds: Time after which the run saves a checkpoint and ends; None for no limit.
         command: The command, for the model card.
-        compare: Folders of finished text-to-text runs of the same recipe with other models, for the model card.
+        compare: Folders of finished runs of the same recipe with other models, for the model card.
     """
 
     data_dir: Path
@@ -64,44 +54,11 @@ class RunOptions:
     resume: bool = True
     max_seconds: float | None = None
     command: str = "mega train"
-    compare: list[Path] = field(default_factory=list)
-
-
-def training_arguments(recipe: Recipe, output_dir: Path, setup: Setup) -> TrainingArguments:
-    """The recipe's `TrainingArguments`, of the class that the task's set-up names.
-
-    Raises:
-        RecipeError: if transformers refuses them.
-    """
-    defaults: dict[str, Any] = {
-        "eval_strategy": "steps" if any("validation" in source.roles for source in recipe.sources) else "no",
-        "save_total_limit": 2,
-        "report_to": "none",
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "logging_steps": 10,
-        # transformers refuses bfloat16 on a machine without an accelerator unless it is told that this is meant
-        "use_cpu": not torch.accelerator.is_available(),
-        # worker processes would not make a difference: batches are slices of a memory-mapped file
-        "dataloader_num_workers": 0,
-    }
-    schedule = recipe.schedule
-    length = {"max_steps": schedule.max_steps} if schedule.max_steps else {"num_train_epochs": schedule.epochs}
-    try:
-        return setup.arguments(
-            output_dir=str(output_dir),
-            seed=recipe.seed,
-            remove_unused_columns=False,
-            **length,  # type: ignore[arg-type]
-            **{**defaults, **setup.fields, **recipe.training, **setup.model_fields},
-        )
-    except (TypeError, ValueError) as error:
-        raise RecipeError(f"training: {error}") from None
-    except ImportError as error:
-        raise RecipeError(f"training needs more packages: pip install 'mega-transformers[train]' ({error})") from None
+    compare: tuple[Path, ...] = ()
 
 
 def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> dict[str, Any] | None:
-    """Trains, judges and exports a model.
+    """Trains, evaluates and exports a model.
 
     Args:
         recipe: What to train.
@@ -109,74 +66,113 @@ def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> 
         console: Where messages go; standard output for None.
 
     Returns:
-        The results written to `output_dir/results.json`; None if a signal ended the run, which then can be resumed.
+        The results written to `output_dir/results.json`; None if a signal or the time ended the run, which then can
+        be continued.
 
     Raises:
-        RecipeError: before any work, for what cannot work; and where the disk is full.
+        RecipeError: before any work, for what cannot work; for a loss that is no number; and where the disk is full.
     """
+    task = task_of(recipe, options.data_dir)
+    args = arguments.build(recipe, task, options.output_dir)
+    first = args.process_index == 0
     console = console or Console()
-    task = importlib.import_module(f".{TASKS[recipe.task]}", __package__)
-    material = task.material(recipe, options.data_dir)
-    tokenizer: Any = None
-    if recipe.tokenizer.path is not None:
-        tokenizer = load_tokenizer(_tokenizer_folder(recipe, options))
-        task.check_tokenizer(tokenizer)
-    # the number of symbols is only known later; any will do to check the other fields
-    size = recipe.tokenizer.vocab_size or 128
-    task.build_config(recipe, size if tokenizer is None else len(tokenizer))
-    setup = material.setup()
-    arguments = training_arguments(recipe, options.output_dir, setup)
+    if not first:
+        console = Console(quiet=True)
+    tokenizer = given_tokenizer(recipe, task, options.data_dir)
+    task.check_model(tokenizer)
     compared = [_finished_alike(recipe, folder) for folder in options.compare]
 
     output = options.output_dir
-    with _alone_in(output):
-        checkpoint, elapsed = _checkpoint_to_resume(recipe, options)
-        write_json(output / "recipe.json", dataclasses.asdict(recipe))
-        if tokenizer is None:
-            tokenizer = _trained_tokenizer(material, output, console)
-        material.prepare(tokenizer, output, console)
+    with _alone_in(output, first):
+        with args.main_process_first(local=False, desc="preparing"):
+            checkpoint = _checkpoint_to_resume(recipe, options, first)
+            if first:
+                write_json(output / "recipe.json", plain(recipe))
+            tokenizer = prepare(task, tokenizer, output, console)
+        trainer = make_trainer(task, tokenizer, args)
+        model = trainer.model
+        console.print(f"{type(model).__name__}: {count_parameters(model):,} parameters")
+        use_cache = getattr(getattr(model, "config", None), "use_cache", None)
 
-        set_seed(recipe.seed)
-        model = task.build_model(recipe, tokenizer)
-        console.print(f"{type(model).__name__}: {model.num_parameters(only_trainable=True):,} parameters")
-        use_cache = getattr(model.config, "use_cache", True)
-        limit = recipe.schedule.max_hours and recipe.schedule.max_hours * 3600
-        clock = Clock(elapsed, limit if options.max_seconds is None else elapsed + options.max_seconds)
-        trainer = setup.trainer(
-            recipe=recipe,
-            clock=clock,
-            model=model,
-            args=arguments,
-            train_dataset=material.train,
-            eval_dataset=material.validation,
-            processing_class=tokenizer,
-            data_collator=task.collator(recipe, tokenizer, evaluation=False),
-            evaluation_collator=task.collator(recipe, tokenizer, evaluation=True),
-            compute_metrics=material.compute_metrics,
-            callbacks=[clock, EpochOfData()],
-        )
-
-        with Interruption(lambda text: console.print(text, style="yellow")) as interruption:
-            trainer.add_callback(interruption)
+        began = time.monotonic()
+        with Stop(lambda text: console.print(text, style="yellow"), options.max_seconds) as stop:
+            trainer.add_callback(stop)
             if checkpoint is None:
                 trainer.train()
             elif trainer.restore_finished(checkpoint):
                 console.print(f"{checkpoint} is the end of the training")
             else:
-                console.print(f"Going on from {checkpoint}, after {elapsed / 3600:.2f} h")
+                console.print(f"Continuing from {checkpoint}")
                 trainer.train(resume_from_checkpoint=str(checkpoint))
-        if interruption.signal is not None:
+        if stop.stopped:
             console.print(
-                f"Stopped after step {trainer.state.global_step}; the same command goes on from there.", style="yellow"
+                f"Stopped after step {trainer.state.global_step}; the same command continues there.", style="yellow"
             )
             return None
-        # the trainer turns it off
-        model.config.use_cache = use_cache
-        return _finish(recipe, options, task, trainer, tokenizer, material, compared, clock, console)
+        if use_cache is not None:  # the trainer turns it off
+            model.config.use_cache = use_cache
+        return _finish(task, options, trainer, tokenizer, compared, time.monotonic() - began, console)
+
+
+def given_tokenizer(recipe: Recipe, task: Task, data_dir: Path) -> Any:
+    """The tokenizer that the recipe names or that its checkpoint has; None if it is to be trained, or not needed."""
+    path = recipe.tokenizer.path if recipe.tokenizer is not None else recipe.model.get("checkpoint")
+    if path is None or getattr(recipe, "input", "tokens") != "tokens":
+        return None
+    folder = data_dir / path
+    tokenizer = load_tokenizer(folder if folder.is_dir() and not Path(path).is_dir() else path)
+    task.check_tokenizer(tokenizer)
+    return tokenizer
+
+
+def prepare(task: Task, tokenizer: Any, output: Path, console: Console) -> Any:
+    """Makes the task's rows and returns the tokenizer, which is trained and kept in `output` if it is not given."""
+    folder = output / "tokenizer"
+    if tokenizer is None and task.recipe.tokenizer is not None:
+        if not folder.is_dir():
+            console.print("Making a tokenizer")
+            partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+            task.train_tokenizer().save_pretrained(partial)
+            partial.replace(folder)
+        tokenizer = load_tokenizer(folder)
+        task.check_tokenizer(tokenizer)
+    task.prepare(tokenizer)
+    for role, rows in task.rows.items():
+        count = f"{len(rows):,}" if hasattr(rows, "num_rows") else "streamed"
+        console.print(f"{role}: {count} rows")
+    return tokenizer
+
+
+def make_trainer(task: Task, tokenizer: Any, args: Any, model: Any = None) -> Any:
+    """The trainer of a prepared task, with a new model where none is given."""
+    recipe, epoch = task.recipe, Epoch()
+    set_seed(recipe.seed)
+    model = task.build_model(tokenizer) if model is None else model
+    validation = task.rows.get("validation")
+    if validation is not None and recipe.validation_examples is not None:
+        validation = validation.select(range(min(recipe.validation_examples, len(validation))))
+    trainer = task.trainer_class(
+        model=model,
+        args=args,
+        train_dataset=task.rows.get("train"),
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        callbacks=[epoch, OnlyFinite()],
+        epoch=epoch,
+        **task.trainer_fields(tokenizer, model, epoch),
+    )
+    if recipe.early_stopping is not None:
+        trainer.add_callback(EarlyStoppingCallback(recipe.early_stopping))
+    return trainer
+
+
+def count_parameters(model: Any) -> int:
+    """Trainable parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 @contextmanager
-def _alone_in(output: Path) -> Iterator[None]:
+def _alone_in(output: Path, first: bool) -> Iterator[None]:
     """Makes a folder and keeps other runs out of it. Where the disk is full, nothing half-written is left.
 
     Raises:
@@ -184,6 +180,9 @@ def _alone_in(output: Path) -> Iterator[None]:
     """
     output.mkdir(parents=True, exist_ok=True)
     try:
+        if not first:
+            yield
+            return
         with FileLock(output / LOCK, timeout=0):
             yield
     except Timeout:
@@ -197,7 +196,7 @@ def _alone_in(output: Path) -> Iterator[None]:
         for path in [*cut_short, *output.rglob("*.partial")]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         kept = last_checkpoint(output)
-        after = f"continues from {kept[0]}" if kept else "begins again"
+        after = f"continues from {kept}" if kept else "begins again"
         raise RecipeError(
             f"the disk of {getattr(error, 'filename', None) or output} is full; make space there, and the same "
             f"command {after}"
@@ -213,108 +212,70 @@ def _says_full(error: Exception) -> bool:
     )
 
 
-def _tokenizer_folder(recipe: Recipe, options: RunOptions) -> Path:
-    path = Path(recipe.tokenizer.path or "")
-    return path if path.is_dir() else options.data_dir / path
-
-
-def _trained_tokenizer(material: Any, output: Path, console: Console) -> Any:
-    folder = output / "tokenizer"
-    if not folder.is_dir():
-        tokenizer = material.train_tokenizer(console)
-        partial = folder.with_suffix(".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        tokenizer.save_pretrained(partial)
-        partial.replace(folder)
-    return load_tokenizer(folder)
-
-
-def _checkpoint_to_resume(recipe: Recipe, options: RunOptions) -> tuple[Path | None, float]:
-    """The checkpoint to go on from, and the seconds trained before; refuses one of another recipe."""
+def _checkpoint_to_resume(recipe: Recipe, options: RunOptions, first: bool) -> Path | None:
+    """The checkpoint to continue from; refuses one of another recipe."""
     output = options.output_dir
-    found = last_checkpoint(output)
-    if not options.resume and any(path.name != LOCK for path in output.iterdir()):
+    if first and not options.resume and any(path.name != LOCK for path in output.iterdir()):
         raise RecipeError(f"--no-resume, but {output} is not empty; remove it, or name another --output-dir")
     if (output / "recipe.json").exists():
-        before = _fixed(build(Recipe, json.loads((output / "recipe.json").read_text(encoding="utf-8"))))
-        for key, now in _fixed(recipe).items():
-            if before[key] != now:
+        before = json.loads((output / "recipe.json").read_text(encoding="utf-8"))
+        for key, now in plain(recipe).items():
+            if key not in FREE_KEYS and before.get(key) != now:
                 raise RecipeError(
-                    f"{output} was begun with {key}={before[key]!r}, the recipe now says {now!r}; restore that, or "
+                    f"{output} was begun with {key}={before.get(key)!r}, the recipe now says {now!r}; restore that, or "
                     "name another --output-dir"
                 )
-    return (None, 0.0) if found is None else (found[0], Clock.elapsed_in(found[1]))
-
-
-def _fixed(recipe: Recipe) -> dict[str, Any]:
-    """What must not change in an output folder, in plain values."""
-    values = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    if recipe.task == PAIRS_TASK:
-        values["model"] = seq2seq_config.built_fields(recipe)
-        # the best checkpoint so far was chosen by it
-        values["generation"] = {key: values["generation"][key] for key in ("best_by", "validation_examples")}
-    return {key: values[key] for key in FIXED_KEYS}
+    return last_checkpoint(output)
 
 
 def _finished_alike(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """What a finished run says whose recipe differs from this one in name, model and card alone."""
-    from .pair_card import comparison
-
-    if recipe.task != PAIRS_TASK:
-        raise RecipeError(f"--compare is for {PAIRS_TASK}; leave it out for {recipe.task}")
     try:
         before, results = (
             json.loads((folder / name).read_text(encoding="utf-8")) for name in ("recipe.json", "results.json")
         )
     except (OSError, ValueError) as error:
         raise RecipeError(f"--compare {folder}: this is not the output folder of a finished run: {error}") from None
-    for key, value in json.loads(json.dumps(dataclasses.asdict(recipe))).items():
+    for key, value in plain(recipe).items():
         if key not in ("name", "model", "card") and before.get(key) != value:
             raise RecipeError(
                 f"--compare {folder}: it was trained with {key}={before.get(key)!r}, and not with {value!r}, so that "
                 "more than the model differs"
             )
-    return comparison(build(Recipe, before), results)
+    return {"name": before["name"], "model": before["model"], **results}
 
 
 def _finish(
-    recipe: Recipe,
+    task: Task,
     options: RunOptions,
-    task: Any,
-    trainer: RecipeTrainer,
+    trainer: Any,
     tokenizer: Any,
-    material: Any,
     compared: list[dict[str, Any]],
-    clock: Clock,
+    seconds: float,
     console: Console,
 ) -> dict[str, Any]:
-    """Judges the trained model on validation and test texts, beside the baselines, and exports it."""
+    """Evaluates the trained model on validation and test rows, beside the baselines, and exports it."""
+    args = trainer.args
+    evaluation = task.evaluate(trainer)
     # without the autocast that training in half precision wraps around its forward pass
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    args = trainer.args
-    judgement = task.judge(recipe, model, tokenizer, material)
     steps = trainer.state.global_step
-    examples = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    examples = steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     results = {
         "steps": steps,
         "epochs": round(trainer.state.epoch or 0.0, 3),
-        "hours": round(clock.elapsed / 3600, 3),
-        **material.amounts(steps * examples),
-        "parameters": model.num_parameters(only_trainable=True),
-        **judgement,
+        "examples_seen": examples,
+        "hours": round(seconds / 3600, 4),
+        "seconds_per_step": round(seconds / max(steps, 1), 4),
+        "parameters": count_parameters(model),
+        **evaluation,
         **({"compared": compared} if compared else {}),
         "date": time.strftime("%Y-%m-%d"),
     }
-    write_json(options.output_dir / "results.json", results)
-    folder = options.export_dir or options.output_dir / "model"
-    report = Report(
-        recipe=recipe,
-        results=results,
-        log=trainer.state.log_history,
-        command=options.command,
-        pipeline_tag=task.PIPELINE_TAG,
-        device=args.device,
-    )
-    size = export_model(model, tokenizer, folder, report)
-    console.print(f"Wrote {folder} ({size / 1e6:.1f} MB)")
+    if args.process_index == 0:
+        write_json(options.output_dir / "results.json", results)
+        folder = options.export_dir or options.output_dir / "model"
+        report = Report(task, results, trainer.state.log_history, options.command, args)
+        size = export_model(model, tokenizer, folder, report)
+        console.print(f"Wrote {folder} ({size / 1e6:.1f} MB)")
     return results

@@ -7,13 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from .schema import RecipeError
+from ..errors import RecipeError
 
 PAIR_SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
 SPECIAL_TOKENS = (*PAIR_SPECIAL_TOKENS, "<mask>")
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int, closed: bool = True) -> Any:
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, max_length: int, add_eos: bool = True, add_prefix_space: bool = False
+) -> Any:
     """A byte-level BPE trained on texts.
 
     The special tokens have ids 0 to 4 in the order of `SPECIAL_TOKENS`. `<mask>` takes the space before it, so that
@@ -23,8 +25,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int, clos
         texts: Documents.
         vocab_size: Entries at most, special tokens and the 256 bytes included.
         max_length: Tokens that the model was trained for.
-        closed: Whether it puts `<s>` and `</s>` around a text, as a `RobertaTokenizer` does; else only `<s>` before
-            it, for models that go on where a text ends.
+        add_eos: Whether it puts `<s>` and `</s>` around a text, as a `RobertaTokenizer` does; else only `<s>` before
+            it, for models that continue a text.
+        add_prefix_space: Whether a word at the start of a text is the same token as after a space.
 
     Raises:
         RecipeError: if the texts hold too little for this many entries.
@@ -33,7 +36,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int, clos
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast, RobertaTokenizer
 
-    trained = ByteLevelBPETokenizer()
+    trained = ByteLevelBPETokenizer(add_prefix_space=add_prefix_space)
     trained.train_from_iterator(
         texts, vocab_size=vocab_size, min_frequency=2, special_tokens=list(SPECIAL_TOKENS), show_progress=True
     )
@@ -44,9 +47,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int, clos
         "merges": [tuple(merge) for merge in model["merges"]],
         "mask_token": AddedToken("<mask>", lstrip=True, special=True),
         "model_max_length": max_length,
+        "add_prefix_space": add_prefix_space,
     }
     tokenizer = RobertaTokenizer(**arguments)
-    if closed:
+    if add_eos:
         return tokenizer
     backend = tokenizer.backend_tokenizer
     backend.post_processor = TemplateProcessing(
@@ -75,15 +79,9 @@ def load_tokenizer(path: Path | str) -> Any:
     return tokenizer
 
 
-def encode_documents(tokenizer: Any, documents: list[str]) -> list[list[int]]:
-    """Ids of each document, without special tokens; text that looks like one is plain text."""
-    backend = tokenizer.backend_tokenizer
-    before = backend.encode_special_tokens
-    backend.encode_special_tokens = True
-    try:
-        return [encoding.ids for encoding in backend.encode_batch_fast(documents, add_special_tokens=False)]
-    finally:
-        backend.encode_special_tokens = before
+def byte_tokenizer(max_length: int, add_eos: bool = True) -> Any:
+    """As `train_tokenizer`, with one token a byte: nothing is learnt."""
+    return train_tokenizer([], len(SPECIAL_TOKENS) + 256, max_length, add_eos)
 
 
 def train_pair_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> Any:
@@ -155,11 +153,6 @@ def _pair_tokenizer(backend: Any, max_length: int, **fields: Any) -> Any:
         clean_up_tokenization_spaces=False,
         **fields,
     )
-
-
-def prepared_source(tokenizer: Any, text: str) -> str:
-    """A source text as the tokenizer wants it: written small if it says `lowercase_source`."""
-    return text.lower() if tokenizer.init_kwargs.get("lowercase_source") else text
 
 
 def _check_size(entries: int, wanted: int) -> None:

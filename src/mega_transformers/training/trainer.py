@@ -1,35 +1,86 @@
-"""transformers' trainers with what recipes add: course of the learning rate, decayed weights, fixed evaluations."""
+"""transformers' trainers with what recipes add: decayed weights, reproducible order, stopping in good order."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch.utils.data import DataLoader, SequentialSampler
-from transformers import Seq2SeqTrainer, Trainer, TrainerState, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import Seq2SeqTrainer, Trainer, TrainerCallback, TrainerState
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from .pairs import LengthGrouped
-from .recipe import Recipe
-from .schedule import Clock, learning_rate_factor
+from ..errors import RecipeError
 
 # parameters that weight decay would pull towards values without a meaning: scales, offsets, EMA coefficients
 NO_DECAY = ("ema_gate.", "qk_weight", "qk_bias", "rel_pos_bias.")
 
 
-class RecipeTrainer(Trainer):
-    """transformers' Trainer with the recipe's course of the learning rate and choice of decayed weights."""
+class Epoch(TrainerCallback):
+    """The number of the epoch, for what draws anew in every one."""
 
-    def __init__(self, *args: Any, recipe: Recipe, clock: Clock, evaluation_collator: Any, **kwargs: Any) -> None:
+    number = 0
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.number = int((state.epoch or 0.0) + 1e-9)
+
+
+class ByLength(LengthGroupedSampler):
+    """transformers' batches of similar lengths; the order depends on the seed and the epoch alone."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int, epoch: Epoch) -> None:
+        super().__init__(batch_size, lengths=lengths)
+        self.seed, self.own_epoch = seed, epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.own_epoch.number)
+        return super().__iter__()
+
+
+class RecipeTrainerMixin:
+    """What every task's trainer has beside transformers' own.
+
+    Args:
+        epoch: Told to the data collator, too.
+        evaluation_collator: Makes batches of evaluations; None for the training's.
+        args, kwargs: transformers'.
+    """
+
+    def __init__(self, *args: Any, epoch: Epoch, evaluation_collator: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.recipe = recipe
-        self.clock = clock
+        self.own_epoch = epoch
         self.evaluation_collator = evaluation_collator
         # checkpoints hold a tied weight once; the trainer is not to miss the others
-        trained: Any = self.model
-        trained._keys_to_ignore_on_save = list(trained.all_tied_weights_keys)
+        tied = getattr(self.model, "all_tied_weights_keys", None)  # type: ignore[has-type]
+        if tied:
+            self.model._keys_to_ignore_on_save = list(tied)  # type: ignore[has-type]
+
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """All matrices but those of `NO_DECAY`: no biases and no norms."""
+        return decayed_parameters(model)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """As transformers', by the evaluation's collator."""
+        training, self.data_collator = self.data_collator, self.evaluation_collator or self.data_collator
+        try:
+            return super().get_eval_dataloader(eval_dataset)  # type: ignore[misc]
+        finally:
+            self.data_collator = training
+
+    get_test_dataloader = get_eval_dataloader
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        rows = self.train_dataset if train_dataset is None else train_dataset  # type: ignore[attr-defined]
+        args: Any = self.args  # type: ignore[attr-defined]
+        if args.train_sampling_strategy != "group_by_length" or "length" not in (rows.column_names or []):
+            return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
+        batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        return ByLength(batch, list(rows["length"]), args.seed, self.own_epoch)
 
     def restore_finished(self, checkpoint: Path) -> bool:
         """Whether a checkpoint is a training's last; if so, the model becomes what that ended with.
@@ -37,39 +88,29 @@ class RecipeTrainer(Trainer):
         transformers would train another step.
         """
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if state.global_step < state.max_steps and self.clock.fraction < 1:
+        if state.global_step < state.max_steps and not state.stateful_callbacks.get("Finished"):
             return False
         self.state = state
-        self._load_from_checkpoint(str(checkpoint))
-        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
-            self._load_best_model()
+        self._load_from_checkpoint(str(checkpoint))  # type: ignore[attr-defined]
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:  # type: ignore[attr-defined]
+            self._load_best_model()  # type: ignore[attr-defined]
         return True
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """Batches of the evaluation's own masks, the same every time."""
-        training_collator, self.data_collator = self.data_collator, self.evaluation_collator
+
+class RecipeTrainer(RecipeTrainerMixin, Trainer):
+    """transformers' Trainer with what recipes add."""
+
+
+class RecipeSeq2SeqTrainer(RecipeTrainerMixin, Seq2SeqTrainer):
+    """transformers' Seq2SeqTrainer with what recipes add. Evaluations give the plain cross entropy, never smoothed."""
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """With label smoothing in training only."""
+        smoother, self.label_smoother = self.label_smoother, self.label_smoother if model.training else None
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            return super().compute_loss(model, inputs, *args, **kwargs)
         finally:
-            self.data_collator = training_collator
-
-    def create_scheduler(
-        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
-    ) -> torch.optim.lr_scheduler.LRScheduler:
-        """See `learning_rate_factor`."""
-        schedule = self.recipe.schedule
-
-        def factor(step: int) -> float:
-            progress = max(step / num_training_steps, self.clock.fraction)
-            return learning_rate_factor(step, progress, schedule.warmup_steps, schedule.shape)
-
-        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, factor)  # type: ignore[arg-type]
-        self._created_lr_scheduler = True
-        return self.lr_scheduler
-
-    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """All matrices but those of `NO_DECAY`: no biases and no norms."""
-        return decayed_parameters(model)
+            self.label_smoother = smoother
 
 
 def decayed_parameters(model: torch.nn.Module) -> list[str]:
@@ -81,58 +122,92 @@ def decayed_parameters(model: torch.nn.Module) -> list[str]:
     ]
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What a task trains with.
+class Stop(TrainerCallback):
+    """A checkpoint and an orderly end of all processes at SIGINT (Ctrl-C), SIGTERM or after some time.
+
+    A context manager: signals are caught inside it. A second signal ends at once. Any process may be told to stop;
+    after the same step all of them do.
 
     Args:
-        trainer: The class of the trainer.
-        arguments: The class of its arguments.
-        fields: Fields of the arguments that the task decides; the recipe's `training` goes before them.
-        model_fields: Fields that the recipe's `model` decides, which go before its `training`.
+        say: Shows a sentence.
+        seconds: Time after which to stop; None for no limit.
+        time_source: A clock, in seconds.
     """
 
-    trainer: type[RecipeTrainer] = RecipeTrainer
-    arguments: type[TrainingArguments] = TrainingArguments
-    fields: dict[str, Any] = field(default_factory=lambda: {"prediction_loss_only": True})
-    model_fields: dict[str, Any] = field(default_factory=dict)
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        seconds: float | None = None,
+        time_source: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.say, self.time_source = say, time_source
+        self.end = None if seconds is None else time_source() + seconds
+        self.signal: int | None = None
+        self.stopped = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Stop:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._caught)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _caught(self, number: int, frame: Any) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+        self.say(f"{signal.Signals(number).name}: saving a checkpoint after this step (again to stop at once)")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        wanted = self.signal is not None or (self.end is not None and self.time_source() >= self.end)
+        if args.world_size > 1:
+            flag = torch.tensor(float(wanted), device=args.device)
+            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+            wanted = bool(flag)
+        if wanted and state.global_step < state.max_steps:
+            self.stopped = True
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
 
 
-class PairTrainer(RecipeTrainer, Seq2SeqTrainer):
-    """transformers' Seq2SeqTrainer on `Pairs`: batches of similar lengths, and losses that compare.
+class OnlyFinite(TrainerCallback):
+    """Ends a training whose loss is no number any more, before a checkpoint of it is written."""
 
-    With label smoothing the training loss is the smoothed one; evaluations always give the plain cross entropy.
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_save:
+            control.should_log = True
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        norm = 0.0 if args.fp16 else (logs or {}).get("grad_norm", 0.0)
+        loss = (logs or {}).get("loss", 0.0)
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        kept = last_checkpoint(Path(args.output_dir))
+        where = f"the last good checkpoint is {kept}" if kept else "there is no checkpoint yet"
+        raise RecipeError(
+            f"the loss became {loss} (norm of the gradients {norm}) before step {state.global_step}; {where}. Lower "
+            "training.learning_rate, or give it more training.warmup_steps; float16 needs training.fp16, not a model "
+            "in float16"
+        )
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint of a folder; None if there is none.
+
+    transformers writes the trainer state last: a checkpoint without it was cut short.
     """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # the library's own smoother would smooth evaluations too, and keeps several copies of the log-probabilities
-        self.label_smoother = None
-        # makes the decoder's inputs from the labels
-        for collator in (self.data_collator, self.evaluation_collator):
-            collator.model = self.model  # type: ignore[union-attr]
-
-    def compute_loss(
-        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        """The model's own loss, or with label smoothing the smoothed cross entropy of its logits."""
-        smoothing = self.args.label_smoothing_factor
-        if not smoothing:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs.pop("labels").flatten()
-        outputs = model(**inputs, use_cache=False)
-        logits = outputs.logits.float().flatten(0, 1)
-        total = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
-        loss = total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
-        return (loss, outputs) if return_outputs else loss
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """By lengths if the arguments say `group_by_length`."""
-        pairs: Any = self.train_dataset if train_dataset is None else train_dataset
-        if self.args.train_sampling_strategy != "group_by_length":
-            return super()._get_train_sampler(pairs)
-        return LengthGrouped(pairs, self.args.train_batch_size, self.args.seed)
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
-        """The data set's own order, which is that of the references."""
-        return SequentialSampler(eval_dataset)
+    numbered = [
+        (int(path.name.split("-")[1]), path)
+        for path in folder.glob("checkpoint-*")
+        if path.name.split("-")[1].isdigit()
+    ]
+    for _, path in sorted(numbered, reverse=True):
+        try:
+            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return path
+    return None

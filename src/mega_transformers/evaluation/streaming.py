@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 from transformers import DynamicCache
 
+from ..errors import RecipeError
 from ..models.mega.compat_mega import cache_argument
 from ..models.mega.validation_mega import positions_limit
-from .cleaning import documents_of
-from .data import TextSize, encoded
 from .reading import Reading
-from .schema import RecipeError
+from .texts import TextSize, documents_of, encoded_batches
 
 SECONDS_WITHOUT_BAR = 2
 
@@ -57,8 +56,8 @@ def read_tokens(text: str, tokenizer: Any, clean: list[str], documents: str) -> 
     Args:
         text: The text.
         tokenizer: A fast tokenizer.
-        clean: Names of `cleaning.CLEANERS`.
-        documents: A name of `cleaning.SPLITTERS`.
+        clean: Names of `texts.CLEANERS`.
+        documents: A name of `texts.SPLITTERS`.
 
     Raises:
         RecipeError: if there are none.
@@ -70,9 +69,12 @@ def read_tokens(text: str, tokenizer: Any, clean: list[str], documents: str) -> 
     size.add(text, pieces)
     start = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    around = ([] if start in (None, end) else [start], [] if end is None else [end])
-    tokens = np.concatenate(list(encoded(pieces, tokenizer, *around)))
-    return tokens if around[0] else np.concatenate([np.array(around[1], dtype=tokens.dtype), tokens]), size
+    before, after = ([] if start in (None, end) else [start]), ([] if end is None else [end])
+    # a document without a token for its start follows the end of the one before
+    lines = [[] if before else after]
+    for batch in encoded_batches(pieces, tokenizer):
+        lines.append([token for ids in batch for token in (*before, *ids, *after)])
+    return np.concatenate([np.array(line, dtype=np.int32) for line in lines]), size
 
 
 def score_text(

@@ -1,31 +1,15 @@
-"""Texts of files, and how a long text is cut into a model's inputs. Imports nothing heavy."""
+"""How a long text is cut into a model's inputs. Imports nothing heavy."""
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from .schema import RecipeError
+from ..errors import RecipeError
 
 # modes, and the sizes that each one uses
 USES = {"full": ("piece",), "chunk": ("window",), "sliding": ("window", "stride")}
-
-
-def read_text(path: Path) -> str:
-    """The text of a file, which may be compressed with gzip (`.gz`).
-
-    Raises:
-        RecipeError: if it cannot be read, is damaged or not UTF-8.
-    """
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        return data.decode("utf-8-sig")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise RecipeError(f"cannot read {path}: {error}") from None
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-from .tokenizer import prepared_source
-
 # what looks like a special token is text; what is too long is told elsewhere
 PLAIN = {"split_special_tokens": True, "verbose": False}
 DECODING = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
@@ -54,3 +52,8 @@ def generate_outputs(
         texts = tokenizer.batch_decode(ids, **DECODING)
         for row, index in enumerate(batch):
             yield index, texts[row * outputs : (row + 1) * outputs]
+
+
+def prepared_source(tokenizer: Any, text: str) -> str:
+    """A source text as the tokenizer wants it: in lower case if it says `lowercase_source`."""
+    return text.lower() if tokenizer.init_kwargs.get("lowercase_source") else text

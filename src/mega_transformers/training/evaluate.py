@@ -1,0 +1,111 @@
+"""Evaluating a finished model as its task's training does, and saying beforehand what a training will take."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers import TrainerCallback
+
+from . import arguments
+from .recipe import Recipe
+from .run import count_parameters, given_tokenizer, make_trainer, prepare
+from .tasks import task_of
+
+TIMED_STEPS, STEPS_BEFORE = 4, 2
+
+
+def evaluate_model(
+    recipe: Recipe, data_dir: Path, tokenizer: Any = None, model: Any = None, **arguments_: Any
+) -> dict[str, Any]:
+    """What `Task.evaluate` returns for a model on the validation and test rows of a recipe.
+
+    Args:
+        recipe: The recipe, with a `model.checkpoint`.
+        data_dir: Folder that its files are in.
+        tokenizer, model: The checkpoint's, if they are loaded already.
+        arguments_: Fields of `TrainingArguments` in place of the recipe's.
+
+    Raises:
+        RecipeError: for rows, a tokenizer or a model that cannot be used.
+    """
+    task = task_of(recipe, data_dir)
+    with tempfile.TemporaryDirectory() as output:
+        args = arguments.build(recipe, task, Path(output), **{"eval_strategy": "no", **arguments_})
+        tokenizer = tokenizer or given_tokenizer(recipe, task, data_dir)
+        if tokenizer is not None:
+            task.check_tokenizer(tokenizer)
+        task.prepare(tokenizer)
+        return task.evaluate(make_trainer(task, tokenizer, args, model))
+
+
+class StepTimes(TrainerCallback):
+    """When each step ended, in seconds."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if args.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+
+
+def dry_run(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
+    """What a training will take, by a few of its steps. Nothing is kept.
+
+    Args:
+        recipe: The recipe.
+        data_dir: Folder that its files are in.
+
+    Returns:
+        `parameters`; `rows` by role; `steps`; `seconds_per_step`; `hours`, without evaluations; `memory`, the most that
+        was used in bytes, and `device`.
+
+    Raises:
+        RecipeError: as the training would.
+    """
+    task = task_of(recipe, data_dir)
+    whole = arguments.build(recipe, task, Path("."), report_to="none")
+    with tempfile.TemporaryDirectory() as output:
+        few = {"max_steps": STEPS_BEFORE + TIMED_STEPS, "eval_strategy": "no", "save_strategy": "no"}
+        few |= {"load_best_model_at_end": False, "report_to": "none", "logging_steps": 1000, "disable_tqdm": True}
+        args = arguments.build(recipe, task, Path(output), **few)
+        tokenizer = given_tokenizer(recipe, task, data_dir)
+        task.check_model(tokenizer)
+        tokenizer = prepare(task, tokenizer, Path(output), Console(stderr=True))
+        trainer = make_trainer(task, tokenizer, args)
+        times = StepTimes()
+        trainer.add_callback(times)
+        trainer.train()
+    gaps = sorted(after - before for before, after in zip(times.ends[STEPS_BEFORE - 1 :], times.ends[STEPS_BEFORE:]))
+    per_step = gaps[len(gaps) // 2]
+    steps = whole.max_steps if whole.max_steps > 0 else _steps_of_epochs(trainer, whole)
+    return {
+        "parameters": count_parameters(trainer.model),
+        "rows": {role: len(rows) if hasattr(rows, "num_rows") else None for role, rows in task.rows.items()},
+        "steps": steps,
+        "seconds_per_step": per_step,
+        "hours": per_step * steps / 3600,
+        "memory": _peak_memory(args.device),
+        "device": str(args.device),
+    }
+
+
+def _steps_of_epochs(trainer: Any, args: Any) -> int:
+    batches = len(trainer.get_train_dataloader())
+    return int(-(-batches // args.gradient_accumulation_steps) * args.num_train_epochs)
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

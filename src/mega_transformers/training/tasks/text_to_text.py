@@ -1,0 +1,237 @@
+"""The task `text-to-text`: an encoder-decoder learns pairs of a source and a target."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from datasets import Dataset
+from transformers import DataCollatorForSeq2Seq, EvalPrediction, GenerationConfig, Seq2SeqTrainingArguments
+
+from ...errors import RecipeError
+from ...evaluation.baselines import nearest_neighbours
+from ...evaluation.decoding import DECODING, encode_sources, encode_targets
+from ...evaluation.metrics import METRICS, score, signatures
+from .. import data
+from ..recipe import TextToTextRecipe
+from ..tokenizer import symbol_tokenizer, train_pair_tokenizer
+from ..trainer import Epoch, RecipeSeq2SeqTrainer
+from .base import BaseTask
+
+SHOWN_OUTPUTS = 8
+
+
+class TextToText(BaseTask):
+    """See `tasks.Task`. `pairs` holds each role's pairs, `references` each role's sources with all their targets."""
+
+    recipe: TextToTextRecipe
+    auto_class = "AutoModelForSeq2SeqLM"
+    pipeline_tag = "text2text-generation"
+    trainer_class = RecipeSeq2SeqTrainer
+    arguments_class = Seq2SeqTrainingArguments
+    special_tokens = ("bos_token", "eos_token", "pad_token")
+    columns: ClassVar[dict[str, tuple[str, str]]] = {
+        "bleu": ("BLEU", ".1f"),
+        "chrf": ("chrF", ".1f"),
+        "exact_match": ("exact match", ".2%"),
+        "sequence_error_rate": ("outputs unlike any reference", ".2%"),
+        "symbol_error_rate": ("symbol error rate", ".2%"),
+        "sources": ("sources", ","),
+    }
+
+    def __init__(self, recipe: Any, data_dir: Path) -> None:
+        super().__init__(recipe, data_dir)
+        self.pairs: dict[str, list[tuple[str, str]]] = {}
+        for role, rows in data.by_role(recipe, data_dir, without_leakage=True).items():
+            # a pair counts once
+            pairs = dict.fromkeys((normalized(row["source"]), normalized(row["target"])) for row in rows)
+            if not all(source and target for source, target in pairs):
+                raise RecipeError(f"data: a {role} pair has an empty source or target; remove it")
+            self.pairs[role] = list(pairs)
+        self.references = {role: references_of(self.pairs.get(role, [])) for role in ("train", "validation", "test")}
+
+    def arguments(self) -> dict[str, Any]:
+        fields: dict[str, Any] = {"train_sampling_strategy": "group_by_length"}
+        generation = self.recipe.generation
+        if self.references["validation"]:
+            best_by = str(generation.best_by)
+            fields |= {
+                "predict_with_generate": True,
+                "generation_max_length": generation.max_new_tokens + 1,
+                "generation_num_beams": 1,
+                "metric_for_best_model": f"eval_{best_by}",
+                "greater_is_better": METRICS[best_by],
+                "load_best_model_at_end": True,
+            }
+        return fields
+
+    def train_tokenizer(self) -> Any:
+        wanted, length = self.recipe.tokenizer, self.recipe.sequence_length
+        texts = [text for pair in self.pairs["train"] for text in pair]
+        if wanted is not None and wanted.kind == "symbols":
+            return symbol_tokenizer(texts, length)
+        if wanted is not None and wanted.kind == "bytes":
+            return train_pair_tokenizer([], 260, length)
+        assert wanted is not None and wanted.vocab_size is not None
+        return train_pair_tokenizer(texts, wanted.vocab_size, length)
+
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        super().check_tokenizer(tokenizer)
+        if encode_targets(tokenizer, ["a"])[0][-1:] != [tokenizer.eos_token_id]:
+            raise RecipeError(f"the tokenizer puts no {tokenizer.eos_token} after a text, which text-to-text needs")
+
+    def config(self, tokenizer: Any, **decided: Any) -> Any:
+        size = 512 if tokenizer is None else len(tokenizer)
+        end = 2 if tokenizer is None else tokenizer.eos_token_id
+        # as BART: what a target begins after is the end of what came before; and no end is forced on long outputs
+        return super().config(
+            tokenizer,
+            decoder_start_token_id=end,
+            eos_token_id=end,
+            decoder_vocab_size=size,
+            forced_eos_token_id=None,
+            **({} if tokenizer is None else {"bos_token_id": tokenizer.bos_token_id}),
+        )
+
+    def prepare(self, tokenizer: Any) -> None:
+        limit = self.recipe.sequence_length
+        pairs = self.pairs["train"]
+        ids = _encoded(tokenizer, pairs)
+        short = ids.filter(lambda row: len(row["input_ids"]) <= limit and len(row["labels"]) <= limit)
+        if not len(short):
+            raise RecipeError(f"every train pair has more than sequence_length={limit} tokens")
+        self.rows = {"train": short}
+        if self.references["validation"]:
+            some = list(self.references["validation"].items())[: self.recipe.generation.validation_examples]
+            # similar lengths stand together in a batch
+            self.shown = sorted(some, key=lambda pair: len(pair[0]))
+            self.rows["validation"] = _encoded(tokenizer, [(source, targets[0]) for source, targets in self.shown])
+
+    def trainer_fields(self, tokenizer: Any, model: Any, epoch: Epoch) -> dict[str, Any]:
+        def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
+            outputs = _decoded(tokenizer, prediction.predictions)
+            return score(outputs, [targets for _, targets in self.shown], self.recipe.generation.metrics)
+
+        return {"data_collator": DataCollatorForSeq2Seq(tokenizer, model=model), "compute_metrics": compute_metrics}
+
+    def evaluate(self, trainer: Any) -> dict[str, Any]:
+        """Scores, greedy and with beams, beside the nearest neighbour's; sacrebleu's signatures; and some outputs.
+
+        The model's generation settings become those with beams.
+        """
+        generation, model = self.recipe.generation, trainer.accelerator.unwrap_model(trainer.model)
+        # the trainer has filled it with defaults that would contradict those to come
+        model.generation_config = GenerationConfig.from_model_config(model.config)
+        scores: dict[str, dict[str, Any]] = {}
+        outputs: dict[str, list[str]] = {}
+        for role in ("validation", "test"):
+            known = self.references[role]
+            if not known:
+                continue
+            sources, wanted = list(known), list(known.values())
+            for beams in sorted({1, generation.num_beams}):
+                name = "model, greedy" if beams == 1 else f"model, {beams} beams"
+                outputs[role] = self._outputs(trainer, sources, beams)
+                scores.setdefault(role, {})[name] = score(outputs[role], wanted, generation.metrics)
+            train = self.pairs.get("train")
+            if train:
+                copied = nearest_neighbours(*zip(*train), queries=sources)  # type: ignore[misc]
+                scores[role]["nearest neighbour"] = score(copied, wanted, generation.metrics)
+            for found in scores[role].values():
+                found["sources"] = len(sources)
+        shown = [(text, []) for text in self.recipe.card.examples]
+        made = self._outputs(trainer, [text for text, _ in shown], generation.num_beams) if shown else []
+        shown += list(self.references["test"].items())[:SHOWN_OUTPUTS]
+        made += outputs.get("test", [])[:SHOWN_OUTPUTS]
+        model.generation_config.update(**self._arguments(generation.num_beams))
+        last = self.references["test"] or self.references["validation"]
+        return {
+            "scores": scores,
+            "signatures": signatures(generation.metrics, list(last.values())) if last else {},
+            "samples": [
+                {"source": text, "output": output, "references": list(targets)}
+                for (text, targets), output in zip(shown, made)
+            ],
+        }
+
+    def _arguments(self, beams: int) -> dict[str, Any]:
+        generation = self.recipe.generation
+        more = {"length_penalty": generation.length_penalty, "early_stopping": True} if beams > 1 else {}
+        return {"max_new_tokens": generation.max_new_tokens, "num_beams": beams, "do_sample": False, **more}
+
+    def _outputs(self, trainer: Any, sources: Sequence[str], beams: int) -> list[str]:
+        """The best output for each source, in their order."""
+        tokenizer = trainer.processing_class
+        ids = encode_sources(tokenizer, sources, self.recipe.sequence_length)
+        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        rows = Dataset.from_dict({"input_ids": [ids[index] for index in order]})
+        metrics, trainer.compute_metrics = trainer.compute_metrics, None
+        generate, trainer.args.predict_with_generate = trainer.args.predict_with_generate, True
+        try:
+            made = _decoded(tokenizer, trainer.predict(rows, **self._arguments(beams)).predictions)
+        finally:
+            trainer.compute_metrics, trainer.args.predict_with_generate = metrics, generate
+        outputs = [""] * len(ids)
+        for index, text in zip(order, made):
+            outputs[index] = text
+        return outputs
+
+    def usage(self) -> str:
+        recipe = self.recipe
+        example = recipe.card.examples[0] if recipe.card.examples else self.example
+        quoted = json.dumps(example, ensure_ascii=False)
+        small = recipe.tokenizer is not None and recipe.tokenizer.kind == "symbols"
+        return (
+            f"```bash\nmega text2text {quoted} --model path/to/{recipe.name}\n```\n\n"
+            "```python\n"
+            "import mega_transformers  # registers the model with transformers\n"
+            "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer\n\n"
+            f'tokenizer = AutoTokenizer.from_pretrained("path/to/{recipe.name}")\n'
+            f'model = AutoModelForSeq2SeqLM.from_pretrained("path/to/{recipe.name}")\n'
+            f'inputs = tokenizer({quoted}{".lower()" if small else ""}, return_tensors="pt")\n'
+            "print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))\n"
+            "```"
+        )
+
+    def explanation(self, results: dict[str, Any]) -> str:
+        counts = {role: f"{len(some):,}" for role, some in self.references.items()}
+        text = (
+            f"Pairs are divided by source text (split seed {self.recipe.split.seed}): two sources that differ only in "
+            f"case, punctuation or white space are in the same part. There are {counts['train']} different sources to "
+            f"train on, {counts['validation']} for validation and {counts['test']} for the test; all targets of a source "
+            f"are its references. The checkpoint is the one with the best {self.recipe.generation.best_by} of greedy "
+            'outputs for validation sources. "Nearest neighbour" is the target of the training source with the greatest '
+            "cosine of tf-idf weights of character trigrams."
+        )
+        for name, signature in results.get("signatures", {}).items():
+            text += f" sacrebleu's signature of {self.columns[name][0]}: `{signature}`."
+        return text
+
+
+def normalized(text: Any) -> str:
+    """Unicode's composed form, with single spaces for any white space and none outside."""
+    return " ".join(unicodedata.normalize("NFC", str(text)).split())
+
+
+def references_of(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """Each different source with all its targets, in the order of their hashes: a beginning of it is a fair sample."""
+    found: dict[str, list[str]] = {}
+    for source, target in pairs:
+        found.setdefault(source, []).append(target)
+    return {source: found[source] for source in sorted(found, key=data.hash_of)}
+
+
+def _encoded(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> Dataset:
+    sources, targets = zip(*pairs)
+    ids = {"input_ids": encode_sources(tokenizer, sources), "labels": encode_targets(tokenizer, targets)}
+    lengths = [len(source) + len(target) for source, target in zip(*ids.values())]
+    return Dataset.from_dict({**ids, "length": lengths})
+
+
+def _decoded(tokenizer: Any, ids: Any) -> list[str]:
+    ids = np.asarray(ids)
+    return tokenizer.batch_decode(np.where(ids < 0, tokenizer.pad_token_id, ids), **DECODING)
