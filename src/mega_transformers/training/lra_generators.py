@@ -128,14 +128,14 @@ def listops_tokenizer(max_length: int = 2002) -> Any:
 def pathfinder(count: int, seed: int, size: int = 32) -> Iterator[Row]:
     """A stand-in for Pathfinder, and not its data: are two dots the ends of one dashed line (1), or of two (0)?
 
-    Every drawing has two long lines and four short ones, so that nothing else tells the classes apart.
+    Every drawing has two long lines and two short ones, and would do for both classes but for its second dot.
 
     Args:
         count, seed: Drawings, and what decides about them.
-        size: Pixels of a side, at least 24.
+        size: Pixels of a side, at least 32.
     """
-    if size < 24:
-        raise RecipeError(f"pathfinder: size={size} must be at least 24")
+    if size < 32:
+        raise RecipeError(f"pathfinder: size={size} must be at least 32")
     rng = random.Random(seed)
     for _ in range(count):
         label, image = rng.randrange(2), None
@@ -145,18 +145,24 @@ def pathfinder(count: int, seed: int, size: int = 32) -> Iterator[Row]:
 
 
 def _drawing(rng: random.Random, size: int, label: int) -> np.ndarray | None:
-    """A drawing; None if its lines leave no room to the next."""
+    """A drawing; None if its lines leave no room to the next, or would do for one class only."""
     image, taken = np.zeros((size, size), np.uint8), np.zeros((size, size), bool)
     lines = []
-    for dashes in (size // 4, size // 4, 2, 2, 2, 2):
+    for dashes in (size // 4, size // 4, 2, 2):
         line = next((line for _ in range(100) if (line := _line(rng, taken, dashes))), None)
         if line is None:
             return None
         for at, (y, x) in enumerate(line):
             image[y, x] = 0 if at % 3 == 2 else 160
-            taken[y - 2 : y + 3, x - 2 : x + 3] = True
+            # so far apart that no dot comes as near to another line as two dashes of one are
+            taken[max(y - 4, 0) : y + 5, max(x - 4, 0) : x + 5] = True
         lines.append(line)
-    for y, x in (lines[0][0], lines[0][-1] if label else lines[1][-1]):
+    (start, end), other_ends = (lines[0][0], lines[0][-1]), (lines[1][0], lines[1][-1])
+    # as far away as the right one, so that the distance of the dots tells nothing
+    wrong = [other for other in other_ends if abs(math.dist(start, other) - math.dist(start, end)) < 1]
+    if not wrong:
+        return None
+    for y, x in (start, end if label else wrong[0]):
         image[y - 1 : y + 2, x - 1 : x + 2] = 255
     return image
 
