@@ -71,8 +71,8 @@ def perplexity(
     for name in files:
         if name != STDIN and not Path(name).is_file():
             raise UserError(f"there is no file {name}")
-    from ..evaluation.texts import check_names as check_cleaning
     from ..errors import RecipeError
+    from ..evaluation.texts import check_names as check_cleaning
 
     try:
         check_cleaning(clean or [], documents)

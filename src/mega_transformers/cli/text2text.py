@@ -174,8 +174,8 @@ def _gather(arguments: list[str], file: Path | None) -> list[str]:
 
 
 def _lines(file: Path) -> list[str]:
-    from ..evaluation.texts import read_text
     from ..errors import RecipeError
+    from ..evaluation.texts import read_text
 
     try:
         lines = [line.strip() for line in read_text(file).splitlines()]

@@ -53,7 +53,9 @@ def train(
     ] = None,
     max_hours: Annotated[
         float | None,
-        typer.Option(help="Save a checkpoint and stop after so many hours; the same command continues. Default: none."),
+        typer.Option(
+            help="Save a checkpoint and stop after so many hours; the same command continues. Default: none."
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what the training will take, by a few steps, and keep nothing.")
@@ -92,7 +94,6 @@ def train(
             return
 
         from ..training.run import RunOptions, run
-        from ..training.tasks import task_of
 
         options = RunOptions(
             data_dir=folder,

@@ -21,7 +21,7 @@ RESERVED = {
     "seed": "seed",
     "data_seed": "seed",
     "resume_from_checkpoint": "--resume",
-    "remove_unused_columns": "nothing: rows are made by the task",
+    "remove_unused_columns": "nothing: the task decides",
     "prediction_loss_only": "nothing: the task decides",
     "restore_callback_states_from_checkpoint": "nothing: the run decides",
     "logging_nan_inf_filter": "nothing: a loss that is no number ends the run",
@@ -65,7 +65,9 @@ def checked(values: dict[str, Any], kind: Any, where: str = "training") -> dict[
             raise RecipeError(f"{where}.{key} is unknown; {did_you_mean(key, fields, 'see TrainingArguments')}")
         hint = hints[key] if key not in STRATEGIES else Any
         if key in RANGES:
-            hint = Annotated[float if hint in (float | None, float) else int if "step" not in key else float, RANGES[key]]
+            hint = Annotated[
+                float if hint in (float | None, float) else int if "step" not in key else float, RANGES[key]
+            ]
             hint = hint | None if value is None else hint
         try:
             found[key] = TypeAdapter(hint).validate_python(value)
@@ -108,7 +110,6 @@ def build(recipe: Recipe, task: Task, output_dir: Path, **decided: Any) -> Any:
         return task.arguments_class(
             output_dir=str(output_dir),
             seed=recipe.seed,
-            remove_unused_columns=False,
             logging_nan_inf_filter=False,
             **fields,
         )

@@ -90,7 +90,10 @@ def _scores(report: Report) -> str:
             ]
     columns = {key: form for key, (_, form) in report.task.columns.items() if any(key in row[3] for row in rows)}
     head = ["part", "system", "parameters", *(_title(report, key) for key in columns)]
-    lines = [[*row[:3], *(format(row[3][key], form) if key in row[3] else "" for key, form in columns.items())] for row in rows]
+    lines = [
+        [*row[:3], *(format(row[3][key], form) if key in row[3] else "" for key, form in columns.items())]
+        for row in rows
+    ]
     return _table(head, lines, left=2) if rows else "The recipe names no texts to evaluate on."
 
 

@@ -35,7 +35,9 @@ def evaluate_model(
     """
     task = task_of(recipe, data_dir)
     with tempfile.TemporaryDirectory() as output:
-        args = arguments.build(recipe, task, Path(output), **{"eval_strategy": "no", **arguments_})
+        args = arguments.build(
+            recipe, task, Path(output), **{"eval_strategy": "no", "load_best_model_at_end": False, **arguments_}
+        )
         tokenizer = tokenizer or given_tokenizer(recipe, task, data_dir)
         if tokenizer is not None:
             task.check_tokenizer(tokenizer)

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import RecipeError
 from .lra_generators import GENERATORS, LISTOPS_VOCABULARY, Row, listops_tokenizer
-from .schema import RecipeError
 
 Reader = Callable[[Path], Iterator[Row]]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .schema import RecipeError
+from ..errors import RecipeError
 from .tokenizer import PAIR_SPECIAL_TOKENS
 
 Row = dict[str, Any]

@@ -36,7 +36,9 @@ def section_of(recipe: Recipe) -> tuple[str, dict[str, Any]]:
             hint = did_you_mean(name, list(CONFIG_MAPPING), "see the model types of transformers")
             raise RecipeError(f"model: the architecture {name!r} is unknown; {hint}")
     if not isinstance(model.get(architecture), Mapping):
-        raise RecipeError(f"model.{architecture} must be a mapping of the model's fields; got {model.get(architecture)!r}")
+        raise RecipeError(
+            f"model.{architecture} must be a mapping of the model's fields; got {model.get(architecture)!r}"
+        )
     return architecture, dict(model[architecture])
 
 

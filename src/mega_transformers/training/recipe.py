@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, ValidationInfo, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from ..assets import RECIPES
 from ..errors import RecipeError, did_you_mean
@@ -22,6 +31,7 @@ MOVED = {
     "schedule": "it is now in training: max_steps or num_train_epochs, warmup_steps, lr_scheduler_type",
     "pairs": "it is now data",
     "validation_blocks": "it is now validation_examples",
+    "Generation.validation_examples": "it now stands beside generation",
 }
 
 
@@ -37,7 +47,11 @@ class Section(BaseModel):
             for key in value:
                 if key not in cls.model_fields:
                     known = ", ".join(cls.model_fields)
-                    hint = MOVED.get(key) or did_you_mean(str(key), cls.model_fields, f"known are {known}")
+                    hint = (
+                        MOVED.get(f"{cls.__name__}.{key}")
+                        or MOVED.get(key)
+                        or did_you_mean(str(key), cls.model_fields, f"known are {known}")
+                    )
                     raise ValueError(f"unknown key {key!r}; {hint}")
         return value
 
@@ -299,7 +313,6 @@ class Generation(Section):
         num_beams: Beams of the final evaluation, which is also made with greedy decoding.
         length_penalty: The exponent of the length by which a beam's score is divided.
         max_new_tokens: Tokens of an output at most.
-        validation_examples: Sources of the validation role that are decoded greedily while training; None for all.
     """
 
     metrics: Annotated[list[str], _names(METRICS), Field(min_length=1)] = ["bleu", "chrf"]
@@ -307,7 +320,6 @@ class Generation(Section):
     num_beams: int = Field(5, ge=1, le=MAX_BEAMS)
     length_penalty: float = 1.0
     max_new_tokens: int = Field(128, ge=1)
-    validation_examples: int | None = Field(500, ge=1)
 
     @model_validator(mode="after")
     def _best_is_reported(self) -> Generation:
@@ -453,9 +465,7 @@ class SequenceClassificationRecipe(Recipe):
     task: Literal["sequence-classification"]
     data: list[LabelledSource] = Field(min_length=1)
     input: Literal["tokens", "values", "pixels"] = "tokens"
-    problem_type: (
-        Literal["single_label_classification", "multi_label_classification", "regression"] | None
-    ) = None
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = None
     normalize: Normalization = Normalization()
 
 

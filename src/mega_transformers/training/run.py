@@ -148,14 +148,11 @@ def make_trainer(task: Task, tokenizer: Any, args: Any, model: Any = None) -> An
     recipe, epoch = task.recipe, Epoch()
     set_seed(recipe.seed)
     model = task.build_model(tokenizer) if model is None else model
-    validation = task.rows.get("validation")
-    if validation is not None and recipe.validation_examples is not None:
-        validation = validation.select(range(min(recipe.validation_examples, len(validation))))
     trainer = task.trainer_class(
         model=model,
         args=args,
         train_dataset=task.rows.get("train"),
-        eval_dataset=validation,
+        eval_dataset=task.validation_rows(),
         processing_class=tokenizer,
         callbacks=[epoch, OnlyFinite()],
         epoch=epoch,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, SequentialSampler
 from transformers import Seq2SeqTrainer, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -75,12 +75,16 @@ class RecipeTrainerMixin:
     get_test_dataloader = get_eval_dataloader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        rows = self.train_dataset if train_dataset is None else train_dataset  # type: ignore[attr-defined]
+        rows = self.train_dataset  # type: ignore[attr-defined]  # what is given may lack the lengths by now
         args: Any = self.args  # type: ignore[attr-defined]
         if args.train_sampling_strategy != "group_by_length" or "length" not in (rows.column_names or []):
             return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
         batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         return ByLength(batch, list(rows["length"]), args.seed, self.own_epoch)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
+        # transformers would sort by length here too, but outputs are compared in the rows' order
+        return SequentialSampler(eval_dataset)
 
     def restore_finished(self, checkpoint: Path) -> bool:
         """Whether a checkpoint is a training's last; if so, the model becomes what that ended with.

@@ -53,6 +53,9 @@ class Task(Protocol):
     def prepare(self, tokenizer: Any) -> None:
         """Makes `rows`."""
 
+    def validation_rows(self) -> Rows | None:
+        """The rows to evaluate on while training: `validation_examples` of that role."""
+
     def build_model(self, tokenizer: Any) -> Any:
         """The model to train, after `prepare`."""
 

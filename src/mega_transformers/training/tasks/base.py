@@ -14,7 +14,6 @@ from transformers import EvalPrediction, TrainingArguments
 from ...errors import RecipeError
 from ...evaluation.texts import safe_exp
 from .. import data, models
-from ..recipe import Recipe
 from ..tokenizer import byte_tokenizer, train_tokenizer
 from ..trainer import Epoch, RecipeTrainer
 
@@ -69,6 +68,12 @@ class BaseTask:
         """The model's configuration."""
         ids = {"vocab_size": 512} if tokenizer is None else models.special_ids(tokenizer)
         return models.build_config(self.recipe, **{**ids, **decided})
+
+    def validation_rows(self) -> Any:
+        rows, limit = self.rows.get("validation"), self.recipe.validation_examples
+        if rows is None or limit is None or limit >= len(rows):
+            return rows
+        return rows.shuffle(seed=self.recipe.seed).select(range(limit))
 
     def build_model(self, tokenizer: Any) -> Any:
         return models.build_model(self.recipe, self.auto_class, self.config(tokenizer))

@@ -8,12 +8,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from .. import blocks, data
 from ...errors import RecipeError
 from ...evaluation.baselines import Ngram
 from ...evaluation.reading import Reading
 from ...evaluation.streaming import score_tokens
 from ...evaluation.texts import TextSize, documents_of, encoded_batches
+from .. import blocks, data
 from ..recipe import CausalLMRecipe
 from ..trainer import Epoch
 from .base import token_metrics, token_sums

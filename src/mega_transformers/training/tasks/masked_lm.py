@@ -20,6 +20,10 @@ class LanguageModel(BaseTask):
 
     recipe: Any
 
+    def arguments(self) -> dict[str, Any]:
+        # the collators read a block's number
+        return {"remove_unused_columns": False}
+
     def texts(self) -> Any:
         return (row["text"] for rows in blocks.documents(self.recipe, "train", self.data_dir) for row in rows)
 

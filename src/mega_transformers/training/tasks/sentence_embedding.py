@@ -50,7 +50,9 @@ class SentenceEmbedding(BaseTask):
         super().__init__(recipe, data_dir)
         if self.recipe.loss is not None and not hasattr(losses, self.recipe.loss):
             known = [name for name in dir(losses) if name.endswith("Loss")]
-            raise RecipeError(f"loss={recipe.loss!r} is unknown; {did_you_mean(recipe.loss, known, 'see its documentation')}")
+            raise RecipeError(
+                f"loss={recipe.loss!r} is unknown; {did_you_mean(recipe.loss, known, 'see its documentation')}"
+            )
 
     def texts(self) -> Any:
         rows = data.by_role(self.recipe, self.data_dir)["train"]

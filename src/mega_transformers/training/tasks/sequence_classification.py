@@ -59,7 +59,9 @@ class SequenceClassification(BaseTask):
             **decided,
         )
         if self.recipe.input == "values" and getattr(config, "input_type", None) != "values":
-            raise RecipeError(f"input='values': the architecture {config.model_type!r} reads tokens; use input: pixels")
+            raise RecipeError(
+                f"input='values': the architecture {config.model_type!r} reads tokens; use input: pixels"
+            )
         return config
 
     def prepare(self, tokenizer: Any) -> None:
@@ -96,7 +98,9 @@ class SequenceClassification(BaseTask):
             return
         self.labels = self.names or sorted({str(value) for value in values}, key=_in_order)
         if self.problem_type == SINGLE and len(self.labels) < 2:
-            raise RecipeError(f"data: the training rows have one class only, {self.labels}; there must be at least two")
+            raise RecipeError(
+                f"data: the training rows have one class only, {self.labels}; there must be at least two"
+            )
 
     def _numbers(self, role: str, column: Any) -> list[Any]:
         """The labels of a column as the model wants them.
@@ -112,19 +116,25 @@ class SequenceClassification(BaseTask):
                 if self.problem_type == REGRESSION:
                     known: list[Any] = [float(one) for one in several]
                 elif self.names:
-                    known = [one if isinstance(one, int) and 0 <= one < len(self.names) else numbers[one] for one in several]
+                    known = [
+                        one if isinstance(one, int) and 0 <= one < len(self.names) else numbers[one] for one in several
+                    ]
                 else:
                     known = [numbers[str(one)] for one in several]
             except (KeyError, TypeError, ValueError):
                 some = ", ".join(self.labels[:20]) or "numbers"
-                raise RecipeError(f"data, {role} row {row}: the label is {value!r}; training rows have {some}") from None
+                raise RecipeError(
+                    f"data, {role} row {row}: the label is {value!r}; training rows have {some}"
+                ) from None
             if self.problem_type == MULTI:
                 known = [[float(index in known) for index in range(len(numbers))]]
             found.append(known if self.problem_type == REGRESSION and len(known) > 1 else known[0])
         return found
 
     def trainer_fields(self, tokenizer: Any, model: Any, epoch: Epoch) -> dict[str, Any]:
-        collator = DataCollatorWithPadding(tokenizer) if self.recipe.input == "tokens" else ValueCollator(self.problem_type)
+        collator = (
+            DataCollatorWithPadding(tokenizer) if self.recipe.input == "tokens" else ValueCollator(self.problem_type)
+        )
         return {"data_collator": collator, "compute_metrics": self._metrics}
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -137,7 +147,11 @@ class SequenceClassification(BaseTask):
         size = {"examples": len(labels)}
         if self.problem_type == REGRESSION:
             rho = spearmanr(logits.ravel(), labels.ravel()).statistic
-            return {"mean_squared_error": mean_squared_error(labels, logits.reshape(labels.shape)), "spearman": rho, **size}
+            return {
+                "mean_squared_error": mean_squared_error(labels, logits.reshape(labels.shape)),
+                "spearman": rho,
+                **size,
+            }
         guesses = logits > 0 if self.problem_type == MULTI else logits.argmax(-1)
         micro = {"f1_micro": f1_score(labels, guesses, average="micro")} if self.problem_type == MULTI else {}
         return {
@@ -176,7 +190,11 @@ class ValueCollator:
         name = "input_values" if "input_values" in features[0] else "input_ids"
         rows = [torch.as_tensor(np.asarray(feature[name])) for feature in features]
         lengths = torch.tensor([len(row) for row in rows])
-        batch = {name: torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=256 if name == "input_ids" else 0)}
+        batch = {
+            name: torch.nn.utils.rnn.pad_sequence(
+                rows, batch_first=True, padding_value=256 if name == "input_ids" else 0
+            )
+        }
         if bool((lengths != lengths[0]).any()):
             batch["attention_mask"] = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
         batch["labels"] = torch.tensor(np.array([feature["labels"] for feature in features]), dtype=self.dtype)
@@ -193,7 +211,9 @@ def _in_order(label: str) -> tuple[bool, float, str]:
 
 def _tokens(batch: dict[str, Any], tokenizer: Any, limit: int) -> dict[str, Any]:
     texts = [batch[name] for name in ("text", "text_pair") if name in batch]
-    encoded = tokenizer(*texts, truncation=True, max_length=limit, split_special_tokens=True, return_attention_mask=False)
+    encoded = tokenizer(
+        *texts, truncation=True, max_length=limit, split_special_tokens=True, return_attention_mask=False
+    )
     return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
 
 

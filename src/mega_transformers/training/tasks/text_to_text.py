@@ -106,10 +106,14 @@ class TextToText(BaseTask):
             raise RecipeError(f"every train pair has more than sequence_length={limit} tokens")
         self.rows = {"train": short}
         if self.references["validation"]:
-            some = list(self.references["validation"].items())[: self.recipe.generation.validation_examples]
+            some = list(self.references["validation"].items())[: self.recipe.validation_examples]
             # similar lengths stand together in a batch
             self.shown = sorted(some, key=lambda pair: len(pair[0]))
             self.rows["validation"] = _encoded(tokenizer, [(source, targets[0]) for source, targets in self.shown])
+
+    def validation_rows(self) -> Any:
+        # those of `shown`, whose order the metrics rely on
+        return self.rows.get("validation")
 
     def trainer_fields(self, tokenizer: Any, model: Any, epoch: Epoch) -> dict[str, Any]:
         def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
@@ -168,7 +172,9 @@ class TextToText(BaseTask):
         tokenizer = trainer.processing_class
         ids = encode_sources(tokenizer, sources, self.recipe.sequence_length)
         order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-        rows = Dataset.from_dict({"input_ids": [ids[index] for index in order]})
+        # transformers computes a loss in any case; one token of a label is the cheapest
+        labels = [[tokenizer.eos_token_id]] * len(ids)
+        rows = Dataset.from_dict({"input_ids": [ids[index] for index in order], "labels": labels})
         metrics, trainer.compute_metrics = trainer.compute_metrics, None
         generate, trainer.args.predict_with_generate = trainer.args.predict_with_generate, True
         try:
