@@ -53,9 +53,7 @@ def train(
     ] = None,
     max_hours: Annotated[
         float | None,
-        typer.Option(
-            help="Save a checkpoint and stop after so many hours; the same command continues. Default: none."
-        ),
+        typer.Option(help="Stop with a checkpoint after so many hours; the same command continues. Default: none."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what the training will take, by a few steps, and keep nothing.")
@@ -193,7 +191,7 @@ def evaluate(
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="Recipe, or name of a bundled one: evaluate as it does, on its validation and test rows; default: none.",
+            help="Recipe, or name of a bundled one: evaluate as it does, on its rows; default: none.",
             autocompletion=bundled_recipes,
         ),
     ] = None,

@@ -1,1 +1,1 @@
-"""Evaluating models: texts of any length piece by piece, outputs beside references, and what counting alone reaches."""
+"""Evaluating models: texts of any length piece by piece, outputs beside references, and simple baselines."""

@@ -68,11 +68,8 @@ def check_names(clean: list[str], documents: str) -> None:
 def documents_of(text: str, clean: list[str], documents: str) -> list[str]:
     """The documents of a text: cut, cleaned, stripped of outer blanks, empty ones left out."""
     text = text.replace("\r\n", "\n")
-    # articles are told by what cleaning removes; cleaning joins or keeps what ends the others
-    if documents == "articles":
-        pieces = re.split(str(SPLITTERS[documents]), text)
-    else:
-        pieces = [text]
+    # cleaning removes the headings that articles begin with; it keeps or makes what ends the others
+    pieces = re.split(str(SPLITTERS[documents]), text) if documents == "articles" else [text]
     for name in clean:
         pieces = [CLEANERS[name](piece) for piece in pieces]
     splitter = SPLITTERS[documents]

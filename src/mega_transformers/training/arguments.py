@@ -65,10 +65,7 @@ def checked(values: dict[str, Any], kind: Any, where: str = "training") -> dict[
             raise RecipeError(f"{where}.{key} is unknown; {did_you_mean(key, fields, 'see TrainingArguments')}")
         hint = hints[key] if key not in STRATEGIES else Any
         if key in RANGES:
-            hint = Annotated[
-                float if hint in (float | None, float) else int if "step" not in key else float, RANGES[key]
-            ]
-            hint = hint | None if value is None else hint
+            hint = Annotated[hint, RANGES[key]]
         try:
             found[key] = TypeAdapter(hint).validate_python(value)
         except ValidationError as error:

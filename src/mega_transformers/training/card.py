@@ -138,7 +138,7 @@ def _published(recipe: Recipe) -> str:
 
 def _samples(samples: list[dict[str, Any]]) -> str:
     rows = [
-        [_cell(one["source"]), _cell(one["output"]), _cell("; ".join(one["references"])) or "–"] for one in samples
+        [_cell(one["source"]), _cell(one["output"]), _cell("; ".join(one["references"])) or "-"] for one in samples
     ]
     return "Outputs:\n\n" + _table(["source", "output", "references"], rows, left=3) if rows else ""
 

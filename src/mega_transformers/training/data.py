@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from datasets import Dataset, IterableDataset, concatenate_datasets, load_dataset
 
@@ -17,7 +17,8 @@ from ..errors import RecipeError
 from . import lra
 from .recipe import ROLES, Recipe, Source
 
-Rows = Dataset | IterableDataset
+Rows: TypeAlias = Any
+"""A `Dataset` or an `IterableDataset`."""
 # ending -> builder of datasets
 BUILDERS = {
     ".tsv": "csv",
@@ -126,7 +127,7 @@ def _csv_options(source: Source, path: Path, ending: str) -> tuple[dict[str, Any
     """What pandas is told, and the line of the first row. Columns given as numbers mean that there is no header."""
     delimiter = "\t" if ending == ".tsv" else ","
     # in a tsv file quotes are text; an empty field is an empty text and "null" a word
-    quoting = csv.QUOTE_NONE if ending == ".tsv" else csv.QUOTE_MINIMAL
+    quoting: Any = csv.QUOTE_NONE if ending == ".tsv" else csv.QUOTE_MINIMAL
     options: dict[str, Any] = {
         "sep": delimiter,
         "quoting": quoting,

@@ -70,8 +70,9 @@ def build_config(recipe: Recipe, **decided: Any) -> Any:
         except (OSError, ValueError) as error:
             raise RecipeError(f"model.checkpoint={recipe.model[CHECKPOINT]!r} cannot be loaded: {error}") from None
         _check_fields(fields, kind, "model")
-        labels = {key: decided[key] for key in ("id2label", "label2id", "problem_type") if key in decided}
-        return AutoConfig.from_pretrained(recipe.model[CHECKPOINT], **{**labels, **fields})
+        names = ("id2label", "label2id", "problem_type")
+        labels = {key: value for key, value in decided.items() if key in names}
+        return AutoConfig.from_pretrained(recipe.model[CHECKPOINT], **dict(labels, **fields))
     model_type = _model_type(architecture, recipe)
     kind = CONFIG_MAPPING[model_type]
     where = f"model.{architecture}" if isinstance(recipe.model.get(architecture), Mapping) else "model"
@@ -99,9 +100,9 @@ def _check_fields(fields: Mapping[str, Any], kind: Any, where: str) -> None:
 
 
 def _both_sides(fields: dict[str, Any], where: str, vocab_size: int) -> dict[str, Any]:
-    """Fields of `MegaConfig` for both sides, those of one side under `encoder` and `decoder`, and those of the whole."""
+    """Fields for both sides, those of one side under `encoder` and `decoder`, and those of the whole."""
     one_side = CONFIG_MAPPING["mega"]
-    own = {key: fields[key] for key in ("share_embeddings", "tie_word_embeddings") if key in fields}
+    own = {key: value for key, value in fields.items() if key in ("share_embeddings", "tie_word_embeddings")}
     shared = {key: value for key, value in fields.items() if key not in (*SIDES, *own)}
     for key in SIDES:
         if not isinstance(fields.get(key, {}), Mapping):

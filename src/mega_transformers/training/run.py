@@ -148,7 +148,8 @@ def make_trainer(task: Task, tokenizer: Any, args: Any, model: Any = None) -> An
     recipe, epoch = task.recipe, Epoch()
     set_seed(recipe.seed)
     model = task.build_model(tokenizer) if model is None else model
-    trainer = task.trainer_class(
+    kind: Any = task.trainer_class
+    trainer = kind(
         model=model,
         args=args,
         train_dataset=task.rows.get("train"),
@@ -219,8 +220,8 @@ def _checkpoint_to_resume(recipe: Recipe, options: RunOptions, first: bool) -> P
         for key, now in plain(recipe).items():
             if key not in FREE_KEYS and before.get(key) != now:
                 raise RecipeError(
-                    f"{output} was begun with {key}={before.get(key)!r}, the recipe now says {now!r}; restore that, or "
-                    "name another --output-dir"
+                    f"{output} was begun with {key}={before.get(key)!r}, the recipe now says {now!r}; restore that, "
+                    "or name another --output-dir"
                 )
     return last_checkpoint(output)
 

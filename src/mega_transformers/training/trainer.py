@@ -51,14 +51,17 @@ class RecipeTrainerMixin:
         args, kwargs: transformers'.
     """
 
+    data_collator: Any
+    model: Any
+
     def __init__(self, *args: Any, epoch: Epoch, evaluation_collator: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.own_epoch = epoch
         self.evaluation_collator = evaluation_collator
         # checkpoints hold a tied weight once; the trainer is not to miss the others
-        tied = getattr(self.model, "all_tied_weights_keys", None)  # type: ignore[has-type]
+        tied = getattr(self.model, "all_tied_weights_keys", None)
         if tied:
-            self.model._keys_to_ignore_on_save = list(tied)  # type: ignore[has-type]
+            self.model._keys_to_ignore_on_save = list(tied)
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """All matrices but those of `NO_DECAY`: no biases and no norms."""

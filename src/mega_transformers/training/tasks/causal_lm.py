@@ -107,12 +107,12 @@ class CausalLM(LanguageModel):
 
     def explanation(self, results: dict[str, Any]) -> str:
         return (
-            "Every token of the texts is predicted, the ends and starts of documents too, but for the very first start; "
-            "the sum of these cross entropies is divided by the characters and by the words (separated by white space) "
-            f"of the documents. The model reads pieces of {self.recipe.sequence_length} tokens: each without knowledge "
-            "of those before, or with its state carried on from each to the next, as `mega perplexity` does. The trigram "
-            "model (Witten-Bell, interpolated with bigram and unigram) is counted on the same training tokens and "
-            "evaluated on the same ones, without cuts.\n\n"
+            "Every token of the texts is predicted, the ends and starts of documents too, but not the very first "
+            "start. The sum of these cross entropies is divided by the characters and by the words (separated by "
+            f"white space) of the documents. The model reads pieces of {self.recipe.sequence_length} tokens: each "
+            "without knowledge of those before, or with its state carried on from each to the next, as `mega "
+            "perplexity` does. The trigram model (Witten-Bell, interpolated with bigram and unigram) is counted on "
+            "the same training tokens and evaluated on the same ones, without cuts.\n\n"
             "The words are those of cleaned text, in which punctuation belongs to the word before it, so that word "
             'perplexities do not compare with those published for raw WikiText. The column "per raw word" divides the '
             "same sum by the words of the files before cleaning; the text predicted is still the cleaned one."

@@ -101,9 +101,9 @@ class MaskedLM(LanguageModel):
         kept = 1 - masking.mask - masking.random
         return (
             f"{masking.evaluation_probability:.0%} of the tokens are predicted (seed {self.recipe.seed}): of these "
-            f"{masking.mask:.0%} are replaced by the mask token, {masking.random:.0%} by a random one, {kept:.0%} stay. "
-            f"Texts are cut into blocks of {self.recipe.sequence_length} tokens of this model's own tokenizer. Cross "
-            "entropies are in nats per predicted token, so they only compare with models of the same tokenizer and "
-            "masks. The unigram and the bigram model (Witten-Bell, reading the left neighbour) are counted on the same "
-            "training tokens."
+            f"{masking.mask:.0%} are replaced by the mask token, {masking.random:.0%} by a random one, {kept:.0%} "
+            f"stay. Texts are cut into blocks of {self.recipe.sequence_length} tokens of this model's own tokenizer. "
+            "Cross entropies are in nats per predicted token, so they only compare with models of the same tokenizer "
+            "and masks. The unigram and the bigram model (Witten-Bell, reading the left neighbour) are counted on the "
+            "same training tokens."
         )

@@ -13,7 +13,7 @@ from ..trainer import Epoch, RecipeTrainerMixin
 from .base import BaseTask
 
 try:
-    from sentence_transformers import (
+    from sentence_transformers import (  # type: ignore[attr-defined]
         SentenceTransformer,
         SentenceTransformerTrainer,
         SentenceTransformerTrainingArguments,

@@ -59,9 +59,7 @@ class SequenceClassification(BaseTask):
             **decided,
         )
         if self.recipe.input == "values" and getattr(config, "input_type", None) != "values":
-            raise RecipeError(
-                f"input='values': the architecture {config.model_type!r} reads tokens; use input: pixels"
-            )
+            raise RecipeError(f"input='values': {config.model_type!r} reads tokens; use input: pixels")
         return config
 
     def prepare(self, tokenizer: Any) -> None:
@@ -84,7 +82,7 @@ class SequenceClassification(BaseTask):
             self.rows[role] = some.map(_values, fn_kwargs=arguments, remove_columns=drop)
 
     def _find_labels(self, train: Any) -> None:
-        """The problem, and the classes: those of the training rows, numbers in their order, names in the alphabet's."""
+        """The problem, and the classes of the training rows: numbers in their order, names in the alphabet's."""
         found = train["label"]
         is_list = isinstance(found[0], (list, tuple))
         values = [value for some in found for value in some] if is_list else list(found)

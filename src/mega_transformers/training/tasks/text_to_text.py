@@ -147,7 +147,7 @@ class TextToText(BaseTask):
                 scores[role]["nearest neighbour"] = score(copied, wanted, generation.metrics)
             for found in scores[role].values():
                 found["sources"] = len(sources)
-        shown = [(text, []) for text in self.recipe.card.examples]
+        shown: list[tuple[str, list[str]]] = [(text, []) for text in self.recipe.card.examples]
         made = self._outputs(trainer, [text for text, _ in shown], generation.num_beams) if shown else []
         shown += list(self.references["test"].items())[:SHOWN_OUTPUTS]
         made += outputs.get("test", [])[:SHOWN_OUTPUTS]
@@ -208,10 +208,10 @@ class TextToText(BaseTask):
         text = (
             f"Pairs are divided by source text (split seed {self.recipe.split.seed}): two sources that differ only in "
             f"case, punctuation or white space are in the same part. There are {counts['train']} different sources to "
-            f"train on, {counts['validation']} for validation and {counts['test']} for the test; all targets of a source "
-            f"are its references. The checkpoint is the one with the best {self.recipe.generation.best_by} of greedy "
-            'outputs for validation sources. "Nearest neighbour" is the target of the training source with the greatest '
-            "cosine of tf-idf weights of character trigrams."
+            f"train on, {counts['validation']} for validation and {counts['test']} for the test; all targets of a "
+            f"source are its references. The checkpoint is the one with the best {self.recipe.generation.best_by} of "
+            'greedy outputs for validation sources. "Nearest neighbour" is the target of the training source with the '
+            "greatest cosine of tf-idf weights of character trigrams."
         )
         for name, signature in results.get("signatures", {}).items():
             text += f" sacrebleu's signature of {self.columns[name][0]}: `{signature}`."

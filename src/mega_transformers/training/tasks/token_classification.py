@@ -16,7 +16,7 @@ from .base import BaseTask
 
 
 class TokenClassification(BaseTask):
-    """See `tasks.Task`. After `prepare`, `labels` are the tags in the alphabet's order, or as the data set has them."""
+    """See `tasks.Task`. After `prepare`, `labels` are the tags in the alphabet's order, or the data set's."""
 
     recipe: TokenClassificationRecipe
     auto_class = "AutoModelForTokenClassification"
@@ -101,8 +101,8 @@ class TokenClassification(BaseTask):
 
     def explanation(self, results: dict[str, Any]) -> str:
         return (
-            f"A word's tag is that of its first token. Tags: {', '.join(self.labels)}. F1 of entities is seqeval's: an "
-            "entity counts if its tag and both of its ends are right."
+            f"A word's tag is that of its first token. Tags: {', '.join(self.labels)}. F1 of entities is seqeval's: "
+            "an entity counts if its tag and both of its ends are right."
         )
 
 
