@@ -51,7 +51,7 @@ def dry_run(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
         data_dir: Folder that its files are in.
 
     Returns:
-        `parameters`; `rows` by role; `steps`; `seconds_per_step`; `hours`, without evaluations; `memory`, the most
+        `parameters`; `rows` by role; `steps` and `examples`; `seconds_per_step`; `hours`, without evaluations; `memory`, the most
         that was used in bytes, and `device`.
 
     Raises:
@@ -77,6 +77,7 @@ def dry_run(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
         "parameters": count_parameters(trainer.model),
         "rows": {role: len(rows) if hasattr(rows, "num_rows") else None for role, rows in task.rows.items()},
         "steps": steps,
+        "examples": steps * whole.train_batch_size * whole.gradient_accumulation_steps * whole.world_size,
         "seconds_per_step": per_step,
         "hours": per_step * steps / 3600,
         "memory": peak_memory(args.device),
