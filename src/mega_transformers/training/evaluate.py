@@ -51,8 +51,8 @@ def dry_run(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
         data_dir: Folder that its files are in.
 
     Returns:
-        `parameters`; `rows` by role; `steps` and `examples`; `seconds_per_step`; `hours`, without evaluations; `memory`, the most
-        that was used in bytes, and `device`.
+        `parameters`; `rows` by role; `steps` and `examples`; `seconds_per_step`; `hours`, without evaluations;
+        `memory`, the most that was used in bytes, and `device`.
 
     Raises:
         RecipeError: as the training would.
