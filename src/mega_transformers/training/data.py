@@ -117,7 +117,7 @@ def _file_rows(source: Source, path: Path, streaming: bool) -> Rows:
     if source.reader is not None:
         stamp = path.stat().st_mtime_ns if path.exists() else 0
         kind = IterableDataset if streaming else Dataset
-        rows = _guarded(str(path), kind.from_generator, _read, gen_kwargs={"of": (source.reader, str(path), stamp)})
+        rows = guarded(str(path), kind.from_generator, _read, gen_kwargs={"of": (source.reader, str(path), stamp)})
         return _named(rows, source, str(path), 1, renamed=False)
     if not path.stat().st_size:
         raise RecipeError(f"{path} is empty")
@@ -185,10 +185,10 @@ def _csv_options(source: Source, path: Path, ending: str) -> tuple[dict[str, Any
 
 
 def _loaded(where: str, path: str, config: str | None, split: str, streaming: bool, **options: Any) -> Rows:
-    return _guarded(where, load_dataset, path, config, split=split, streaming=streaming, **options)
+    return guarded(where, load_dataset, path, config, split=split, streaming=streaming, **options)
 
 
-def _guarded(where: str, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def guarded(where: str, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What `make` returns; any failure of reading as a sentence. A full disk keeps its own error."""
     try:
         return make(*args, **kwargs)
@@ -212,7 +212,8 @@ def _named(
     rows: Rows, source: Source, where: str, first: int, renamed: bool = True, blank: bool = False
 ) -> Rows:
     """Only the task's columns, under its names, with no value missing; if `blank`, an empty text is no value."""
-    there = list(rows.column_names or rows.features or [])
+    # a stream of files only shows its columns in its rows
+    there = list(rows.column_names or next(iter(rows), []))
     own = {str(given) if renamed else name: name for name, given in source.column_names.items() if given is not None}
     if not renamed:
         own = {name: name for name in source.columns if name in there}
