@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, SequentialSampler
-from transformers import Seq2SeqTrainer, Trainer, TrainerCallback, TrainerState
+from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from ..errors import RecipeError
@@ -92,10 +92,18 @@ class RecipeTrainerMixin:
     def restore_finished(self, checkpoint: Path) -> bool:
         """Whether a checkpoint is a training's last; if so, the model becomes what that ended with.
 
-        transformers would train another step.
+        transformers would train another step, and count evaluations without progress anew.
         """
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if state.global_step < state.max_steps and not state.stateful_callbacks.get("Finished"):
+        state, args = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")), self.args  # type: ignore[attr-defined]
+        longer = args.max_steps <= 0 and args.num_train_epochs > state.num_train_epochs
+        end = args.max_steps if args.max_steps > 0 else math.inf if longer else state.max_steps
+        for callback in self.callback_handler.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStoppingCallback):
+                counted = state.stateful_callbacks.get("EarlyStoppingCallback", {}).get("attributes", {})
+                vars(callback).update(counted)
+                if callback.early_stopping_patience_counter >= callback.early_stopping_patience:
+                    end = state.global_step
+        if state.global_step < end:
             return False
         self.state = state
         self._load_from_checkpoint(str(checkpoint))  # type: ignore[attr-defined]
