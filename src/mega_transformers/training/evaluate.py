@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import TrainerCallback
+from transformers import AutoConfig, TrainerCallback
 
 from . import arguments
 from .recipe import Recipe
@@ -41,6 +41,8 @@ def evaluate_model(
         tokenizer = tokenizer or given_tokenizer(recipe, task, data_dir)
         if tokenizer is not None:
             task.check_tokenizer(tokenizer)
+        config = AutoConfig.from_pretrained(recipe.model["checkpoint"]) if model is None else model.config
+        task.labels = list(config.id2label.values())
         task.prepare(tokenizer)
         return task.evaluate(make_trainer(task, tokenizer, args, model))
 

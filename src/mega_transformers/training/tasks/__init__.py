@@ -19,6 +19,9 @@ class Task(Protocol):
     Attributes:
         recipe: What to train.
         rows: After `prepare`, role -> what the model is trained or evaluated on.
+        notes: After `prepare`, sentences about them to be shown.
+        labels: The classes or tags of a model to evaluate; None for those of the training rows, and after `prepare`
+            for tasks without.
         pipeline_tag: The task's name on the model hub.
         columns: Metric -> title and format, for tables.
         trainer_class, arguments_class: transformers', or subclasses.
@@ -26,7 +29,9 @@ class Task(Protocol):
 
     recipe: Recipe
     rows: dict[str, Rows]
-    pipeline_tag: ClassVar[str]
+    notes: list[str]
+    labels: list[str] | None
+    pipeline_tag: str
     columns: ClassVar[dict[str, tuple[str, str]]]
     trainer_class: ClassVar[type[Trainer]]
     arguments_class: ClassVar[type[TrainingArguments]]
