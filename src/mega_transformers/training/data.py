@@ -147,9 +147,9 @@ def _joined(parts: list[Rows]) -> Rows:
     Raises:
         RecipeError: for parts of other columns or types.
     """
-    names = [set(part.column_names or []) for part in parts]
-    if any(some != names[0] for some in names):
-        raise RecipeError(f"data: some rows have the columns {sorted(names[0])}, others {sorted(max(names, key=len))}")
+    kinds = {tuple(sorted(part.column_names or [])) for part in parts}
+    if len(kinds) > 1:
+        raise RecipeError(f"data: some rows have other columns than others: {' and '.join(map(str, sorted(kinds)))}")
     return _guarded("all rows together", concatenate_datasets, parts)
 
 
@@ -172,8 +172,8 @@ def _file_rows(source: Source, path: Path, streaming: bool) -> Rows:
 
 def _changed(path: Path) -> int:
     """When a file, or what a folder and those below it hold, was changed last; 0 if there is none."""
-    folders = [folder for folder, _, _ in os.walk(path)]
-    return max((os.stat(place).st_mtime_ns for place in [path, *folders] if os.path.exists(place)), default=0)
+    places = [path, *(Path(folder) for folder, _, _ in os.walk(path))]
+    return max((place.stat().st_mtime_ns for place in places if place.exists()), default=0)
 
 
 def _csv_options(source: Source, path: Path, ending: str) -> tuple[dict[str, Any], int]:

@@ -20,8 +20,7 @@ class Task(Protocol):
         recipe: What to train.
         rows: After `prepare`, role -> what the model is trained or evaluated on.
         notes: After `prepare`, sentences about them to be shown.
-        labels: The classes or tags of a model to evaluate; None for those of the training rows, and after `prepare`
-            for tasks without.
+        labels: The classes or tags of a model to evaluate, if given before `prepare`; else those of the training rows.
         pipeline_tag: The task's name on the model hub.
         columns: Metric -> title and format, for tables.
         trainer_class, arguments_class: transformers', or subclasses.
@@ -30,7 +29,7 @@ class Task(Protocol):
     recipe: Recipe
     rows: dict[str, Rows]
     notes: list[str]
-    labels: list[str] | None
+    labels: list[str]
     pipeline_tag: str
     columns: ClassVar[dict[str, tuple[str, str]]]
     trainer_class: ClassVar[type[Trainer]]

@@ -21,8 +21,8 @@ from ..trainer import Epoch, RecipeTrainer
 class BaseTask:
     """See `tasks.Task`."""
 
-    auto_class: ClassVar[str]
-    pipeline_tag: ClassVar[str]
+    auto_class: Any
+    pipeline_tag: str
     columns: ClassVar[dict[str, tuple[str, str]]] = {}
     trainer_class: ClassVar[Any] = RecipeTrainer
     arguments_class: ClassVar[Any] = TrainingArguments
@@ -40,7 +40,7 @@ class BaseTask:
         self.data_dir = data_dir
         self.rows: dict[str, data.Rows] = {}
         self.notes: list[str] = []
-        self.labels: list[str] | None = None
+        self.labels: list[str] = []
 
     def arguments(self) -> dict[str, Any]:
         return {}

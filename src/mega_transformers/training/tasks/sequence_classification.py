@@ -124,7 +124,7 @@ class SequenceClassification(BaseTask):
         values = [value for some in found for value in some] if lists else found
         fractions = any(isinstance(value, float) and not value.is_integer() for value in values)
         self.problem_type = self.recipe.problem_type or (REGRESSION if fractions else MULTI if lists else SINGLE)
-        if self.labels is not None:
+        if self.labels:
             return
         if self.problem_type == REGRESSION:
             self.labels = [f"value_{index}" for index in range(len(found[0]))] if lists else ["value"]
@@ -142,8 +142,8 @@ class SequenceClassification(BaseTask):
         Raises:
             RecipeError: for a label that is missing or that the training rows do not have, naming the row.
         """
-        labels = self.labels or []
-        numbers, names, found = {name: index for index, name in enumerate(labels)}, _names(rows), []
+        labels, names = self.labels, _names(rows)
+        numbers, found = {name: index for index, name in enumerate(labels)}, []
         regression, multi = self.problem_type == REGRESSION, self.problem_type == MULTI
         size = len(labels) if regression else 1
         for row, value in enumerate(rows["label"][:], start=1):
@@ -228,10 +228,10 @@ class SequenceClassification(BaseTask):
         else:
             values = "(values / 255" if self.grey else "(values"
             code += f"\nlogits = model(input_values={values} - {normalize.mean:g}) / {normalize.std:g}).logits"
-        return f"```python\n{code}\nprint([model.config.id2label[int(index)] for index in logits.argmax(-1)])\n```"
+        return f"```python\n{code}\n```"
 
     def explanation(self, results: dict[str, Any]) -> str:
-        labels = self.labels or []
+        labels = self.labels
         cut = f"Texts are cut to {self.recipe.sequence_length} tokens. " if self.recipe.input == "tokens" else ""
         return cut + (f"Labels: {', '.join(labels)}." if len(labels) <= 50 else f"{len(labels)} labels.")
 
@@ -252,7 +252,7 @@ class Collator:
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Rows -> `input_values` or `input_ids` (B, L), `labels`, and `attention_mask` where lengths differ."""
-        batch = {}
+        batch: dict[str, torch.Tensor] = {}
         for name in ("input_ids", "pair_input_ids", "input_values"):
             if name not in features[0]:
                 continue
