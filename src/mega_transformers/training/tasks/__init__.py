@@ -21,7 +21,7 @@ class Task(Protocol):
         rows: After `prepare`, role -> what the model is trained or evaluated on.
         notes: After `prepare`, sentences about them to be shown.
         labels: The classes or tags of a model to evaluate, if given before `prepare`; else those of the training rows.
-        pipeline_tag: The task's name on the model hub.
+        pipeline_tag, library_name: Names on the model hub, of the task and of what loads the model.
         columns: Metric -> title and format, for tables.
         trainer_class, arguments_class: transformers', or subclasses.
     """
@@ -31,6 +31,7 @@ class Task(Protocol):
     notes: list[str]
     labels: list[str]
     pipeline_tag: str
+    library_name: ClassVar[str]
     columns: ClassVar[dict[str, tuple[str, str]]]
     trainer_class: ClassVar[type[Trainer]]
     arguments_class: ClassVar[type[TrainingArguments]]

@@ -23,12 +23,15 @@ class BaseTask:
 
     auto_class: Any
     pipeline_tag: str
+    library_name: ClassVar[str] = "transformers"
     columns: ClassVar[dict[str, tuple[str, str]]] = {}
     trainer_class: ClassVar[Any] = RecipeTrainer
     arguments_class: ClassVar[Any] = TrainingArguments
     special_tokens: ClassVar[tuple[str, ...]] = ("cls_token", "sep_token", "pad_token")
     # whether the tokenizer puts an end after a text
     add_eos: ClassVar[bool] = True
+    # whether a word at its start is the same token as after a space
+    add_prefix_space: ClassVar[bool] = False
     # whether training rows may be read while training
     streams: ClassVar[bool] = True
 
@@ -52,14 +55,15 @@ class BaseTask:
     def train_tokenizer(self) -> Any:
         wanted = self.recipe.tokenizer
         if wanted.kind == "bytes":
-            return byte_tokenizer(self.recipe.sequence_length, self.add_eos)
+            return byte_tokenizer(self.recipe.sequence_length, self.add_eos, self.add_prefix_space)
         if wanted.kind == "listops":
             from ..lra import listops_tokenizer
 
             return listops_tokenizer(self.recipe.sequence_length)
         if wanted.kind == "symbols":
             raise RecipeError(f"tokenizer.kind='symbols' is for text-to-text, not for {self.recipe.task}")
-        return train_tokenizer(self.texts(), wanted.vocab_size, self.recipe.sequence_length, self.add_eos)
+        length = self.recipe.sequence_length
+        return train_tokenizer(self.texts(), wanted.vocab_size, length, self.add_eos, self.add_prefix_space)
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         for name in self.special_tokens:

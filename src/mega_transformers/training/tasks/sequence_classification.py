@@ -257,9 +257,8 @@ class Collator:
             if name not in features[0]:
                 continue
             values = name == "input_values"
-            rows = [
-                torch.as_tensor(np.asarray(feature[name], np.float32 if values else np.int64)) for feature in features
-            ]
+            kind = np.float32 if values else np.int64
+            rows = [torch.from_numpy(np.array(feature[name], kind)) for feature in features]
             if values:
                 rows = [(row / self.divisor - self.normalize.mean) / self.normalize.std for row in rows]
             lengths = torch.tensor([len(row) for row in rows])

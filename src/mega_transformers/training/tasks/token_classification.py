@@ -11,7 +11,6 @@ from transformers import DataCollatorForTokenClassification, EvalPrediction
 from ...errors import RecipeError
 from .. import data
 from ..recipe import TokenClassificationRecipe
-from ..tokenizer import train_tokenizer
 from ..trainer import Epoch
 from .base import BaseTask
 
@@ -23,6 +22,7 @@ class TokenClassification(BaseTask):
     auto_class = "AutoModelForTokenClassification"
     pipeline_tag = "token-classification"
     streams = False
+    add_prefix_space = True
     columns: ClassVar[dict[str, tuple[str, str]]] = {
         "accuracy": ("accuracy of words", ".2%"),
         "f1": ("F1 of entities", ".2%"),
@@ -36,13 +36,13 @@ class TokenClassification(BaseTask):
         rows = data.by_role(self.recipe, self.data_dir)["train"]
         return (" ".join(words) for batch in rows.iter(1000) for words in batch["tokens"])
 
-    def train_tokenizer(self) -> Any:
-        wanted = self.recipe.tokenizer
-        if wanted is not None and wanted.kind == "bpe" and wanted.vocab_size:
-            # a word is encoded as behind a space
-            length = self.recipe.sequence_length
-            return train_tokenizer(self.texts(), wanted.vocab_size, length, add_prefix_space=True)
-        return super().train_tokenizer()
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        super().check_tokenizer(tokenizer)
+        # words come one by one, as if each began a text, but in texts they stand behind spaces
+        words = tokenizer.backend_tokenizer.pre_tokenizer
+        if hasattr(words, "add_prefix_space"):
+            words.add_prefix_space = True
+            tokenizer.init_kwargs["add_prefix_space"] = True
 
     def config(self, tokenizer: Any, **decided: Any) -> Any:
         # before `prepare` any will do
@@ -86,14 +86,14 @@ class TokenClassification(BaseTask):
             "words": int(there.sum()),
         }
         if all(name == "O" or name[:2] in ("B-", "I-", "E-", "S-") for name in self.labels):
-            from seqeval.metrics import precision_recall_fscore_support
+            from seqeval import metrics
 
             named = [
                 [[self.labels[int(tag)] for tag in row[keep]] for row, keep in zip(tags, there)]
                 for tags in (wanted, guesses)
             ]
-            scores = precision_recall_fscore_support(*named, average="micro", zero_division=0)
-            found |= dict(zip(("precision", "recall", "f1"), map(float, scores[:3])))
+            for name in ("precision", "recall", "f1"):
+                found[name] = float(getattr(metrics, f"{name}_score")(*named, zero_division=0))
         return found
 
     def explanation(self, results: dict[str, Any]) -> str:
