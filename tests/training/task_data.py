@@ -28,7 +28,7 @@ MODEL = {
 }
 # a word of a class, its neighbours in a text
 WORDS = {"sea": ["ship", "wave", "sail"], "land": ["field", "plough", "horse"], "air": ["wing", "cloud", "kite"]}
-FILLING = "the a of and under over small old new with".split()
+FILLING = ["the", "a", "of", "and", "under", "over", "small", "old", "new", "with"]
 
 
 def texts(count: int, seed: int = 0) -> list[dict[str, Any]]:

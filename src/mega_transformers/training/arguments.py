@@ -86,8 +86,9 @@ def build(recipe: Recipe, task: Task, output_dir: Path, **decided: Any) -> Any:
     Raises:
         RecipeError: if transformers refuses them, or `checked` does.
     """
+    validated = any(source.validation or (source.divide and recipe.split.validation) for source in recipe.data)
     defaults: dict[str, Any] = {
-        "eval_strategy": "steps" if any("validation" in source.roles for source in recipe.data) else "no",
+        "eval_strategy": "steps" if validated else "no",
         "save_total_limit": 2,
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
