@@ -210,7 +210,7 @@ def test_multi_label(tmp_path):
     config = MegaConfig.from_pretrained(tmp_path / "run" / "model")
     assert config.problem_type == "multi_label_classification" and sorted(config.label2id) == sorted(names)
     model = pipeline("text-classification", model=str(tmp_path / "run" / "model"), top_k=None)
-    assert {one["label"] for one in model("the ship of the horse")[:2]} == {"sea", "land"}
+    assert {one["label"] for one in model(["the ship of the horse"])[0][:2]} == {"sea", "land"}
     task, _ = prepared({**values, "split": {"validation": 1, "test": 1}}, tmp_path)
     logits, labels = np.random.default_rng(0).normal(size=(2, 50, 3))
     found = metrics_of(task, logits, labels > 0)
@@ -343,7 +343,7 @@ def squares(count, seed=0, size=8):
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(count):
-        label, image = int(rng.integers(2)), rng.integers(0, 100, (size, size)).astype(np.uint8)
+        label, image = int(rng.integers(2)), rng.integers(0, 60, (size, size)).astype(np.uint8)
         image[: size // 2] += np.uint8(100 * label)
         image[size // 2 :] += np.uint8(100 * (1 - label))
         rows.append({"values": image, "label": label})
@@ -434,8 +434,8 @@ def test_sound_of_a_folder_and_of_a_data_set_are_the_same(tmp_path):
     assert len(prepared(values, tmp_path)[0].rows["train"]) == len(folder) + 1
     ordered = sorted(range(160), key=lambda index: (rows[index][0], index))
     table = [{"values": {"bytes": wav(rows[i][1]), "path": None}, "label": rows[i][0]} for i in ordered]
-    features = Features({"values": Audio(), "label": Value("string")})
-    Dataset.from_list(table, features=features).to_parquet(tmp_path / "sound.parquet")
+    # without the package that Audio itself would decode with
+    Dataset.from_list(table).cast_column("values", Audio(decode=False)).to_parquet(tmp_path / "sound.parquet")
     other = recipe(
         TASK, {"train": "sound.parquet", "values": "values"}, input="values", sequence_length=64, tokenizer=None
     )

@@ -42,7 +42,8 @@ class TokenClassification(BaseTask):
         words = tokenizer.backend_tokenizer.pre_tokenizer
         if hasattr(words, "add_prefix_space"):
             words.add_prefix_space = True
-            tokenizer.init_kwargs["add_prefix_space"] = True
+            # both are saved
+            tokenizer.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True
 
     def config(self, tokenizer: Any, **decided: Any) -> Any:
         # before `prepare` any will do
