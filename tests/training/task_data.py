@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from mega_transformers.training.recipe import recipe_of
+from mega_transformers.assets import RECIPES
+from mega_transformers.training.recipe import find_recipe, read_recipe, recipe_of
 from mega_transformers.training.run import RunOptions, run
 
 MODEL = {
@@ -81,3 +82,13 @@ def train(values: dict[str, Any], folder: Path, output: str = "run", **options: 
     with open(folder / f"{output}.txt", "w", encoding="utf-8") as file:
         results = run(recipe_of(values), RunOptions(folder, folder / output, **options), Console(file=file, width=300))
     return results, (folder / f"{output}.txt").read_text(encoding="utf-8")
+
+
+def train_bundled(name: str, folder: Path) -> dict[str, Any]:
+    """Results of two steps of a bundled recipe."""
+    changes = ["training.max_steps=2", "training.use_cpu=true", "training.disable_tqdm=true"]
+    results = run(
+        read_recipe(find_recipe(Path(name)), changes), RunOptions(RECIPES, folder / "run"), Console(quiet=True)
+    )
+    assert results is not None
+    return results

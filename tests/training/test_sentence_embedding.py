@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
-from task_data import recipe, train, write_rows
+from task_data import recipe, train, train_bundled, write_rows
 
 from mega_transformers.errors import RecipeError
 from mega_transformers.training.evaluate import evaluate_model
@@ -195,3 +195,7 @@ def test_missing_package_is_a_sentence(monkeypatch):
     monkeypatch.delitem(sys.modules, "mega_transformers.training.tasks.sentence_embedding", raising=False)
     with pytest.raises(RecipeError, match=r"needs the package sentence-transformers: pip install 'mega-transformers"):
         class_of(recipe_of(values_of()))
+
+
+def test_bundled_recipe(tmp_path):
+    assert train_bundled("embed-smoke", tmp_path)["scores"]["test"]["model"]["examples"] == 60

@@ -14,7 +14,7 @@ from datasets import Audio, ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Picture
 from scipy.stats import spearmanr
 from sklearn.metrics import accuracy_score, f1_score, mean_squared_error
-from task_data import MODEL, WORDS, recipe, texts, train, write_rows
+from task_data import MODEL, WORDS, recipe, texts, train, train_bundled, write_rows
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, EvalPrediction, pipeline
 
 from mega_transformers import MegaConfig, MegaForMaskedLM, MegaForSequenceClassification
@@ -486,3 +486,7 @@ def test_byte_tokenizer_is_one_id_a_byte(text):
     inner = ids[1:-1]
     assert tokenizer.decode(inner, clean_up_tokenization_spaces=False) == text
     assert not text or min(inner) >= 5
+
+
+def test_bundled_recipe(tmp_path):
+    assert train_bundled("classify-smoke", tmp_path)["scores"]["test"]["model"]["examples"] == 100

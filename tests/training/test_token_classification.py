@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
-from task_data import FILLING, MODEL, WORDS, recipe, train, write_rows
+from task_data import FILLING, MODEL, WORDS, recipe, train, train_bundled, write_rows
 from transformers import AutoTokenizer, EvalPrediction, pipeline
 
 from mega_transformers import MegaConfig, MegaForMaskedLM
@@ -161,3 +161,7 @@ def test_config_of_the_run(tmp_path):
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert config["architectures"] == ["MegaForTokenClassification"]
     assert list(config["id2label"].values()) == sorted({tag for row in sentences(20) for tag in row["tags"]})
+
+
+def test_bundled_recipe(tmp_path):
+    assert train_bundled("tag-smoke", tmp_path)["scores"]["test"]["model"]["words"] > 1000
