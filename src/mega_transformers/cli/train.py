@@ -88,7 +88,7 @@ def train(
         if dry_run:
             from ..training.evaluate import dry_run as try_out
 
-            _print_plan(checked.name, try_out(checked, folder))
+            _print_plan(checked.name, checked.sequence_length, try_out(checked, folder))
             return
 
         from ..training.run import RunOptions, run
@@ -138,7 +138,7 @@ def _columns(recipe: Any) -> dict[str, tuple[str, str]]:
     return {key: (titles.get(key, name), form) for key, (name, form) in class_of(recipe).columns.items()}
 
 
-def _print_plan(name: str, plan: dict[str, Any]) -> None:
+def _print_plan(name: str, length: int, plan: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -147,6 +147,8 @@ def _print_plan(name: str, plan: dict[str, Any]) -> None:
     for role, count in plan["rows"].items():
         table.add_row(f"{role} rows", "streamed" if count is None else f"{count:,}")
     table.add_row("steps", f"{plan['steps']:,}")
+    table.add_row("examples", f"{plan['examples']:,}")
+    table.add_row("tokens or values, at most", f"{plan['examples'] * length:,}")
     table.add_row("seconds a step", f"{plan['seconds_per_step']:.3f}")
     table.add_row("hours, without evaluations", f"{plan['hours']:.2f}")
     table.add_row("memory, at its peak", f"{plan['memory'] / 1e9:.2f} GB")

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
+from transformers.integrations import get_available_reporting_integrations
 
 from ..errors import RecipeError, did_you_mean
 from .models import learning_rate_of
@@ -104,6 +105,7 @@ def build(recipe: Recipe, task: Task, output_dir: Path, **decided: Any) -> Any:
     fields = {**defaults, **task.arguments(), **training, **decided}
     if fields.get("load_best_model_at_end") and "metric_for_best_model" not in fields:
         fields["metric_for_best_model"] = "eval_loss"
+    _check_reporting(fields["report_to"])
     try:
         return task.arguments_class(
             output_dir=str(output_dir),
@@ -115,3 +117,14 @@ def build(recipe: Recipe, task: Task, output_dir: Path, **decided: Any) -> Any:
         raise RecipeError(f"training: {error}") from None
     except ImportError as error:
         raise RecipeError(f"training needs more packages: pip install 'mega-transformers[train]' ({error})") from None
+
+
+def _check_reporting(names: Any) -> None:
+    """Refuses a `report_to` whose package is missing, which transformers would notice after the preparation."""
+    available = get_available_reporting_integrations()
+    for name in [names] if isinstance(names, str) else names or []:
+        if name not in (*available, "none", "all"):
+            raise RecipeError(
+                f"training.report_to={name!r} is not installed: pip install {name}, or leave it out. There "
+                f"{'is ' + ', '.join(available) if available else 'is none'}"
+            )

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from transformers import AutoConfig, TrainerCallback
+from transformers import AutoConfig
 
 from . import arguments
 from .recipe import Recipe
 from .run import count_parameters, given_tokenizer, make_trainer, prepare
 from .tasks import task_of
+from .trainer import StepTimes, peak_memory
 
 TIMED_STEPS, STEPS_BEFORE = 4, 2
 
@@ -47,18 +46,6 @@ def evaluate_model(
         return task.evaluate(make_trainer(task, tokenizer, args, model))
 
 
-class StepTimes(TrainerCallback):
-    """When each step ended, in seconds."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if args.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
-
-
 def dry_run(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
     """What a training will take, by a few of its steps. Nothing is kept.
 
@@ -67,8 +54,8 @@ def dry_run(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
         data_dir: Folder that its files are in.
 
     Returns:
-        `parameters`; `rows` by role; `steps`; `seconds_per_step`; `hours`, without evaluations; `memory`, the most
-        that was used in bytes, and `device`.
+        `parameters`; `rows` by role; `steps` and `examples`; `seconds_per_step`; `hours`, without evaluations;
+        `memory`, the most that was used in bytes, and `device`.
 
     Raises:
         RecipeError: as the training would.
@@ -83,7 +70,7 @@ def dry_run(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
         task.check_model(tokenizer)
         tokenizer = prepare(task, tokenizer, Path(output), Console(stderr=True))
         trainer = make_trainer(task, tokenizer, args)
-        times = StepTimes()
+        times = StepTimes(synchronize=True)
         trainer.add_callback(times)
         trainer.train()
     gaps = sorted(after - before for before, after in zip(times.ends[STEPS_BEFORE - 1 :], times.ends[STEPS_BEFORE:]))
@@ -93,9 +80,10 @@ def dry_run(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
         "parameters": count_parameters(trainer.model),
         "rows": {role: len(rows) if hasattr(rows, "num_rows") else None for role, rows in task.rows.items()},
         "steps": steps,
+        "examples": steps * whole.train_batch_size * whole.gradient_accumulation_steps * whole.world_size,
         "seconds_per_step": per_step,
         "hours": per_step * steps / 3600,
-        "memory": _peak_memory(args.device),
+        "memory": peak_memory(args.device),
         "device": str(args.device),
     }
 
@@ -103,13 +91,3 @@ def dry_run(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
 def _steps_of_epochs(trainer: Any, args: Any) -> int:
     batches = len(trainer.get_train_dataloader())
     return int(-(-batches // args.gradient_accumulation_steps) * args.num_train_epochs)
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

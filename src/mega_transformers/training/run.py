@@ -27,7 +27,7 @@ from .export import Report, export_model, write_json
 from .recipe import Recipe, plain
 from .tasks import Task, task_of
 from .tokenizer import load_tokenizer
-from .trainer import Epoch, OnlyFinite, Stop, last_checkpoint
+from .trainer import Epoch, OnlyFinite, StepTimes, Stop, last_checkpoint, peak_memory
 
 LOCK = ".lock"
 # what may change between an interrupted run and the one that continues it
@@ -94,8 +94,9 @@ def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> 
         console.print(f"{type(model).__name__}: {count_parameters(model):,} parameters")
         use_cache = getattr(getattr(model, "config", None), "use_cache", None)
 
-        began = time.monotonic()
+        times = StepTimes()
         with Stop(lambda text: console.print(text, style="yellow"), options.max_seconds) as stop:
+            trainer.add_callback(times)
             trainer.add_callback(stop)
             if checkpoint is None:
                 trainer.train()
@@ -111,7 +112,7 @@ def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> 
             return None
         if use_cache is not None:  # the trainer turns it off
             model.config.use_cache = use_cache
-        return _finish(task, options, trainer, tokenizer, compared, time.monotonic() - began, console)
+        return _finish(task, options, trainer, tokenizer, compared, times, console)
 
 
 def given_tokenizer(recipe: Recipe, task: Task, data_dir: Path) -> Any:
@@ -251,11 +252,12 @@ def _finish(
     trainer: Any,
     tokenizer: Any,
     compared: list[dict[str, Any]],
-    seconds: float,
+    times: StepTimes,
     console: Console,
 ) -> dict[str, Any]:
     """Evaluates the trained model on validation and test rows, beside the baselines, and exports it."""
     args = trainer.args
+    memory = peak_memory(args.device)
     evaluation = task.evaluate(trainer)
     # without the autocast that training in half precision wraps around its forward pass
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
@@ -265,8 +267,10 @@ def _finish(
         "steps": steps,
         "epochs": round(trainer.state.epoch or 0.0, 3),
         "examples_seen": examples,
-        "hours": round(seconds / 3600, 4),
-        "seconds_per_step": round(seconds / max(steps, 1), 4),
+        "hours": round(times.seconds / 3600, 4),
+        "seconds_per_step": round(times.seconds / max(times.steps, 1), 4),
+        "processor_seconds_per_step": round(times.processor_seconds / max(times.steps, 1), 4),
+        "memory": memory,
         "parameters": count_parameters(model),
         **evaluation,
         **({"compared": compared} if compared else {}),

@@ -180,6 +180,44 @@ class Stop(TrainerCallback):
             control.should_evaluate = False
 
 
+class StepTimes(TrainerCallback):
+    """How long steps took, data and optimiser included, evaluations left out: in seconds, and of the processor.
+
+    Other work on the machine changes the former, not the latter.
+
+    Args:
+        synchronize: Whether to wait for a GPU after every step: slower, and exact for single steps.
+    """
+
+    def __init__(self, synchronize: bool = False) -> None:
+        self.synchronize = synchronize
+        self.steps = 0
+        self.ends: list[float] = []
+        self.seconds = self.processor_seconds = 0.0
+        self._restart()
+
+    def _restart(self) -> None:
+        self._wall, self._processor = time.perf_counter(), time.process_time()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._restart()
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self._restart()
+
+    def on_save(self, args, state, control, **kwargs):
+        self._restart()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.synchronize and args.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.ends.append(time.perf_counter())
+        self.seconds += self.ends[-1] - self._wall
+        self.processor_seconds += time.process_time() - self._processor
+        self.steps += 1
+        self._restart()
+
+
 class OnlyFinite(TrainerCallback):
     """Ends a training whose loss is no number any more, before a checkpoint of it is written."""
 
@@ -199,6 +237,17 @@ class OnlyFinite(TrainerCallback):
             "training.learning_rate, or give it more training.warmup_steps; float16 needs training.fp16, not a model "
             "in float16"
         )
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that were in use: on a GPU by its tensors, on a CPU by the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def last_checkpoint(folder: Path) -> Path | None:
