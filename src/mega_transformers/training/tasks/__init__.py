@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -29,7 +30,7 @@ class Task(Protocol):
     recipe: Recipe
     rows: dict[str, Rows]
     notes: list[str]
-    labels: list[str]
+    labels: Sequence[str]
     pipeline_tag: str
     library_name: ClassVar[str]
     columns: ClassVar[dict[str, tuple[str, str]]]

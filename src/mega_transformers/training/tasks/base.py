@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +33,7 @@ class BaseTask:
     add_eos: ClassVar[bool] = True
     # whether a word at its start is the same token as after a space
     add_prefix_space: ClassVar[bool] = False
+    labels: Sequence[str] = ()
     # whether training rows may be read while training
     streams: ClassVar[bool] = True
 
@@ -43,7 +45,6 @@ class BaseTask:
         self.data_dir = data_dir
         self.rows: dict[str, data.Rows] = {}
         self.notes: list[str] = []
-        self.labels: list[str] = []
 
     def arguments(self) -> dict[str, Any]:
         return {}

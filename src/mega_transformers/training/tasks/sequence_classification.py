@@ -49,12 +49,16 @@ class SequenceClassification(BaseTask):
 
     def __init__(self, recipe: Any, data_dir: Any) -> None:
         super().__init__(recipe, data_dir)
-        self.apart = recipe.text_pairs == "apart"
         if self.apart:
             self.auto_class = MegaForSequencePairClassification
         if self.apart or recipe.input != "tokens":
             # what no pipeline of transformers does
             self.pipeline_tag = "other"
+
+    @property
+    def apart(self) -> bool:
+        """Whether both texts of a pair are read apart."""
+        return self.recipe.text_pairs == "apart"
 
     def texts(self) -> Any:
         rows = data.by_role(self.recipe, self.data_dir)["train"]
