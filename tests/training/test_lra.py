@@ -17,7 +17,7 @@ from mega_transformers.assets import RECIPES
 from mega_transformers.training import lra_generators
 from mega_transformers.training.lra import GENERATORS, READERS, listops_tokenizer
 from mega_transformers.training.lra_generators import LISTOPS_VOCABULARY, OPERATORS
-from mega_transformers.training.schema import RecipeError
+from mega_transformers.errors import RecipeError
 
 
 def rows_of(reader, path):
