@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from datasets import Dataset, IterableDataset, concatenate_datasets, load_dataset
+from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets, load_dataset
 
 from ..errors import RecipeError
 from . import lra
@@ -146,7 +146,7 @@ def _csv_options(source: Source, path: Path, ending: str) -> tuple[dict[str, Any
     if max(numbers) > width:
         raise RecipeError(f"{path}, line 1: there is no column {max(numbers)}, it has {width}")
     names = [str(number) for number in range(1, width + 1)]
-    return {**options, "header": None, "names": names, "dtype": dict.fromkeys(names, "str")}, 1
+    return {**options, "header": None, "names": names, "features": Features({name: Value("string") for name in names})}, 1
 
 
 def _loaded(where: str, path: str, config: str | None, split: str, streaming: bool, **options: Any) -> Rows:
