@@ -47,7 +47,8 @@ RANGES: dict[str, Any] = {
     **dict.fromkeys(("weight_decay", "max_grad_norm", "eval_delay", "warmup_steps"), _AT_LEAST_0),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), _BELOW_1),
 }
-STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy", "lr_scheduler_type")
+# enums, which transformers takes as text; and what may be true, too
+UNCHECKED = ("eval_strategy", "save_strategy", "logging_strategy", "lr_scheduler_type", "fsdp")
 
 
 def checked(values: dict[str, Any], kind: Any, where: str = "training") -> dict[str, Any]:
@@ -64,7 +65,7 @@ def checked(values: dict[str, Any], kind: Any, where: str = "training") -> dict[
             raise RecipeError(f"{where}.{key} is not set there but by {RESERVED[key]}")
         if key not in fields:
             raise RecipeError(f"{where}.{key} is unknown; {did_you_mean(key, fields, 'see TrainingArguments')}")
-        hint = hints[key] if key not in STRATEGIES else Any
+        hint = hints[key] if key not in UNCHECKED else Any
         if key in RANGES:
             hint = Annotated[hint, RANGES[key]]
         try:

@@ -146,7 +146,8 @@ def _csv_options(source: Source, path: Path, ending: str) -> tuple[dict[str, Any
     if max(numbers) > width:
         raise RecipeError(f"{path}, line 1: there is no column {max(numbers)}, it has {width}")
     names = [str(number) for number in range(1, width + 1)]
-    return {**options, "header": None, "names": names, "features": Features({name: Value("string") for name in names})}, 1
+    features = Features({name: Value("string") for name in names})
+    return {**options, "header": None, "names": names, "features": features}, 1
 
 
 def _loaded(where: str, path: str, config: str | None, split: str, streaming: bool, **options: Any) -> Rows:

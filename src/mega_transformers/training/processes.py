@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from torch import nn
+from torch.distributed.nn.functional import all_reduce
 
 from ..errors import RecipeError
 
@@ -50,7 +52,7 @@ def gathered(value: T) -> list[T]:
 
 
 def in_turn(make: Callable[[], T]) -> T:
-    """What `make` returns: called in the first process, then in the first one of every other machine, then in the rest.
+    """What `make` returns: called in the first process, then in the first of every other machine, then in the rest.
 
     So what the first leaves in caches and folders is there for the others. An error of one ends them all.
     """
@@ -67,3 +69,37 @@ def in_turn(make: Callable[[], T]) -> T:
         if errors:
             raise RecipeError(str(errors[0])) if number else errors[0]
     return made
+
+
+class BatchNormOfAll(nn.BatchNorm1d):
+    """A batch norm over all processes on a CPU, where PyTorch's `SyncBatchNorm` refuses to work."""
+
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    momentum: float
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, d) -> (N, d); N may differ between processes."""
+        if not self.training:
+            return super().forward(x)
+        wide = x.float()
+        count = all_reduce(torch.tensor(float(len(x))))
+        mean = all_reduce(wide.sum(dim=0)) / count
+        variance = all_reduce((wide - mean).square().sum(dim=0)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        normed = ((wide - mean) * (variance + self.eps).rsqrt()).to(x.dtype)
+        return torch.addcmul(self.bias, normed, self.weight) if self.affine else normed
+
+
+def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
+    """A model whose batch norms take their statistics over the rows of all processes."""
+    if device.type != "cpu":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.SyncBatchNorm)):
+            module.__class__ = BatchNormOfAll
+    return model

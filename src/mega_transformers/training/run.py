@@ -24,7 +24,7 @@ from transformers import EarlyStoppingCallback, set_seed
 from ..errors import RecipeError
 from . import arguments
 from .export import Report, export_model, write_json
-from .processes import gathered, in_turn, meet
+from .processes import gathered, in_turn, meet, synchronised
 from .recipe import Recipe, plain
 from .tasks import Task, task_of
 from .tokenizer import load_tokenizer
@@ -154,6 +154,8 @@ def make_trainer(task: Task, tokenizer: Any, args: Any, model: Any = None) -> An
     recipe, epoch = task.recipe, Epoch()
     set_seed(recipe.seed)
     model = task.build_model(tokenizer) if model is None else model
+    if args.world_size > 1:
+        model = synchronised(model, args.device)
     kind: Any = task.trainer_class
     trainer = kind(
         model=model,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -46,9 +47,7 @@ class TrainingOrder(Sampler[int]):
         lengths: Lengths of the rows, for batches of similar ones; None for any.
     """
 
-    def __init__(
-        self, rows: int, batch_size: int, seed: int, epoch: Epoch, lengths: list[int] | None = None
-    ) -> None:
+    def __init__(self, rows: int, batch_size: int, seed: int, epoch: Epoch, lengths: list[int] | None = None) -> None:
         self.rows, self.batch_size, self.seed, self.epoch, self.lengths = rows, batch_size, seed, epoch, lengths
 
     def __len__(self) -> int:
@@ -153,7 +152,7 @@ class RecipeSeq2SeqTrainer(RecipeTrainerMixin, Seq2SeqTrainer):
     def _plain_loss(self, outputs: Any, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         nats = F.cross_entropy(outputs["logits"].transpose(1, 2).float(), labels, reduction="none")
         rows = torch.stack([nats.sum(dim=1), (labels != -100).sum(dim=1)], dim=1)
-        self._sums = self._sums + self.accelerator.gather_for_metrics(rows).double().sum(dim=0).cpu()
+        self._sums = self._sums + self.accelerator.gather_for_metrics(rows).cpu().double().sum(dim=0)
         return nats.sum() / rows[:, 1].sum()
 
 
@@ -201,8 +200,11 @@ class Stop(TrainerCallback):
 
     def _caught(self, number: int, frame: Any) -> None:
         if self.signal is not None:
+            # torchrun sends to its processes once more what Ctrl-C has sent them
+            if "LOCAL_RANK" in os.environ and time.monotonic() < self._caught_at + 5:
+                return
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal, self._caught_at = number, time.monotonic()
         self.say(f"{signal.Signals(number).name}: saving a checkpoint after this step (again to stop at once)")
 
     def on_step_end(self, args, state, control, **kwargs):

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from transformers import DataCollatorWithPadding, EvalPrediction
 
 from ...errors import RecipeError
@@ -133,7 +134,19 @@ class SequenceClassification(BaseTask):
         collator = (
             DataCollatorWithPadding(tokenizer) if self.recipe.input == "tokens" else ValueCollator(self.problem_type)
         )
-        return {"data_collator": collator, "compute_metrics": self._metrics}
+        return {"data_collator": collator, "compute_metrics": self._loss_and_metrics}
+
+    def _loss_and_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        # transformers would take the mean of batches
+        logits, labels = prediction.predictions, torch.as_tensor(prediction.label_ids)
+        logits = torch.as_tensor(logits[0] if isinstance(logits, tuple) else logits).double()
+        if self.problem_type == SINGLE:
+            loss = F.cross_entropy(logits, labels)
+        elif self.problem_type == MULTI:
+            loss = F.binary_cross_entropy_with_logits(logits, labels.double())
+        else:
+            loss = F.mse_loss(logits.flatten(), labels.double().flatten())
+        return {**self._metrics(prediction), "loss": loss.item()}
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         from scipy.stats import spearmanr

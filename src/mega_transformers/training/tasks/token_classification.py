@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from transformers import DataCollatorForTokenClassification, EvalPrediction
 
 from ...errors import RecipeError
