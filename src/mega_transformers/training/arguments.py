@@ -105,6 +105,8 @@ def build(recipe: Recipe, task: Task, output_dir: Path, **decided: Any) -> Any:
     fields = {**defaults, **task.arguments(), **training, **decided}
     if fields.get("load_best_model_at_end") and "metric_for_best_model" not in fields:
         fields["metric_for_best_model"] = "eval_loss"
+    if fields.get("fsdp") and fields["use_cpu"]:
+        raise RecipeError("training.fsdp: accelerate shards models on accelerators only; leave it out on a CPU")
     _check_reporting(fields["report_to"])
     try:
         return task.arguments_class(

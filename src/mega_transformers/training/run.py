@@ -277,7 +277,12 @@ def _finish(
         **({"compared": compared} if compared else {}),
         "date": time.strftime("%Y-%m-%d"),
     }
+    weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     if args.process_index == 0:
+        if weights is not None:  # in shards so far
+            generation_config, model = getattr(model, "generation_config", None), task.build_model(tokenizer)
+            model.load_state_dict(weights)
+            model.generation_config = generation_config
         write_json(options.output_dir / "results.json", results)
         folder = options.export_dir or options.output_dir / "model"
         report = Report(task, results, trainer.state.log_history, options.command, args)

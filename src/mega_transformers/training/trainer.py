@@ -121,6 +121,8 @@ class RecipeTrainerMixin:
         if state.global_step < state.max_steps and not state.stateful_callbacks.get("Finished"):
             return False
         self.state = state
+        if self.is_fsdp_enabled:  # type: ignore[attr-defined]  # no shards without an optimizer
+            self.model_wrapped, _ = self.accelerator.prepare(self.model, self.create_optimizer())  # type: ignore[attr-defined]
         self._load_from_checkpoint(str(checkpoint))  # type: ignore[attr-defined]
         if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:  # type: ignore[attr-defined]
             self._load_best_model()  # type: ignore[attr-defined]
