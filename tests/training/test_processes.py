@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 import json
 import os
-import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 
 from mega_transformers import MegaForMaskedLM
 from mega_transformers.errors import RecipeError
@@ -36,12 +37,13 @@ SIZE = {
     "attention_probs_dropout_prob": 0,
     "nffn_activation_dropout_prob": 0,
 }
-WORDS = "the cat sat on a mat and the dog ran to the old house by the sea while rain fell on green hills".split()
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+TEXT = "the cat sat on a mat and the dog ran to the old house by the sea while rain fell on green hills"
+WORDS = TEXT.split()
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def recipe_dict(name: str) -> dict[str, Any]:
-    """83 training rows of running text and other odd numbers: the last batch of an epoch or an evaluation is uneven."""
+    """82 training rows of running text, and other odd numbers: last batches of epochs and evaluations are uneven."""
     source: dict[str, Any] = {"name": "A", "license": "CC0"}
     recipe: dict[str, Any] = {
         "name": name,
@@ -182,7 +184,7 @@ def folder(tmp_path_factory) -> Path:
         task["recipe"]["training"] |= {**half, "fsdp": True, "use_cpu": False}
     (folder / "jobs.json").write_text(json.dumps({"jobs": jobs, "sharded": sharded}))
     started = subprocess.run(
-        [*TORCHRUN, __file__, str(folder)], env=environment(folder), capture_output=True, text=True, timeout=300
+        [*TORCHRUN, __file__, str(folder)], env=environment(folder), capture_output=True, text=True, timeout=100
     )
     assert started.returncode == 0, started.stderr[-5000:]
     (folder / "stdout").write_text(started.stdout)
@@ -240,11 +242,11 @@ def test_errors_end_all_processes_with_the_same_sentence(folder: Path) -> None:
 
 
 def test_the_first_process_alone_speaks(folder: Path) -> None:
-    out = (folder / "stdout").read_text()
-    assert len(re.findall("^Wrote .*fsdp/bf16/model ", out.replace("\n", " "), re.MULTILINE)) <= 1
+    out = "".join((folder / "stdout").read_text().split())
     for words in ("two/batchnorm/model", "fsdp/causal-lm/model"):
-        assert "".join(out.split()).count(words) == 1
-    assert "".join(out.split()).count("{'loss'") == "".join(out.split()).count("'grad_norm'") > 0
+        assert out.count(words) == 1
+    # six times in each of twelve runs of two processes, one of which goes on after four steps, and no more
+    assert out.count("{'loss'") == 6 * 10 + 4 + 1
     assert sorted(path.name for path in (folder / "two" / "masked-lm").iterdir() if path.is_dir()) == [
         "checkpoint-12", "checkpoint-4", "checkpoint-8", "model", "tokenizer",
     ]  # fmt: skip
@@ -253,12 +255,8 @@ def test_the_first_process_alone_speaks(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["masked-lm", "causal-lm"])
 def test_shards_equal_the_whole(name: str, folder: Path) -> None:
     assert_alike(folder / "fsdp" / name, folder / "one" / name)
-    model = MegaForMaskedLM if name == "masked-lm" else None
-    if model is not None:
-        found, wanted = (
-            model.from_pretrained(folder / place / name / "model").state_dict() for place in ("fsdp", "one")
-        )
-        torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+    found, wanted = (load_file(folder / place / name / "model" / "model.safetensors") for place in ("fsdp", "one"))
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
 def test_shards_of_a_model_in_bfloat16(folder: Path) -> None:
@@ -301,8 +299,11 @@ def test_commands(folder: Path, tmp_path: Path) -> None:
     assert started.returncode != 0
     (first,) = (tmp_path / "run").glob("checkpoint-*")
 
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    launch += ["--main_process_port", "0", "-m", "mega_transformers", *command]
+    launch += ["--main_process_port", str(port), "-m", "mega_transformers", *command]
     again = subprocess.run(
         [*launch, "--max-hours", "1e-6"], env=environment(folder), capture_output=True, text=True, timeout=120
     )
