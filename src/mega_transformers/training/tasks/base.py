@@ -167,6 +167,8 @@ def token_metrics(prediction: EvalPrediction) -> dict[str, float]:
     if not count:
         raise RecipeError("the evaluation rows have no token to predict; give more text")
     return {
+        # transformers would take the mean of batches
+        "loss": nats / count,
         "cross_entropy": nats / count,
         "perplexity": safe_exp(nats / count),
         "accuracy": right / count,

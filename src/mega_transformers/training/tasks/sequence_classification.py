@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from datasets import Audio, Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import EvalPrediction
@@ -173,8 +174,20 @@ class SequenceClassification(BaseTask):
         divisor = 255 if self.grey else 1
         return {
             "data_collator": Collator(padding, self.recipe.normalize, divisor, self.problem_type == SINGLE),
-            "compute_metrics": self._metrics,
+            "compute_metrics": self._loss_and_metrics,
         }
+
+    def _loss_and_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        # transformers would take the mean of batches
+        logits, labels = prediction.predictions, torch.as_tensor(prediction.label_ids)
+        logits = torch.as_tensor(logits[0] if isinstance(logits, tuple) else logits).double()
+        if self.problem_type == SINGLE:
+            loss = F.cross_entropy(logits, labels)
+        elif self.problem_type == MULTI:
+            loss = F.binary_cross_entropy_with_logits(logits, labels.double())
+        else:
+            loss = F.mse_loss(logits.flatten(), labels.double().flatten())
+        return {**self._metrics(prediction), "loss": loss.item()}
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         from scipy.stats import spearmanr

@@ -6,6 +6,8 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from transformers import DataCollatorForTokenClassification, EvalPrediction
 
 from ...errors import RecipeError
@@ -78,10 +80,12 @@ class TokenClassification(BaseTask):
         from sklearn.metrics import accuracy_score, f1_score
 
         logits = prediction.predictions
-        guesses = np.asarray(logits[0] if isinstance(logits, tuple) else logits).argmax(-1)
+        logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits)
+        guesses = logits.argmax(-1)
         wanted = np.asarray(prediction.label_ids)
         there = wanted != -100
         found = {
+            "loss": F.cross_entropy(torch.from_numpy(logits[there]), torch.from_numpy(wanted[there])).item(),
             "accuracy": accuracy_score(wanted[there], guesses[there]),
             "f1_macro": f1_score(wanted[there], guesses[there], average="macro", zero_division=0.0),
             "words": int(there.sum()),
