@@ -39,7 +39,9 @@ def line_of(texts, tokenizer):
 
 def texts(count, seed=0):
     generator = np.random.default_rng(seed)
-    return ["".join(generator.choice(list("abcd "), size=size)).strip() or "a" for size in generator.integers(1, 19, count)]
+    return [
+        "".join(generator.choice(list("abcd "), size=size)).strip() or "a" for size in generator.integers(1, 19, count)
+    ]
 
 
 @pytest.fixture

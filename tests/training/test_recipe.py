@@ -43,7 +43,12 @@ def test_the_guides_examples_are_valid():
     guide = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
     examples = [yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)]
     assert {key for example in examples for key in example} >= {"data", "model"}
-    rest = {"name": "guide", "task": "sequence-classification", "sequence_length": 64, "tokenizer": {"vocab_size": 300}}
+    rest = {
+        "name": "guide",
+        "task": "sequence-classification",
+        "sequence_length": 64,
+        "tokenizer": {"vocab_size": 300},
+    }
     for example in examples:
         recipe = recipe_of({"data": [{"name": "a", "license": "b", "train": "c"}], **rest, **example})
         task = unprepared(recipe)
@@ -168,7 +173,8 @@ def test_generation_with_other_metrics(pairs_recipe_dict):
 def test_overrides(recipe_dict, write_recipe):
     path = write_recipe(recipe_dict)
     changed = read_recipe(
-        path, ["training.max_steps=7", "data.0.name=x", "split.test=0.5", "model={hidden_size: 8}", "masking.mask=8e-1"]
+        path,
+        ["training.max_steps=7", "data.0.name=x", "split.test=0.5", "model={hidden_size: 8}", "masking.mask=8e-1"],
     )
     assert (changed.training["max_steps"], changed.data[0].name, changed.split.test) == (7, "x", 0.5)
     assert changed.model == {"hidden_size": 8} and changed.masking.mask == 0.8

@@ -84,6 +84,8 @@ def train(
             check_output_folder("--export", export)
         load_package()
         _import_training()
+        import torch
+
         folder = data_dir or _folder_of(file)
         if dry_run:
             from ..training.evaluate import dry_run as try_out
@@ -104,8 +106,12 @@ def train(
         )
         results = run(checked, options, Console())
     except (RecipeError, OSError) as error:
-        Console(stderr=True).print(f"Error: {error}", style="red", markup=False)
+        # what is wrong with a recipe is so in all processes of a machine
+        if isinstance(error, OSError) or os.environ.get("LOCAL_RANK", "0") == "0":
+            Console(stderr=True).print(f"Error: {error}", style="red", markup=False)
         raise typer.Exit(2) from error
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
     if results is None:
         raise typer.Exit(130)
     if int(os.environ.get("RANK", "0")) == 0:

@@ -47,7 +47,8 @@ RANGES: dict[str, Any] = {
     **dict.fromkeys(("weight_decay", "max_grad_norm", "eval_delay", "warmup_steps"), _AT_LEAST_0),
     **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), _BELOW_1),
 }
-STRATEGIES = ("eval_strategy", "save_strategy", "logging_strategy", "lr_scheduler_type")
+# enums, which transformers takes as text; and what may be true, too
+UNCHECKED = ("eval_strategy", "save_strategy", "logging_strategy", "lr_scheduler_type", "fsdp")
 
 
 def checked(values: dict[str, Any], kind: Any, where: str = "training") -> dict[str, Any]:
@@ -64,7 +65,7 @@ def checked(values: dict[str, Any], kind: Any, where: str = "training") -> dict[
             raise RecipeError(f"{where}.{key} is not set there but by {RESERVED[key]}")
         if key not in fields:
             raise RecipeError(f"{where}.{key} is unknown; {did_you_mean(key, fields, 'see TrainingArguments')}")
-        hint = hints[key] if key not in STRATEGIES else Any
+        hint = hints[key] if key not in UNCHECKED else Any
         if key in RANGES:
             hint = Annotated[hint, RANGES[key]]
         try:
@@ -87,8 +88,9 @@ def build(recipe: Recipe, task: Task, output_dir: Path, **decided: Any) -> Any:
     Raises:
         RecipeError: if transformers refuses them, or `checked` does.
     """
+    validated = any(source.validation or (source.divide and recipe.split.validation) for source in recipe.data)
     defaults: dict[str, Any] = {
-        "eval_strategy": "steps" if any("validation" in source.roles for source in recipe.data) else "no",
+        "eval_strategy": "steps" if validated else "no",
         "save_total_limit": 2,
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -104,6 +106,8 @@ def build(recipe: Recipe, task: Task, output_dir: Path, **decided: Any) -> Any:
     fields = {**defaults, **task.arguments(), **training, **decided}
     if fields.get("load_best_model_at_end") and "metric_for_best_model" not in fields:
         fields["metric_for_best_model"] = "eval_loss"
+    if fields.get("fsdp") and fields["use_cpu"]:
+        raise RecipeError("training.fsdp: accelerate shards models on accelerators only; leave it out on a CPU")
     _check_reporting(fields["report_to"])
     try:
         return task.arguments_class(

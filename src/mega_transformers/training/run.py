@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from transformers import EarlyStoppingCallback, set_seed
 from ..errors import RecipeError
 from . import arguments
 from .export import Report, export_model, write_json
+from .processes import gathered, in_turn, meet, synchronised
 from .recipe import Recipe, plain
 from .tasks import Task, task_of
 from .tokenizer import load_tokenizer
@@ -72,23 +73,27 @@ def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> 
     Raises:
         RecipeError: before any work, for what cannot work; for a loss that is no number; and where the disk is full.
     """
-    task = task_of(recipe, options.data_dir)
-    args = arguments.build(recipe, task, options.output_dir)
-    first = args.process_index == 0
-    console = console or Console()
-    if not first:
-        console = Console(quiet=True)
-    tokenizer = given_tokenizer(recipe, task, options.data_dir)
-    task.check_model(tokenizer)
-    compared = [_finished_alike(recipe, folder) for folder in options.compare]
-
+    first = meet(recipe.training) == 0
+    console = (console or Console()) if first else Console(quiet=True)
     output = options.output_dir
-    with _alone_in(output, first):
-        with args.main_process_first(local=False, desc="preparing"):
+    with ExitStack() as stack:
+
+        def prepared() -> tuple[Any, ...]:
+            task = task_of(recipe, options.data_dir)
+            args = arguments.build(recipe, task, output)
+            tokenizer = given_tokenizer(recipe, task, options.data_dir)
+            task.check_model(tokenizer)
+            compared = [_finished_alike(recipe, folder) for folder in options.compare]
+            output.mkdir(parents=True, exist_ok=True)
+            if first:
+                stack.enter_context(_alone_in(output))
             checkpoint = _checkpoint_to_resume(recipe, options, first)
             if first:
                 write_json(output / "recipe.json", plain(recipe))
-            tokenizer = prepare(task, tokenizer, output, console)
+            return task, args, prepare(task, tokenizer, output, console), compared, checkpoint
+
+        task, args, tokenizer, compared, checkpoint = in_turn(prepared)
+        checkpoint = gathered(checkpoint)[0]
         trainer = make_trainer(task, tokenizer, args)
         model = trainer.model
         console.print(f"{type(model).__name__}: {count_parameters(model):,} parameters")
@@ -141,6 +146,8 @@ def prepare(task: Task, tokenizer: Any, output: Path, console: Console) -> Any:
     for role, rows in task.rows.items():
         count = f"{len(rows):,}" if hasattr(rows, "num_rows") else "streamed"
         console.print(f"{role}: {count} rows")
+    for note in task.notes:
+        console.print(note, style="yellow")
     return tokenizer
 
 
@@ -149,6 +156,8 @@ def make_trainer(task: Task, tokenizer: Any, args: Any, model: Any = None) -> An
     recipe, epoch = task.recipe, Epoch()
     set_seed(recipe.seed)
     model = task.build_model(tokenizer) if model is None else model
+    if args.world_size > 1:
+        model = synchronised(model, args.device)
     kind: Any = task.trainer_class
     trainer = kind(
         model=model,
@@ -171,17 +180,13 @@ def count_parameters(model: Any) -> int:
 
 
 @contextmanager
-def _alone_in(output: Path, first: bool) -> Iterator[None]:
-    """Makes a folder and keeps other runs out of it. Where the disk is full, nothing half-written is left.
+def _alone_in(output: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder. Where the disk is full, nothing half-written is left.
 
     Raises:
         RecipeError: where another run is writing to the folder, and where the disk is full.
     """
-    output.mkdir(parents=True, exist_ok=True)
     try:
-        if not first:
-            yield
-            return
         with FileLock(output / LOCK, timeout=0):
             yield
     except Timeout:
@@ -274,7 +279,12 @@ def _finish(
         **({"compared": compared} if compared else {}),
         "date": time.strftime("%Y-%m-%d"),
     }
+    weights = trainer.accelerator.get_state_dict(trainer.model) if trainer.is_fsdp_enabled else None
     if args.process_index == 0:
+        if weights is not None:  # in shards so far
+            generation_config, model = getattr(model, "generation_config", None), task.build_model(tokenizer)
+            model.load_state_dict(weights)
+            model.generation_config = generation_config
         write_json(options.output_dir / "results.json", results)
         folder = options.export_dir or options.output_dir / "model"
         report = Report(task, results, trainer.state.log_history, options.command, args)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, SequentialSampler
+import torch.nn.functional as F
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Trainer, TrainerCallback, TrainerState
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ..errors import RecipeError
 
@@ -30,16 +33,33 @@ class Epoch(TrainerCallback):
         self.number = int((state.epoch or 0.0) + 1e-9)
 
 
-class ByLength(LengthGroupedSampler):
-    """transformers' batches of similar lengths; the order depends on the seed and the epoch alone."""
+class TrainingOrder(Sampler[int]):
+    """The order of an epoch: it depends on the seed and the epoch alone, and its last batch is full.
 
-    def __init__(self, batch_size: int, lengths: list[int], seed: int, epoch: Epoch) -> None:
-        super().__init__(batch_size, lengths=lengths)
-        self.seed, self.own_epoch = seed, epoch
+    The rows that the last batch lacks are those that the epoch began with. accelerate does so where there are several
+    processes; done in any case, every step has the same rows on any number of them.
+
+    Args:
+        rows: Number of rows.
+        batch_size: Rows of a step, those of all processes and of accumulated batches together.
+        seed: The recipe's.
+        epoch: Of the training.
+        lengths: Lengths of the rows, for batches of similar ones; None for any.
+    """
+
+    def __init__(self, rows: int, batch_size: int, seed: int, epoch: Epoch, lengths: list[int] | None = None) -> None:
+        self.rows, self.batch_size, self.seed, self.epoch, self.lengths = rows, batch_size, seed, epoch, lengths
+
+    def __len__(self) -> int:
+        return -(-self.rows // self.batch_size) * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
-        self.generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.own_epoch.number)
-        return super().__iter__()
+        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self.epoch.number)
+        if self.lengths is None:
+            order = torch.randperm(self.rows, generator=generator).tolist()
+        else:
+            order = get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        return islice(cycle(order), len(self))
 
 
 class RecipeTrainerMixin:
@@ -80,10 +100,13 @@ class RecipeTrainerMixin:
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         rows = self.train_dataset  # type: ignore[attr-defined]  # what is given may lack the lengths by now
         args: Any = self.args  # type: ignore[attr-defined]
-        if args.train_sampling_strategy != "group_by_length" or "length" not in (rows.column_names or []):
+        strategy = args.train_sampling_strategy
+        if strategy not in ("random", "group_by_length") or not hasattr(rows, "num_rows"):
             return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
         batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-        return ByLength(batch, list(rows["length"]), args.seed, self.own_epoch)
+        grouped = strategy == "group_by_length" and "length" in rows.column_names
+        lengths = list(rows["length"]) if grouped else None
+        return TrainingOrder(len(rows), batch, args.seed, self.own_epoch, lengths)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
         # transformers would sort by length here too, but outputs are compared in the rows' order
@@ -94,7 +117,8 @@ class RecipeTrainerMixin:
 
         transformers would train another step, and count evaluations without progress anew.
         """
-        state, args = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")), self.args  # type: ignore[attr-defined]
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        args: Any = self.args  # type: ignore[attr-defined]
         longer = args.max_steps <= 0 and args.num_train_epochs > state.num_train_epochs
         end = args.max_steps if args.max_steps > 0 else math.inf if longer else state.max_steps
         for callback in self.callback_handler.callbacks:  # type: ignore[attr-defined]
@@ -106,6 +130,8 @@ class RecipeTrainerMixin:
         if state.global_step < end:
             return False
         self.state = state
+        if self.is_fsdp_enabled:  # type: ignore[attr-defined]  # no shards without an optimizer
+            self.model_wrapped, _ = self.accelerator.prepare(self.model, self.create_optimizer())  # type: ignore[attr-defined]
         self._load_from_checkpoint(str(checkpoint))  # type: ignore[attr-defined]
         if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:  # type: ignore[attr-defined]
             self._load_best_model()  # type: ignore[attr-defined]
@@ -117,15 +143,28 @@ class RecipeTrainer(RecipeTrainerMixin, Trainer):
 
 
 class RecipeSeq2SeqTrainer(RecipeTrainerMixin, Seq2SeqTrainer):
-    """transformers' Seq2SeqTrainer with what recipes add. Evaluations give the plain cross entropy, never smoothed."""
+    """transformers' Seq2SeqTrainer with what recipes add. Evaluations give the plain cross entropy of a label.
 
-    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """With label smoothing in training only."""
-        smoother, self.label_smoother = self.label_smoother, self.label_smoother if model.training else None
+    transformers would smooth it, and take the mean of batches for it.
+    """
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers', but for the loss."""
+        smoother, self.label_smoother, self._sums = self.label_smoother, self._plain_loss, torch.zeros(2)
         try:
-            return super().compute_loss(model, inputs, *args, **kwargs)
+            output = super().evaluation_loop(*args, **kwargs)
         finally:
             self.label_smoother = smoother
+        for key in output.metrics:
+            if key.endswith("_loss"):
+                output.metrics[key] = (self._sums[0] / self._sums[1]).item()
+        return output
+
+    def _plain_loss(self, outputs: Any, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        nats = F.cross_entropy(outputs["logits"].transpose(1, 2).float(), labels, reduction="none")
+        rows = torch.stack([nats.sum(dim=1), (labels != -100).sum(dim=1)], dim=1)
+        self._sums = self._sums + self.accelerator.gather_for_metrics(rows).cpu().double().sum(dim=0)
+        return nats.sum() / rows[:, 1].sum()
 
 
 def decayed_parameters(model: torch.nn.Module) -> list[str]:
@@ -172,8 +211,11 @@ class Stop(TrainerCallback):
 
     def _caught(self, number: int, frame: Any) -> None:
         if self.signal is not None:
+            # torchrun sends to its processes once more what Ctrl-C has sent them
+            if "LOCAL_RANK" in os.environ and time.monotonic() < self._caught_at + 5:
+                return
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal, self._caught_at = number, time.monotonic()
         self.say(f"{signal.Signals(number).name}: saving a checkpoint after this step (again to stop at once)")
 
     def on_step_end(self, args, state, control, **kwargs):

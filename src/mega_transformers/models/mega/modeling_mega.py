@@ -101,7 +101,8 @@ class MegaPreTrainedModel(PreTrainedModel):
     config_class = MegaConfig
     base_model_prefix = "mega"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["MegaEmbeddings", "MegaBlock"]  # noqa: RUF012
+    # FSDP shards each of these on its own, and one shard has one dtype: the EMA's parameters stay in float32
+    _no_split_modules = ["MegaBlock", "MegaMultiDimensionDampedEma"]  # noqa: RUF012
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = False

@@ -1,0 +1,105 @@
+"""Several processes: which of them prepares first, and errors that all of them end with."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+from torch import nn
+from torch.distributed.nn.functional import all_reduce
+
+from ..errors import RecipeError
+
+T = TypeVar("T")
+
+
+def meet(training: dict[str, Any]) -> int:
+    """Connects the processes that torchrun or accelerate started, as transformers would do later.
+
+    Args:
+        training: The recipe's; its `use_cpu`, `ddp_backend` and `ddp_timeout` decide.
+
+    Returns:
+        This one's number. All but the first show no progress.
+    """
+    options: dict[str, Any] = {}
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        options["backend"] = training.get("ddp_backend")
+        options["timeout"] = timedelta(seconds=float(training.get("ddp_timeout", 1800)))
+    state = PartialState(cpu=bool(training.get("use_cpu", not torch.accelerator.is_available())), **options)
+    if state.process_index:
+        from datasets import disable_progress_bars
+        from transformers.utils import logging
+
+        disable_progress_bars()
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+    return state.process_index
+
+
+def gathered(value: T) -> list[T]:
+    """What each of the processes gives, in their order."""
+    if not dist.is_initialized():
+        return [value]
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def in_turn(make: Callable[[], T]) -> T:
+    """What `make` returns: called in the first process, then in the first of every other machine, then in the rest.
+
+    So what the first leaves in caches and folders is there for the others. An error of one ends them all.
+    """
+    number = dist.get_rank() if dist.is_initialized() else 0
+    mine = 0 if not number else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
+    for turn in range(3 if dist.is_initialized() else 1):
+        error: Exception | None = None
+        if turn == mine:
+            try:
+                made = make()
+            except (RecipeError, OSError) as caught:
+                error = caught
+        errors = [found for found in gathered(error) if found is not None]
+        if errors:
+            raise RecipeError(str(errors[0])) if number else errors[0]
+    return made
+
+
+class BatchNormOfAll(nn.BatchNorm1d):
+    """A batch norm over all processes on a CPU, where PyTorch's `SyncBatchNorm` refuses to work."""
+
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    num_batches_tracked: torch.Tensor
+    momentum: float
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, d) -> (N, d); N may differ between processes."""
+        if not self.training:
+            return super().forward(x)
+        wide = x.float()
+        count = all_reduce(torch.tensor(float(len(x))))
+        mean = all_reduce(wide.sum(dim=0)) / count
+        variance = all_reduce((wide - mean).square().sum(dim=0)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        normed = ((wide - mean) * (variance + self.eps).rsqrt()).to(x.dtype)
+        return torch.addcmul(self.bias, normed, self.weight) if self.affine else normed
+
+
+def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
+    """A model whose batch norms take their statistics over the rows of all processes."""
+    if device.type != "cpu":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm1d, nn.SyncBatchNorm)):
+            module.__class__ = BatchNormOfAll
+    return model
