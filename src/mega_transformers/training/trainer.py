@@ -75,6 +75,7 @@ class RecipeTrainerMixin:
     model: Any
 
     def __init__(self, *args: Any, epoch: Epoch, evaluation_collator: Any = None, **kwargs: Any) -> None:
+        self.use_cache = vars(getattr(kwargs["model"], "config", self)).get("use_cache")
         super().__init__(*args, **kwargs)
         self.own_epoch = epoch
         self.evaluation_collator = evaluation_collator
@@ -82,6 +83,13 @@ class RecipeTrainerMixin:
         tied = getattr(self.model, "all_tied_weights_keys", None)
         if tied:
             self.model._keys_to_ignore_on_save = list(tied)
+
+    def restore_cache(self) -> None:
+        """Lets the model generate with its cache again, which transformers turns off to train."""
+        if hasattr(self.model, "config"):
+            vars(self.model.config).pop("use_cache", None)
+            if self.use_cache is not None:  # configurations of two sides have none
+                self.model.config.use_cache = self.use_cache
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """All matrices but those of `NO_DECAY`: no biases and no norms."""
