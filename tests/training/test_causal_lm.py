@@ -164,7 +164,9 @@ def test_the_tokenizer_needs_ends_of_documents(recipe, data_dir, tiny_tokenizer_
         ("bidirectional", True, "model: is_decoder=True needs bidirectional=False"),
     ],
 )
-def test_a_model_that_sees_the_future_is_refused_before_any_work(causal_recipe_dict, data_dir, tmp_path, field, value, message):
+def test_a_model_that_sees_the_future_is_refused_before_any_work(
+    causal_recipe_dict, data_dir, tmp_path, field, value, message
+):
     causal_recipe_dict["model"][field] = value
     with pytest.raises(RecipeError, match=message):
         run(recipe_of(causal_recipe_dict), RunOptions(data_dir, tmp_path / "run"))

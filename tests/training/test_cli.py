@@ -75,7 +75,12 @@ def test_a_dry_run_says_what_it_takes(recipe_dict, write_recipe, data_dir, tmp_p
     output = tmp_path / "run"
     result = mega("train", write_recipe(recipe_dict), "--data-dir", data_dir, "--output-dir", output, "--dry-run")
     assert result.exit_code == 0, result.output
-    for words in (r"parameters \S* 7,650", r"steps \S* 12 ", r"seconds a step \S* 0\.\d+", r"memory, at its peak .* GB"):
+    for words in (
+        r"parameters \S* 7,650",
+        r"steps \S* 12 ",
+        r"seconds a step \S* 0\.\d+",
+        r"memory, at its peak .* GB",
+    ):
         assert re.search(words, one_line(result)), words
     assert not output.exists()
 
@@ -105,7 +110,10 @@ def test_ctrl_c_saves_a_checkpoint(recipe_dict, write_recipe, data_dir, tmp_path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data-dir", "DATA", "--set", "training.max_stepz=4"], "training.max_stepz is unknown; did you mean max_steps"),
+        (
+            ["--data-dir", "DATA", "--set", "training.max_stepz=4"],
+            "training.max_stepz is unknown; did you mean max_steps",
+        ),
         (["--set", "schedule.max_steps=4"], "unknown key 'schedule'; it is now in training"),
         (["--set", "colour"], "--set colour must be key=value, such as training.max_steps=100"),
         (["--max-hours", "nan"], "--max-hours nan must be above 0"),
@@ -113,10 +121,13 @@ def test_ctrl_c_saves_a_checkpoint(recipe_dict, write_recipe, data_dir, tmp_path
         (["--until", "noon"], "No such option"),
         (["--data-dir", "nowhere"], "no file matches 'train.txt' in nowhere"),
         (["--data-dir", "DATA", "--set", "training.optim=magic"], "training: magic is not a valid"),
-        (["--data-dir", "DATA", "--set", "training.learning_rate=-1"], "training.learning_rate: Input should be greater"),
+        (
+            ["--data-dir", "DATA", "--set", "training.learning_rate=-1"],
+            "training.learning_rate: Input should be greater",
+        ),
         (["--data-dir", "DATA", "--compare", "nowhere"], "--compare nowhere: this is not the output folder"),
     ],
-)  # fmt: skip
+)
 def test_user_mistakes_are_one_message(recipe_dict, write_recipe, data_dir, tmp_path, arguments, message):
     arguments = [data_dir if argument == "DATA" else argument for argument in arguments]
     result = mega("train", write_recipe(recipe_dict), "--output-dir", tmp_path / "run", *arguments)
@@ -134,11 +145,14 @@ def test_user_mistakes_are_one_message(recipe_dict, write_recipe, data_dir, tmp_
         (["--data", "TEXT", "--clean", "soap"], "'soap' is unknown; known are wikitext"),
         (["--data", "TEXT", "--documents", "pages"], "documents='pages' is unknown; known are whole"),
         (["--data", "TEXT", "--mask", "nan"], "masking.mask: Input should be a finite number; got nan"),
-        (["--data", "TEXT", "--probability", "2"], "masking.evaluation_probability: Input should be less than 1; got 2.0"),
+        (
+            ["--data", "TEXT", "--probability", "2"],
+            "masking.evaluation_probability: Input should be less than 1; got 2.0",
+        ),
         (["--recipe", "nothing"], "cannot read the recipe nothing"),
         (["--data", "TEXT", "--sequence-length", 100_000], "the test texts fill no block of sequence_length=100000"),
     ],
-)  # fmt: skip
+)
 def test_evaluate_user_mistakes(tiny_checkpoint, data_dir, arguments, message):
     arguments = [data_dir / "test.txt" if argument == "TEXT" else argument for argument in arguments]
     result = mega("evaluate", tiny_checkpoint, *arguments)

@@ -150,7 +150,9 @@ def test_the_evaluation_is_the_models_loss(finished, data_dir):
     score = results["scores"]["validation"]["model"]
     assert score["cross_entropy"] == pytest.approx(found.loss.item(), rel=1e-5)
     assert score["perplexity"] == pytest.approx(math.exp(score["cross_entropy"]))
-    assert score["accuracy"] == pytest.approx((found.logits.argmax(-1) == batch["labels"])[hidden].float().mean().item())
+    assert score["accuracy"] == pytest.approx(
+        (found.logits.argmax(-1) == batch["labels"])[hidden].float().mean().item()
+    )
     assert score["tokens"] == int(hidden.sum())
     logged = json.loads((output / "checkpoint-12" / "trainer_state.json").read_text())["log_history"][-1]
     assert logged["eval_cross_entropy"] == pytest.approx(score["cross_entropy"])
@@ -194,7 +196,7 @@ def test_another_recipe_does_not_go_on(finished, data_dir):
     other = recipe.model_copy(update={"sequence_length": 16})
     with pytest.raises(RecipeError, match="was begun with sequence_length=32, the recipe now says 16"):
         run(other, RunOptions(data_dir, output))
-    with pytest.raises(RecipeError, match="--no-resume, but .* is not empty"):
+    with pytest.raises(RecipeError, match=r"--no-resume, but .* is not empty"):
         run(recipe, RunOptions(data_dir, output, resume=False))
     assert (output / "recipe.json").read_text() == before
 
@@ -356,7 +358,7 @@ def test_a_loss_that_is_no_number_ends_the_run(recipe, data_dir, tmp_path, with_
 
 def test_a_learning_rate_that_is_far_too_high(recipe_dict, data_dir, tmp_path):
     recipe_dict["training"] |= {"learning_rate": 1e38, "warmup_steps": 0, "logging_steps": 1, "max_grad_norm": 0}
-    with pytest.raises(RecipeError, match="the loss became (nan|inf) .* before step .*there is no checkpoint yet"):
+    with pytest.raises(RecipeError, match=r"the loss became (nan|inf) .* before step .*there is no checkpoint yet"):
         run(recipe_of(recipe_dict), RunOptions(data_dir, tmp_path / "run"))
 
 

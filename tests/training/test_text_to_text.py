@@ -116,7 +116,9 @@ def test_metrics_while_training_are_those_of_greedy_outputs(finished, pairs_dir)
 
 
 @pytest.mark.parametrize("architecture", ["mega", "bart"])
-def test_the_training_loss_is_the_smoothed_cross_entropy(pairs_recipe_dict, pairs_dir, tmp_path, with_trainer, architecture):
+def test_the_training_loss_is_the_smoothed_cross_entropy(
+    pairs_recipe_dict, pairs_dir, tmp_path, with_trainer, architecture
+):
     pairs_recipe_dict["model"]["architecture"] = architecture
     pairs_recipe_dict["training"] |= {"max_steps": 1, "eval_steps": 1, "save_steps": 1, "logging_steps": 1}
     seen = []
