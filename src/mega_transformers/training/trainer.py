@@ -158,9 +158,10 @@ class RecipeSeq2SeqTrainer(RecipeTrainerMixin, Seq2SeqTrainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers', but for the loss."""
-        smoother, self.label_smoother, self._sums = self.label_smoother, self._plain_loss, torch.zeros(2)
+        smoother, self._sums = self.label_smoother, torch.zeros(2)
+        self.label_smoother = self._plain_loss  # type: ignore[assignment]
         try:
-            output = super().evaluation_loop(*args, **kwargs)
+            output: Any = super().evaluation_loop(*args, **kwargs)
         finally:
             self.label_smoother = smoother
         for key in output.metrics:
@@ -193,18 +194,13 @@ class Stop(TrainerCallback):
     Args:
         say: Shows a sentence.
         seconds: Time after which to stop; None for no limit.
-        time_source: A clock, in seconds.
     """
 
-    def __init__(
-        self,
-        say: Callable[[str], None],
-        seconds: float | None = None,
-        time_source: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.say, self.time_source = say, time_source
-        self.end = None if seconds is None else time_source() + seconds
+    def __init__(self, say: Callable[[str], None], seconds: float | None = None) -> None:
+        self.say = say
+        self.end = None if seconds is None else time.monotonic() + seconds
         self.signal: int | None = None
+        self._caught_at = 0.0
         self.stopped = False
         self._previous: dict[int, Any] = {}
 
@@ -227,7 +223,7 @@ class Stop(TrainerCallback):
         self.say(f"{signal.Signals(number).name}: saving a checkpoint after this step (again to stop at once)")
 
     def on_step_end(self, args, state, control, **kwargs):
-        wanted = self.signal is not None or (self.end is not None and self.time_source() >= self.end)
+        wanted = self.signal is not None or (self.end is not None and time.monotonic() >= self.end)
         if args.world_size > 1:
             flag = torch.tensor(float(wanted), device=args.device)
             torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
