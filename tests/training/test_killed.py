@@ -58,7 +58,7 @@ def test_killed_runs_end_with_the_same_losses(recipe_dict, write_recipe, data_di
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     results = run(read_recipe(recipe), RunOptions(data_dir, whole))
 
-    def train(moment="never", step=0):
+    def train(moment, step):
         arguments = [recipe, data_dir, broken, moment, step]
         program = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -69,9 +69,8 @@ def test_killed_runs_end_with_the_same_losses(recipe_dict, write_recipe, data_di
     moments = [("step", first), ("checkpoint", second)]
     for moment, step in moments:
         assert train(moment, step).returncode == -signal.SIGKILL, (moment, step)
-    finished = train()
-    assert finished.returncode == 0, finished.stderr
+    again = run(read_recipe(recipe), RunOptions(data_dir, broken))
     assert losses_of(broken) == losses_of(whole), moments
     assert len(losses_of(whole)) == 12 + 4  # steps and evaluations
-    assert json.loads((broken / "results.json").read_text())["scores"] == results["scores"], moments
+    assert again["scores"] == results["scores"], moments
     assert not list(broken.glob("**/*.partial"))

@@ -232,7 +232,7 @@ def evaluate(
     from rich.console import Console
 
     from ..errors import RecipeError
-    from ..training.recipe import TextToTextRecipe, find_recipe, read_recipe, recipe_of
+    from ..training.recipe import Masking, TextToTextRecipe, find_recipe, parse, read_recipe, recipe_of
 
     check_names(device, dtype)
     if json is not None:
@@ -255,6 +255,8 @@ def evaluate(
         elif not files:
             raise RecipeError("--data or --recipe: give files, or a recipe with validation or test rows")
         else:
+            masking = {"evaluation_probability": probability, "mask": mask, "random": random}
+            parse(Masking, masking, "masking")  # before transformers is imported
             kind = kind_of(place, PAIRS, MASKED)
             common = {"name": "evaluation", "sequence_length": sequence_length, "model": {"checkpoint": place.name}}
             rows: dict[str, Any] = {"name": ", ".join(path.name for path in data or []), "license": "", "test": files}
@@ -264,7 +266,6 @@ def evaluate(
             else:
                 rows |= {"documents": documents, "clean": clean or []}
                 rows["train"] = [str(path.resolve()) for path in baselines or []]
-                masking = {"evaluation_probability": probability, "mask": mask, "random": random}
                 more = {"packing": "wrapped", "masking": masking, "seed": seed}
                 values = {**common, **more, "task": "masked-lm", "data": [rows]}
             checked = recipe_of(values, to_train=False)
