@@ -141,9 +141,11 @@ class RecipeSeq2SeqTrainer(RecipeTrainerMixin, Seq2SeqTrainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers', but for the loss."""
-        smoother, self.label_smoother, self._sums = self.label_smoother, self._plain_loss, torch.zeros(2)
+        smoother: Any = self.label_smoother
+        self.label_smoother: Any = self._plain_loss
+        self._sums = torch.zeros(2)
         try:
-            output = super().evaluation_loop(*args, **kwargs)
+            output: Any = super().evaluation_loop(*args, **kwargs)
         finally:
             self.label_smoother = smoother
         for key in output.metrics:
@@ -188,6 +190,7 @@ class Stop(TrainerCallback):
         self.say, self.time_source = say, time_source
         self.end = None if seconds is None else time_source() + seconds
         self.signal: int | None = None
+        self._caught_at = 0.0
         self.stopped = False
         self._previous: dict[int, Any] = {}
 

@@ -138,8 +138,8 @@ class SequenceClassification(BaseTask):
 
     def _loss_and_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         # transformers would take the mean of batches
-        logits, labels = prediction.predictions, torch.as_tensor(prediction.label_ids)
-        logits = torch.as_tensor(logits[0] if isinstance(logits, tuple) else logits).double()
+        found, labels = prediction.predictions, torch.as_tensor(prediction.label_ids)
+        logits = torch.as_tensor(found[0] if isinstance(found, tuple) else found).double()
         if self.problem_type == SINGLE:
             loss = F.cross_entropy(logits, labels)
         elif self.problem_type == MULTI:
