@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on a model hub
+# nor write to the home directory; datasets reads this when it is imported, so a fixture would come too late
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="datasets-")
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 SENTENCES = [
     "The president of the United States gave a speech.",
@@ -76,7 +82,7 @@ def tiny_causal_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from mega_transformers import MegaConfig, MegaForCausalLM
     from mega_transformers.training.tokenizer import train_tokenizer
 
-    tokenizer = train_tokenizer(SENTENCES * 4, vocab_size=360, max_length=64, closed=False)
+    tokenizer = train_tokenizer(SENTENCES * 4, vocab_size=360, max_length=64, add_eos=False)
     config = MegaConfig(
         vocab_size=len(tokenizer),
         is_decoder=True,

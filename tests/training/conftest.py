@@ -1,11 +1,19 @@
+"""Small recipes of three tasks, and the files they read."""
+
 from __future__ import annotations
 
 import copy
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from transformers import TrainerCallback
+
+from mega_transformers.training import run as run_module
+from mega_transformers.training.recipe import recipe_of
 
 TEXT = "the cat sat on a mat and the dog ran to the old house by the sea while rain fell on green hills"
 WORDS = TEXT.split()
@@ -64,8 +72,9 @@ RECIPE = {
         "sparse_prediction": True,
     },
     "masking": {"probability": 0.3},
-    "schedule": {"max_steps": 12, "warmup_steps": 2},
     "training": {
+        "max_steps": 12,
+        "warmup_steps": 2,
         "per_device_train_batch_size": 16,
         "learning_rate": 0.01,
         "eval_steps": 4,
@@ -83,13 +92,67 @@ def recipe_dict() -> dict:
     return copy.deepcopy(RECIPE)
 
 
+def causal(recipe: dict) -> dict:
+    """The recipe of masked-lm as one of causal-lm."""
+    recipe = copy.deepcopy(recipe)
+    del recipe["masking"], recipe["model"]["sparse_prediction"]
+    recipe |= {"name": "tiny-clm", "task": "causal-lm"}
+    recipe["model"] |= {"is_decoder": True, "bidirectional": False, "use_chunking": True, "chunk_size": 16}
+    recipe["card"]["examples"] = ["The cat"]
+    return recipe
+
+
 @pytest.fixture
-def causal_recipe_dict(recipe_dict) -> dict:
-    del recipe_dict["masking"], recipe_dict["model"]["sparse_prediction"]
-    recipe_dict |= {"name": "tiny-clm", "task": "causal-lm"}
-    recipe_dict["model"] |= {"is_decoder": True, "bidirectional": False, "use_chunking": True, "chunk_size": 16}
-    recipe_dict["card"]["examples"] = ["The cat"]
-    return recipe_dict
+def causal_recipe_dict() -> dict:
+    return causal(RECIPE)
+
+
+@pytest.fixture
+def recipe(recipe_dict):
+    return recipe_of(recipe_dict)
+
+
+@pytest.fixture(scope="module")
+def module_recipe():
+    """Gives a new copy of a task's recipe to fixtures that live as long as a module."""
+    values = {"masked-lm": RECIPE, "causal-lm": causal(RECIPE), "text-to-text": PAIRS_RECIPE}
+    return lambda task: copy.deepcopy(values[task])
+
+
+class SignalAfter(TrainerCallback):
+    """Stands for a user's Ctrl-C in a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def signal_after():
+    return SignalAfter
+
+
+@pytest.fixture
+def with_trainer(monkeypatch):
+    """Calls `change` with every trainer that is made, from then on; gives the list of them."""
+    original = run_module.make_trainer
+
+    def patch(change=lambda trainer: None):
+        made = []
+
+        def changed(*args, **kwargs):
+            trainer = original(*args, **kwargs)
+            made.append(trainer)
+            change(trainer)
+            return trainer
+
+        monkeypatch.setattr(run_module, "make_trainer", changed)
+        return made
+
+    return patch
 
 
 @pytest.fixture
@@ -107,7 +170,7 @@ PAIRS_RECIPE = {
     "task": "text-to-text",
     "sequence_length": 16,
     "seed": 3,
-    "pairs": [
+    "data": [
         {"name": "Words", "license": "CC0", "attribution": "Nobody.", "divide": "words.tsv", "source": 1, "target": 2}
     ],
     "split": {"seed": 1, "validation": 20, "test": 30},
@@ -140,10 +203,11 @@ PAIRS_RECIPE = {
         "best_by": "symbol_error_rate",
         "num_beams": 2,
         "max_new_tokens": 12,
-        "validation_examples": 10,
     },
-    "schedule": {"max_steps": 12, "warmup_steps": 2},
+    "validation_examples": 10,
     "training": {
+        "max_steps": 12,
+        "warmup_steps": 2,
         "per_device_train_batch_size": 16,
         "per_device_eval_batch_size": 16,
         "learning_rate": 0.02,

@@ -14,10 +14,10 @@ from PIL import Image
 
 from mega_transformers import MegaConfig, MegaForSequenceClassification, MegaForSequencePairClassification
 from mega_transformers.assets import RECIPES
+from mega_transformers.errors import RecipeError
 from mega_transformers.training import lra_generators
 from mega_transformers.training.lra import GENERATORS, READERS, listops_tokenizer
 from mega_transformers.training.lra_generators import LISTOPS_VOCABULARY, OPERATORS
-from mega_transformers.training.schema import RecipeError
 
 
 def rows_of(reader, path):

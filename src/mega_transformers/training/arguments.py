@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from transformers.integrations import get_available_reporting_integrations
 
 from ..errors import RecipeError, did_you_mean
@@ -69,7 +69,7 @@ def checked(values: dict[str, Any], kind: Any, where: str = "training") -> dict[
         if key in RANGES:
             hint = Annotated[hint, RANGES[key]]
         try:
-            found[key] = TypeAdapter(hint).validate_python(value)
+            found[key] = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             raise RecipeError(f"{where}.{key}: {problem['msg']}; got {value!r}") from None
@@ -88,8 +88,9 @@ def build(recipe: Recipe, task: Task, output_dir: Path, **decided: Any) -> Any:
     Raises:
         RecipeError: if transformers refuses them, or `checked` does.
     """
+    validated = any(source.validation or (source.divide and recipe.split.validation) for source in recipe.data)
     defaults: dict[str, Any] = {
-        "eval_strategy": "steps" if any("validation" in source.roles for source in recipe.data) else "no",
+        "eval_strategy": "steps" if validated else "no",
         "save_total_limit": 2,
         "report_to": "none",
         "dataloader_pin_memory": torch.cuda.is_available(),

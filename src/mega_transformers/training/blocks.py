@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, Sequence, Value
 
 from ..errors import RecipeError
 from ..evaluation.texts import documents_of, encode_documents
@@ -50,13 +50,15 @@ def blocks_of(recipe: LanguageModelRecipe, role: str, tokenizer: Any, data_dir: 
     if not sources:
         return None
     isolated, length = recipe.packing == "isolated", recipe.sequence_length
-    arguments = {"sources": sources, "length": length, "isolated": isolated}
-    if any(isinstance(rows, IterableDataset) for rows in sources):
-        return IterableDataset.from_generator(_packed, gen_kwargs=arguments)
-    blocks = Dataset.from_generator(_packed, gen_kwargs=arguments)
-    if not len(blocks):
-        raise RecipeError(f"the {role} texts fill no block of sequence_length={length} tokens")
-    return blocks.with_format("numpy")
+    columns = {"index": Value("int64"), "input_ids": Sequence(Value("int32"), length)}
+    if isolated:
+        columns["position_ids"] = columns["input_ids"]
+    kind = IterableDataset if any(isinstance(rows, IterableDataset) for rows in sources) else Dataset
+    # of a list, datasets would give each element to a generator of its own
+    arguments = {"sources": tuple(sources), "length": length, "isolated": isolated, "role": role}
+    features = Features(columns)
+    blocks = data.guarded(f"the {role} texts", kind.from_generator, _packed, features=features, gen_kwargs=arguments)
+    return blocks.with_format("numpy") if kind is Dataset else blocks
 
 
 def _tokens(batch: dict[str, list[str]], tokenizer: Any) -> dict[str, list[list[int]]]:
@@ -64,7 +66,7 @@ def _tokens(batch: dict[str, list[str]], tokenizer: Any) -> dict[str, list[list[
     return {"input_ids": [[start, *ids, end] for ids in encode_documents(tokenizer, batch["text"])]}
 
 
-def _packed(sources: list[data.Rows], length: int, isolated: bool) -> Iterator[dict[str, Any]]:
+def _packed(sources: tuple[data.Rows, ...], length: int, isolated: bool, role: str) -> Iterator[dict[str, Any]]:
     left = np.empty((2, 0), dtype=np.int32)
     index = 0
     for rows in sources:
@@ -80,6 +82,8 @@ def _packed(sources: list[data.Rows], length: int, isolated: bool) -> Iterator[d
                 yield block
                 index += 1
             left = line[:, full:]
+    if not index:
+        raise RecipeError(f"the {role} texts fill no block of sequence_length={length} tokens")
 
 
 def positions(starts: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ def render(report: Report, has_plot: bool) -> str:
     task, results = report.task, report.results
     recipe = task.recipe
     card = ModelCardData(
-        library_name="transformers",
+        library_name=task.library_name,
         pipeline_tag=task.pipeline_tag,
         license=recipe.card.license,
         language=recipe.card.language,

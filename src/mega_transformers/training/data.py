@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import csv
+import functools
 import glob
 import gzip
 import hashlib
+import inspect
+import json
+import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from datasets import Dataset, Features, IterableDataset, Value, concatenate_datasets, load_dataset
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Audio, Dataset, Image, IterableDataset, concatenate_datasets, load_dataset
 
 from ..errors import RecipeError
 from . import lra
-from .recipe import ROLES, Recipe, Source
+from .recipe import ROLES, PairSource, Recipe, Source
 
 Rows: TypeAlias = Any
 """A `Dataset` or an `IterableDataset`."""
@@ -28,6 +36,8 @@ BUILDERS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+# columns of texts; a table's others may hold numbers
+TEXTS = ("text", "text_pair", "source", "target", "anchor", "positive", "negative", "group")
 
 
 def cmudict_pairs(path: Path) -> Iterator[dict[str, str]]:
@@ -45,9 +55,18 @@ def cmudict_pairs(path: Path) -> Iterator[dict[str, str]]:
                 yield {"source": word, "target": " ".join(phoneme.rstrip("012") for phoneme in phonemes)}
 
 
+def _generated(name: str, count: Path, seed: int = 0, **options: Any) -> Iterator[dict[str, Any]]:
+    yield from lra.GENERATORS[name](int(str(count)), seed, **options)
+
+
+GENERATED = {f"generated-{name}": functools.partial(_generated, name) for name in lra.GENERATORS}
 # name of a format -> what makes rows of one file or folder of it
-READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {"cmudict": cmudict_pairs, **lra.READERS}
-WITHOUT_FILES = ("cmudict",)
+READERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
+    "cmudict": cmudict_pairs,
+    **lra.READERS,
+    **GENERATED,
+}
+WITHOUT_FILES = ("cmudict", *GENERATED)
 
 
 def check(recipe: Recipe, data_dir: Path) -> None:
@@ -59,9 +78,27 @@ def check(recipe: Recipe, data_dir: Path) -> None:
     for source in recipe.data:
         if source.reader is not None and source.reader not in READERS:
             raise RecipeError(f"{source.name}: reader={source.reader!r} is unknown; known are {', '.join(READERS)}")
+        if source.reader is not None:
+            _check_options(source)
         for role in ("divide", *ROLES):
             if source.dataset is None:
                 files_of(source, role, data_dir)
+
+
+def _check_options(source: Source) -> None:
+    """Refuses options that the reader does not take, and numbers of rows that are none."""
+    made = lra.GENERATORS[str(source.reader).removeprefix("generated-")] if source.reader in GENERATED else None
+    try:
+        if made is None:
+            inspect.signature(READERS[str(source.reader)]).bind(Path(), **source.options)
+        else:
+            inspect.signature(made).bind(0, **{"seed": 0, **source.options})
+    except TypeError as error:
+        raise RecipeError(f"{source.name}: options of reader={source.reader!r}: {error}") from None
+    counts = [count for role in ("divide", *ROLES) for count in getattr(source, role)]
+    wrong = next((count for count in counts if made is not None and not count.isdecimal()), None)
+    if wrong is not None:
+        raise RecipeError(f"{source.name}: reader={source.reader!r} takes numbers of rows; got {wrong!r}")
 
 
 def files_of(source: Source, role: str, data_dir: Path) -> list[Path]:
@@ -100,18 +137,37 @@ def load(source: Source, role: str, data_dir: Path) -> Rows | None:
             for split in getattr(source, role)
         ]
         parts = [_named(part, source, f"{source.dataset}, split {role}", 1) for part in parts]
+    elif source.reader in GENERATED:
+        # one row after another in the order of the roles, so that none has two
+        ends = {name: sum(map(int, getattr(source, name))) for name in (*ROLES, "divide")}
+        start = sum(count for name, count in ends.items() if [*ends].index(name) < [*ends].index(role))
+        rows = _file_rows(source, Path(str(sum(ends.values()))), False)
+        return rows.select(range(start, start + ends[role]))
     else:
-        files = files_of(source, role, data_dir)
-        parts = [_file_rows(source, path, streaming) for path in files]
-    return concatenate_datasets(parts)
+        parts = [_file_rows(source, path, streaming) for path in files_of(source, role, data_dir)]
+    return _joined(parts)
+
+
+def _joined(parts: list[Rows]) -> Rows:
+    """The parts one after another.
+
+    Raises:
+        RecipeError: for parts of other columns or types.
+    """
+    kinds = {tuple(sorted(part.column_names or [])) for part in parts}
+    if len(kinds) > 1:
+        raise RecipeError(f"data: some rows have other columns than others: {' and '.join(map(str, sorted(kinds)))}")
+    return guarded("all rows together", concatenate_datasets, parts)
 
 
 def _file_rows(source: Source, path: Path, streaming: bool) -> Rows:
     if source.reader is not None:
-        stamp = path.stat().st_mtime_ns if path.exists() else 0
         kind = IterableDataset if streaming else Dataset
-        rows = _guarded(str(path), kind.from_generator, _read, gen_kwargs={"of": (source.reader, str(path), stamp)})
+        arguments = {"of": (source.reader, str(path), _changed(path), source.options)}
+        rows = guarded(str(path), kind.from_generator, _read, gen_kwargs=arguments)
         return _named(rows, source, str(path), 1, renamed=False)
+    if not path.stat().st_size:
+        raise RecipeError(f"{path} is empty")
     ending = Path(path.name.removesuffix(".gz")).suffix
     builder, options, first = BUILDERS.get(ending, "text"), {}, 1
     if builder == "text":
@@ -119,42 +175,73 @@ def _file_rows(source: Source, path: Path, streaming: bool) -> Rows:
         options = {"sample_by": "line" if by_line else "document", "encoding": "utf-8-sig"}
     elif builder == "csv":
         options, first = _csv_options(source, path, ending)
-    rows = _loaded(str(path), builder, None, "train", streaming, data_files=str(path), **options)
-    return _named(rows, source, str(path), first)
+    try:
+        rows = _loaded(str(path), builder, None, "train", streaming, data_files=str(path), **options)
+    except RecipeError:
+        if ending == ".jsonl":
+            _check_json_lines(path)
+        raise
+    return _named(rows, source, str(path), first, blank=builder == "csv" or isinstance(source, PairSource))
+
+
+def _opened(path: Path) -> Any:
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+
+
+def _check_json_lines(path: Path) -> None:
+    """Finds the first line that is no JSON: what datasets say counts rows from the start of a buffer."""
+    with suppress(OSError, EOFError, UnicodeDecodeError), _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                json.loads(line)
+            except json.JSONDecodeError as error:
+                raise RecipeError(f"{path}, line {number}: no JSON: {error.msg}") from None
+
+
+def _changed(path: Path) -> int:
+    """When a file, or what a folder and those below it hold, was changed last; 0 if there is none."""
+    places = [path, *(Path(folder) for folder, _, _ in os.walk(path))]
+    return max((place.stat().st_mtime_ns for place in places if place.exists()), default=0)
 
 
 def _csv_options(source: Source, path: Path, ending: str) -> tuple[dict[str, Any], int]:
     """What pandas is told, and the line of the first row. Columns given as numbers mean that there is no header."""
     delimiter = "\t" if ending == ".tsv" else ","
-    # in a tsv file quotes are text; an empty field is an empty text and "null" a word
+    # in a tsv file quotes are text
     quoting: Any = csv.QUOTE_NONE if ending == ".tsv" else csv.QUOTE_MINIMAL
+    try:
+        with _opened(path) as file:
+            reader = csv.reader(file, delimiter=delimiter, quoting=quoting)
+            width, second = len(next(reader, [])), len(next(reader, []))
+    except (OSError, UnicodeDecodeError, EOFError, csv.Error) as error:
+        raise RecipeError(f"cannot read {path}: {error}") from None
+    # pandas would take the first of them for names of rows
+    if second > width:
+        raise RecipeError(f"{path}, line 2: there are {second} fields, but {width} in line 1")
+    columns = source.column_names
     options: dict[str, Any] = {
         "sep": delimiter,
         "quoting": quoting,
+        # "null" is a word
         "keep_default_na": False,
         "skip_blank_lines": False,
         "encoding": "utf-8-sig",
+        # "007" is a text
+        "converters": {str(columns[name]): str for name in TEXTS if columns.get(name) is not None},
     }
-    numbers = [column for column in source.column_names.values() if isinstance(column, int)]
+    numbers = [column for column in columns.values() if isinstance(column, int)]
     if not numbers:
         return options, 2
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            width = len(next(csv.reader(file, delimiter=delimiter, quoting=quoting), []))
-    except (OSError, UnicodeDecodeError, EOFError, csv.Error) as error:
-        raise RecipeError(f"cannot read {path}: {error}") from None
     if max(numbers) > width:
         raise RecipeError(f"{path}, line 1: there is no column {max(numbers)}, it has {width}")
-    names = [str(number) for number in range(1, width + 1)]
-    features = Features({name: Value("string") for name in names})
-    return {**options, "header": None, "names": names, "features": features}, 1
+    return {**options, "header": None, "names": [str(number) for number in range(1, width + 1)]}, 1
 
 
 def _loaded(where: str, path: str, config: str | None, split: str, streaming: bool, **options: Any) -> Rows:
-    return _guarded(where, load_dataset, path, config, split=split, streaming=streaming, **options)
+    return guarded(where, load_dataset, path, config, split=split, streaming=streaming, **options)
 
 
-def _guarded(where: str, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def guarded(where: str, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What `make` returns; any failure of reading as a sentence. A full disk keeps its own error."""
     try:
         return make(*args, **kwargs)
@@ -166,16 +253,19 @@ def _guarded(where: str, make: Callable[..., Any], *args: Any, **kwargs: Any) ->
             cause = cause.__cause__
         if isinstance(cause, RecipeError) or (isinstance(cause, OSError) and cause.errno == 28):
             raise cause from None
-        raise RecipeError(f"cannot read {where}: {' '.join(str(cause).split())}") from None
+        text = re.sub(r"\bat row (\d+)", lambda row: f"in line {int(row[1]) + 1}", " ".join(str(cause).split()))
+        raise RecipeError(f"cannot read {where}: {text or 'it holds nothing'}") from None
 
 
-def _read(of: tuple[str, str, int]) -> Iterator[dict[str, Any]]:
-    yield from READERS[of[0]](Path(of[1]))
+def _read(of: tuple[str, str, int, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    reader, path, _, options = of
+    yield from READERS[reader](Path(path), **options)
 
 
-def _named(rows: Rows, source: Source, where: str, first: int, renamed: bool = True) -> Rows:
-    """Only the task's columns, under its names, with no value missing."""
-    there = list(rows.column_names or rows.features or [])
+def _named(rows: Rows, source: Source, where: str, first: int, renamed: bool = True, blank: bool = False) -> Rows:
+    """Only the task's columns, under its names, with no value missing; if `blank`, an empty text is no value."""
+    # a stream of files only shows its columns in its rows
+    there = list(rows.column_names or next(iter(rows), []))
     own = {str(given) if renamed else name: name for name, given in source.column_names.items() if given is not None}
     if not renamed:
         own = {name: name for name in source.columns if name in there}
@@ -185,13 +275,24 @@ def _named(rows: Rows, source: Source, where: str, first: int, renamed: bool = T
             f"{where}: there is no column {missing[0]!r}; there are {', '.join(map(repr, there)) or 'none'}"
         )
     rows = rows.select_columns(list(own)).rename_columns({old: new for old, new in own.items() if old != new})
-    if isinstance(rows, Dataset):
-        for name in rows.column_names:
-            column = rows.data.column(name)
-            if column.null_count:
-                line = column.is_null().to_pylist().index(True) + first
-                raise RecipeError(f"{where}, line {line}: the {name} is missing")
-    return rows
+    if not isinstance(rows, Dataset):
+        return rows
+    empty = {name: _empty(rows.data.column(name), blank) for name in rows.column_names}
+    # blank lines of a table are left out
+    left_out = np.logical_and.reduce(list(empty.values())) & blank
+    for name, wrong in empty.items():
+        if (wrong & ~left_out).any():
+            line = int((wrong & ~left_out).argmax()) + first
+            raise RecipeError(f"{where}, line {line}: the {name} is missing")
+    return rows.select(np.flatnonzero(~left_out)) if left_out.any() else rows
+
+
+def _empty(column: Any, blank: bool) -> np.ndarray:
+    """Where a column (rows,) has no value, or, if `blank`, a text of white space alone."""
+    empty = column.is_null()
+    if blank and (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        empty = pc.or_kleene(empty, pc.equal(pc.utf8_trim_whitespace(column), ""))
+    return empty.to_numpy()
 
 
 def by_role(
@@ -223,19 +324,19 @@ def by_role(
         rows = load(source, "divide", data_dir)
         if rows is not None:
             to_divide.append(rows)
-    named = {role: concatenate_datasets(parts) for role, parts in given.items() if parts}
+    named = {role: _joined(parts) for role, parts in given.items() if parts}
     if not (to_divide or without_leakage) or any(isinstance(rows, IterableDataset) for rows in named.values()):
         return named
-    return _divided(recipe, named, concatenate_datasets(to_divide) if to_divide else None)
+    return _divided(recipe, named, _joined(to_divide) if to_divide else None)
 
 
 def _divided(recipe: Recipe, given: dict[str, Rows], rest: Dataset | None) -> dict[str, Rows]:
     split = recipe.split
     names = [*given.values(), rest][0].column_names
     column = "group" if "group" in names else names[0]
-    rest_keys = [] if rest is None else [group_key(text) for text in rest[column]]
+    rest_keys = [] if rest is None else _keys(rest, column)
     role_of = roles_of(rest_keys, split.seed, split.validation, split.test)
-    keys = {role: [group_key(text) for text in rows[column]] for role, rows in given.items()}
+    keys = {role: _keys(rows, column) for role, rows in given.items()}
     for role in ROLES:
         role_of.update(dict.fromkeys(keys.get(role, []), role))
     found: dict[str, Rows] = {}
@@ -246,7 +347,7 @@ def _divided(recipe: Recipe, given: dict[str, Rows], rest: Dataset | None) -> di
         if rest is not None:
             parts.append(rest.select([i for i, key in enumerate(rest_keys) if role_of[key] == role]))
         if any(len(part) for part in parts):
-            found[role] = concatenate_datasets(parts)
+            found[role] = _joined(parts)
     if "train" not in found:
         raise RecipeError("data: nothing is left to train on")
     return found
@@ -271,10 +372,21 @@ def roles_of(keys: list[str], seed: int, validation: float, test: float) -> dict
     return roles
 
 
-def group_key(text: Any) -> str:
-    """What two texts share that must not have two roles: letters and digits, without case."""
-    text = str(text)
-    return "".join(character for character in text.casefold() if character.isalnum()) or text
+def _keys(rows: Dataset, column: str) -> list[str]:
+    kind = type(rows.features[column])
+    if kind in (Image, Audio):
+        rows = rows.cast_column(column, kind(decode=False))
+    return [group_key(value) for batch in rows.select_columns([column]).iter(1000) for value in batch[column]]
+
+
+def group_key(value: Any) -> str:
+    """What two texts share that must not have two roles: letters and digits, without case. Other values as they are.
+
+    Words in a list are a text.
+    """
+    if isinstance(value, list) and all(isinstance(word, str) for word in value):
+        value = " ".join(value)
+    return (re.sub(r"[\W_]+", "", value.casefold()) if isinstance(value, str) else "") or str(value)
 
 
 def hash_of(text: str) -> bytes:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from transformers import AutoConfig
 
 from . import arguments
 from .recipe import Recipe
@@ -39,6 +40,8 @@ def evaluate_model(
         tokenizer = tokenizer or given_tokenizer(recipe, task, data_dir)
         if tokenizer is not None:
             task.check_tokenizer(tokenizer)
+        config = AutoConfig.from_pretrained(recipe.model["checkpoint"]) if model is None else model.config
+        task.labels = list(config.id2label.values())
         task.prepare(tokenizer)
         return task.evaluate(make_trainer(task, tokenizer, args, model))
 

@@ -14,7 +14,7 @@ import wave
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -199,18 +199,26 @@ def read_wav(path: Path) -> Iterator[Row]:
         below = [*path.glob("*.wav"), *path.glob("*/*.wav")]
         files = sorted(file for file in below if not file.parent.name.startswith("_"))
     for file in files:
-        try:
-            with wave.open(str(file)) as sound:
-                kind = sound.getnchannels(), sound.getsampwidth()
-                data = sound.readframes(sound.getnframes())
-        except (wave.Error, EOFError) as error:
-            raise RecipeError(f"{file} is no sound in PCM: {error}") from None
-        if kind not in ((1, 1), (1, 2), (1, 4)) or not data or len(data) % kind[1]:
-            raise RecipeError(f"{file} must be a mono sound of 8, 16 or 32 bits, and not empty or cut off")
-        # samples of one byte have no sign, others do
-        samples, half = np.frombuffer(data, "u1" if kind[1] == 1 else f"<i{kind[1]}"), 2.0 ** (8 * kind[1] - 1)
-        values = samples / half - (kind[1] == 1)
-        yield {"values": values.astype(np.float32), "label": file.parent.name}
+        yield {"values": wav_samples(str(file), str(file)), "label": file.parent.name}
+
+
+def wav_samples(file: str | IO[bytes], where: str) -> np.ndarray:
+    """The samples of a wav file, as float32 in [-1, 1].
+
+    Raises:
+        RecipeError: for what is no mono sound in PCM, beginning with `where`.
+    """
+    try:
+        with wave.open(file) as sound:
+            kind = sound.getnchannels(), sound.getsampwidth()
+            data = sound.readframes(sound.getnframes())
+    except (wave.Error, EOFError) as error:
+        raise RecipeError(f"{where} is no sound in PCM: {error}") from None
+    if kind not in ((1, 1), (1, 2), (1, 4)) or not data or len(data) % kind[1]:
+        raise RecipeError(f"{where} must be a mono sound of 8, 16 or 32 bits, and not empty or cut off")
+    # samples of one byte have no sign, others do
+    samples, half = np.frombuffer(data, "u1" if kind[1] == 1 else f"<i{kind[1]}"), 2.0 ** (8 * kind[1] - 1)
+    return (samples / half - (kind[1] == 1)).astype(np.float32)
 
 
 READERS: dict[str, Reader] = {

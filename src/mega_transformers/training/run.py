@@ -146,6 +146,8 @@ def prepare(task: Task, tokenizer: Any, output: Path, console: Console) -> Any:
     for role, rows in task.rows.items():
         count = f"{len(rows):,}" if hasattr(rows, "num_rows") else "streamed"
         console.print(f"{role}: {count} rows")
+    for note in task.notes:
+        console.print(note, style="yellow")
     return tokenizer
 
 

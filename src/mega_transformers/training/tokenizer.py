@@ -79,9 +79,9 @@ def load_tokenizer(path: Path | str) -> Any:
     return tokenizer
 
 
-def byte_tokenizer(max_length: int, add_eos: bool = True) -> Any:
+def byte_tokenizer(max_length: int, add_eos: bool = True, add_prefix_space: bool = False) -> Any:
     """As `train_tokenizer`, with one token a byte: nothing is learnt."""
-    return train_tokenizer([], len(SPECIAL_TOKENS) + 256, max_length, add_eos)
+    return train_tokenizer([], len(SPECIAL_TOKENS) + 256, max_length, add_eos, add_prefix_space)
 
 
 def train_pair_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -19,14 +20,19 @@ class Task(Protocol):
     Attributes:
         recipe: What to train.
         rows: After `prepare`, role -> what the model is trained or evaluated on.
-        pipeline_tag: The task's name on the model hub.
+        notes: After `prepare`, sentences about them to be shown.
+        labels: The classes or tags of a model to evaluate, if given before `prepare`; else those of the training rows.
+        pipeline_tag, library_name: Names on the model hub, of the task and of what loads the model.
         columns: Metric -> title and format, for tables.
         trainer_class, arguments_class: transformers', or subclasses.
     """
 
     recipe: Recipe
     rows: dict[str, Rows]
-    pipeline_tag: ClassVar[str]
+    notes: list[str]
+    labels: Sequence[str]
+    pipeline_tag: str
+    library_name: ClassVar[str]
     columns: ClassVar[dict[str, tuple[str, str]]]
     trainer_class: ClassVar[type[Trainer]]
     arguments_class: ClassVar[type[TrainingArguments]]

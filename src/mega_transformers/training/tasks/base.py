@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,20 +22,29 @@ from ..trainer import Epoch, RecipeTrainer
 class BaseTask:
     """See `tasks.Task`."""
 
-    auto_class: ClassVar[str]
-    pipeline_tag: ClassVar[str]
+    auto_class: Any
+    pipeline_tag: str
+    library_name: ClassVar[str] = "transformers"
     columns: ClassVar[dict[str, tuple[str, str]]] = {}
     trainer_class: ClassVar[Any] = RecipeTrainer
     arguments_class: ClassVar[Any] = TrainingArguments
     special_tokens: ClassVar[tuple[str, ...]] = ("cls_token", "sep_token", "pad_token")
     # whether the tokenizer puts an end after a text
     add_eos: ClassVar[bool] = True
+    # whether a word at its start is the same token as after a space
+    add_prefix_space: ClassVar[bool] = False
+    labels: Sequence[str] = ()
+    # whether training rows may be read while training
+    streams: ClassVar[bool] = True
 
     def __init__(self, recipe: Any, data_dir: Path) -> None:
         data.check(recipe, data_dir)
+        if not self.streams and any(source.streaming for source in recipe.data):
+            raise RecipeError(f"streaming is not for {recipe.task}, which looks at all training rows first")
         self.recipe = recipe
         self.data_dir = data_dir
         self.rows: dict[str, data.Rows] = {}
+        self.notes: list[str] = []
 
     def arguments(self) -> dict[str, Any]:
         return {}
@@ -46,14 +56,15 @@ class BaseTask:
     def train_tokenizer(self) -> Any:
         wanted = self.recipe.tokenizer
         if wanted.kind == "bytes":
-            return byte_tokenizer(self.recipe.sequence_length, self.add_eos)
+            return byte_tokenizer(self.recipe.sequence_length, self.add_eos, self.add_prefix_space)
         if wanted.kind == "listops":
             from ..lra import listops_tokenizer
 
-            return listops_tokenizer()
+            return listops_tokenizer(self.recipe.sequence_length)
         if wanted.kind == "symbols":
             raise RecipeError(f"tokenizer.kind='symbols' is for text-to-text, not for {self.recipe.task}")
-        return train_tokenizer(self.texts(), wanted.vocab_size, self.recipe.sequence_length, self.add_eos)
+        length = self.recipe.sequence_length
+        return train_tokenizer(self.texts(), wanted.vocab_size, length, self.add_eos, self.add_prefix_space)
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         for name in self.special_tokens:
@@ -74,6 +85,14 @@ class BaseTask:
         if rows is None or limit is None or limit >= len(rows):
             return rows
         return rows.shuffle(seed=self.recipe.seed).select(range(limit))
+
+    def without_cut(self, role: str, rows: Any) -> Any:
+        """The rows without their column `cut`, whose sum is noted."""
+        cut = sum(rows["cut"][:])
+        if cut:
+            limit = self.recipe.sequence_length
+            self.notes.append(f"{role}: {cut:,} rows are cut to sequence_length={limit} tokens")
+        return rows.remove_columns("cut")
 
     def build_model(self, tokenizer: Any) -> Any:
         return models.build_model(self.recipe, self.auto_class, self.config(tokenizer))

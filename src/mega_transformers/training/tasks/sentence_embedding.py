@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
+
+from datasets import Features, Value
 
 from ...errors import RecipeError, did_you_mean
 from .. import data, models
@@ -26,6 +29,15 @@ except ImportError:
     ) from None
 
 
+COLUMNS = ("anchor", "positive", "negative", "score")
+
+
+def _needs_model_only(loss: Any) -> bool:
+    some = inspect.signature(loss).parameters.values()
+    needed = [one.name for one in some if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    return needed in ([], ["model"])
+
+
 class SentenceTrainer(RecipeTrainerMixin, SentenceTransformerTrainer):
     """sentence-transformers' trainer with what recipes add."""
 
@@ -36,6 +48,7 @@ class SentenceEmbedding(BaseTask):
     recipe: SentenceEmbeddingRecipe
     auto_class = "AutoModel"
     pipeline_tag = "sentence-similarity"
+    library_name = "sentence-transformers"
     trainer_class = SentenceTrainer
     arguments_class = SentenceTransformerTrainingArguments
     columns: ClassVar[dict[str, tuple[str, str]]] = {
@@ -48,20 +61,25 @@ class SentenceEmbedding(BaseTask):
 
     def __init__(self, recipe: Any, data_dir: Path) -> None:
         super().__init__(recipe, data_dir)
-        if self.recipe.loss is not None and not hasattr(losses, self.recipe.loss):
-            known = [name for name in dir(losses) if name.endswith("Loss")]
+        known = [name for name in dir(losses) if name.endswith("Loss") and _needs_model_only(getattr(losses, name))]
+        if self.recipe.loss is not None and self.recipe.loss not in known:
             raise RecipeError(
                 f"loss={recipe.loss!r} is unknown; {did_you_mean(recipe.loss, known, 'see its documentation')}"
             )
 
     def texts(self) -> Any:
         rows = data.by_role(self.recipe, self.data_dir)["train"]
-        names = [name for name in ("anchor", "positive", "negative") if name in rows.column_names]
-        return (row[name] for row in rows for name in names)
+        names = [name for name in COLUMNS[:3] if name in rows.column_names]
+        return (str(text) for batch in rows.iter(1000) for name in names for text in batch[name])
 
     def prepare(self, tokenizer: Any) -> None:
         for role, rows in data.by_role(self.recipe, self.data_dir).items():
-            self.rows[role] = rows.remove_columns([name for name in ("group",) if name in rows.column_names])
+            rows = rows.select_columns([name for name in COLUMNS if name in rows.column_names])
+            kinds = {name: Value("float32" if name == "score" else "string") for name in rows.column_names}
+            try:
+                self.rows[role] = rows.cast(Features(kinds))
+            except ValueError as error:
+                raise RecipeError(f"data, {role}: texts must be texts, and scores numbers: {error}") from None
 
     def build_model(self, tokenizer: Any) -> Any:
         model = models.build_model(self.recipe, self.auto_class, self.config(tokenizer))
@@ -69,8 +87,8 @@ class SentenceEmbedding(BaseTask):
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
             transformer = Transformer(folder, max_seq_length=self.recipe.sequence_length)
-        size = transformer.get_word_embedding_dimension()
-        return SentenceTransformer(modules=[transformer, Pooling(size, pooling_mode=self.recipe.pooling)])
+        pooling = Pooling(model.config.hidden_size, pooling_mode=self.recipe.pooling)
+        return SentenceTransformer(modules=[transformer, pooling])
 
     def trainer_fields(self, tokenizer: Any, model: Any, epoch: Epoch) -> dict[str, Any]:
         scored = "score" in self.rows["train"].column_names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +13,6 @@ from transformers import DataCollatorForTokenClassification, EvalPrediction
 from ...errors import RecipeError
 from .. import data
 from ..recipe import TokenClassificationRecipe
-from ..tokenizer import train_tokenizer
 from ..trainer import Epoch
 from .base import BaseTask
 
@@ -23,6 +23,8 @@ class TokenClassification(BaseTask):
     recipe: TokenClassificationRecipe
     auto_class = "AutoModelForTokenClassification"
     pipeline_tag = "token-classification"
+    streams = False
+    add_prefix_space = True
     columns: ClassVar[dict[str, tuple[str, str]]] = {
         "accuracy": ("accuracy of words", ".2%"),
         "f1": ("F1 of entities", ".2%"),
@@ -34,46 +36,42 @@ class TokenClassification(BaseTask):
 
     def texts(self) -> Any:
         rows = data.by_role(self.recipe, self.data_dir)["train"]
-        return (" ".join(row["tokens"]) for row in rows)
+        return (" ".join(words) for batch in rows.iter(1000) for words in batch["tokens"])
 
-    def train_tokenizer(self) -> Any:
-        wanted = self.recipe.tokenizer
-        if wanted is not None and wanted.kind == "bpe" and wanted.vocab_size:
-            # a word is encoded as behind a space
-            length = self.recipe.sequence_length
-            return train_tokenizer(self.texts(), wanted.vocab_size, length, add_prefix_space=True)
-        return super().train_tokenizer()
-
-    def check_model(self, tokenizer: Any) -> None:
-        self.labels = ["O", "X"]
-        super().check_model(tokenizer)
+    def check_tokenizer(self, tokenizer: Any) -> None:
+        super().check_tokenizer(tokenizer)
+        # words come one by one, as if each began a text, but in texts they stand behind spaces
+        words = tokenizer.backend_tokenizer.pre_tokenizer
+        if hasattr(words, "add_prefix_space"):
+            words.add_prefix_space = True
+            # both are saved
+            tokenizer.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True
 
     def config(self, tokenizer: Any, **decided: Any) -> Any:
-        names = dict(enumerate(self.labels))
+        # before `prepare` any will do
+        names = dict(enumerate(self.labels or ["O", "X"]))
         numbers = {name: index for index, name in names.items()}
-        return super().config(tokenizer, num_labels=len(names), id2label=names, label2id=numbers, **decided)
+        return super().config(tokenizer, id2label=names, label2id=numbers, **decided)
 
     def prepare(self, tokenizer: Any) -> None:
         rows = data.by_role(self.recipe, self.data_dir)
-        feature = rows["train"].features["tags"]
-        names = getattr(getattr(feature, "feature", feature), "names", None)
-        self.labels = names or sorted({str(tag) for tags in rows["train"]["tags"] for tag in tags})
-        numbers = {name: index for index, name in enumerate(self.labels)}
+        if not self.labels:
+            names = _names(rows["train"])
+            self.labels = names or sorted(
+                {str(tag) for tags in rows["train"]["tags"][:] for tag in tags if tag is not None}
+            )
         for role, some in rows.items():
-            for number, row in enumerate(some, start=1):
-                if len(row["tokens"]) != len(row["tags"]):
-                    raise RecipeError(
-                        f"data, {role} row {number}: {len(row['tokens'])} tokens, but {len(row['tags'])} tags"
-                    )
-                wrong = next((tag for tag in row["tags"] if not (names or str(tag) in numbers)), None)
-                if wrong is not None:
-                    raise RecipeError(f"data, {role} row {number}: the tag {wrong!r} is none of the training rows'")
             arguments = {
                 "tokenizer": tokenizer,
                 "limit": self.recipe.sequence_length,
-                "numbers": None if names else numbers,
+                "labels": self.labels,
+                "names": _names(some),
+                "role": role,
             }
-            self.rows[role] = some.map(_encoded, batched=True, fn_kwargs=arguments, remove_columns=some.column_names)
+            made = some.map(
+                _encoded, batched=True, with_indices=True, fn_kwargs=arguments, remove_columns=some.column_names
+            )
+            self.rows[role] = self.without_cut(role, made)
 
     def trainer_fields(self, tokenizer: Any, model: Any, epoch: Epoch) -> dict[str, Any]:
         return {"data_collator": DataCollatorForTokenClassification(tokenizer), "compute_metrics": self._metrics}
@@ -92,15 +90,15 @@ class TokenClassification(BaseTask):
             "f1_macro": f1_score(wanted[there], guesses[there], average="macro", zero_division=0.0),
             "words": int(there.sum()),
         }
-        if all(name == "O" or name[:2] in ("B-", "I-", "E-", "S-", "U-", "L-") for name in self.labels):
-            from seqeval.metrics import precision_recall_fscore_support
+        if all(name == "O" or name[:2] in ("B-", "I-", "E-", "S-") for name in self.labels):
+            from seqeval import metrics
 
             named = [
                 [[self.labels[int(tag)] for tag in row[keep]] for row, keep in zip(tags, there)]
                 for tags in (wanted, guesses)
             ]
-            scores = precision_recall_fscore_support(*named, average="micro", zero_division=0)
-            found |= dict(zip(("precision", "recall", "f1"), map(float, scores[:3])))
+            for name in ("precision", "recall", "f1"):
+                found[name] = float(getattr(metrics, f"{name}_score")(*named, zero_division=0))
         return found
 
     def explanation(self, results: dict[str, Any]) -> str:
@@ -110,18 +108,39 @@ class TokenClassification(BaseTask):
         )
 
 
-def _encoded(batch: dict[str, Any], tokenizer: Any, limit: int, numbers: dict[str, int] | None) -> dict[str, Any]:
+def _names(rows: Any) -> list[str] | None:
+    """What a data set calls the numbers that its tags are; None for other tags."""
+    return getattr(getattr(rows.features["tags"], "feature", None), "names", None)
+
+
+def _encoded(
+    batch: dict[str, Any],
+    indices: list[int],
+    tokenizer: Any,
+    limit: int,
+    labels: list[str],
+    names: list[str] | None,
+    role: str,
+) -> dict[str, Any]:
     encoded = tokenizer(
         batch["tokens"], is_split_into_words=True, truncation=True, max_length=limit, split_special_tokens=True
     )
-    labels = []
-    for row, tags in enumerate(batch["tags"]):
-        words = encoded.word_ids(row)
-        first = [word is not None and word not in words[:place] for place, word in enumerate(words)]
-        labels.append(
-            [
-                (tags[word] if numbers is None else numbers[str(tags[word])]) if is_first else -100
-                for word, is_first in zip(words, first)
-            ]
+    numbers, found = {name: index for index, name in enumerate(labels)}, []
+    for row, (words, tags) in enumerate(zip(batch["tokens"], batch["tags"])):
+        where = f"data, {role} row {indices[row] + 1}"
+        if len(words) != len(tags):
+            raise RecipeError(f"{where}: {len(words)} tokens, but {len(tags)} tags")
+        named = [names[tag] if names and tag is not None and tag >= 0 else str(tag) for tag in tags]
+        unknown = [tag for tag, name in zip(tags, named) if name not in numbers]
+        if unknown:
+            raise RecipeError(f"{where}: the tag {unknown[0]!r} is unknown; known are {', '.join(labels[:20])}")
+        places = [None, *encoded.word_ids(row)]
+        found.append(
+            [-100 if word is None or word == before else numbers[named[word]] for before, word in pairwise(places)]
         )
-    return {"input_ids": encoded["input_ids"], "labels": labels, "length": [len(row) for row in labels]}
+    return {
+        "input_ids": encoded["input_ids"],
+        "labels": found,
+        "length": [len(row) for row in found],
+        "cut": [bool(one.overflowing) for one in encoded.encodings],
+    }

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from mega_transformers import MegaConfig, MegaForCausalLM
-from mega_transformers.training import streaming
-from mega_transformers.training.data import TextSize
-from mega_transformers.training.schema import RecipeError
-from mega_transformers.training.streaming import Reading, check_causal, read_tokens, score_text, score_tokens
+from mega_transformers.errors import RecipeError
+from mega_transformers.evaluation import streaming
+from mega_transformers.evaluation.reading import Reading
+from mega_transformers.evaluation.streaming import check_causal, read_tokens, score_text, score_tokens
+from mega_transformers.evaluation.texts import TextSize
 
 VOCABULARY = 40
 
