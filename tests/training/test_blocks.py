@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -119,7 +120,7 @@ def test_nothing_predicts_the_start_of_a_document():
 def pieces_of(row, place):
     """The documents of a block, as slices."""
     starts = [index for index, position in enumerate(place.tolist()) if position == 0] + [len(row)]
-    return [slice(start, end) for start, end in zip(starts, starts[1:])]
+    return [slice(start, end) for start, end in pairwise(starts)]
 
 
 VARIANTS = {

@@ -65,7 +65,12 @@ def test_files_of_pairs(tmp_path, name, text, source, target, packed):
         ("a.tsv", "cat\tgato\n\t perro\n", {"source": 1, "target": 2}, "{path}, line 2: the source is missing"),
         ("a.tsv", "cat\tgato\n\ndog\t \n", {"source": 1, "target": 2}, "{path}, line 3: the target is missing"),
         ("a.tsv", "cat\tgato\n", {"source": 1, "target": 3}, "{path}, line 1: there is no column 3, it has 2"),
-        ("a.tsv", "en\tes\na\tb\n", {"source": "en", "target": "fr"}, "{path}: there is no column 'fr'; there are 'en', 'es'"),
+        (
+            "a.tsv",
+            "en\tes\na\tb\n",
+            {"source": "en", "target": "fr"},
+            "{path}: there is no column 'fr'; there are 'en', 'es'",
+        ),
         ("a.tsv", "", {}, "{path} is empty"),
         ("a.csv", "source,target\na,b\ncat\n", {}, "{path}, line 3: the target is missing"),
         ("a.csv", "source,target\na,b,c\n", {}, "{path}, line 2: there are 3 fields, but 2 in line 1"),
@@ -74,8 +79,18 @@ def test_files_of_pairs(tmp_path, name, text, source, target, packed):
         ("a.jsonl", '{"source": "cat", "target": "x"}\n{"source": "dog"\n', {}, "{path}, line 2: no JSON: Expecting"),
         ("a.jsonl", '{"source": "cat"}\n', {}, "{path}: there is no column 'target'; there are 'source'"),
         ("a.jsonl", '["cat"]\n', {}, "{path}: there is no column 'source'"),
-        ("a.jsonl", '{"source": "a", "target": "b"}\n{"source": "a", "target": null}\n', {}, "{path}, line 2: the target is missing"),
-        ("a.jsonl", '{"source": "a", "target": "b"}\n{"source": " ", "target": "b"}\n', {}, "{path}, line 2: the source is missing"),
+        (
+            "a.jsonl",
+            '{"source": "a", "target": "b"}\n{"source": "a", "target": null}\n',
+            {},
+            "{path}, line 2: the target is missing",
+        ),
+        (
+            "a.jsonl",
+            '{"source": "a", "target": "b"}\n{"source": " ", "target": "b"}\n',
+            {},
+            "{path}, line 2: the source is missing",
+        ),
         ("a.jsonl", '{"source": "a", "target": "b"}\n', {"source": 1}, "{path}: there is no column '1'"),
         ("a.txt", "cat\tgato\n", {}, "{path}: there is no column 'source'; there are 'text'"),
         ("a.parquet", "cat\tgato\n", {}, "cannot read {path}: Parquet"),
@@ -84,7 +99,7 @@ def test_files_of_pairs(tmp_path, name, text, source, target, packed):
         ("a.jsonl.gz", gzip.compress(JSONL.encode() * 9)[:-12], {}, "cannot read {path}: Compressed file ended"),
         ("a.csv.gz", b"a,b\n1,2\n", {}, "cannot read {path}: "),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_pair_is_refused_with_its_place(tmp_path, name, text, fields, message):
     path = tmp_path / name
     path.write_bytes(text if isinstance(text, bytes) else text.encode())

@@ -192,12 +192,12 @@ def test_overrides(recipe_dict, write_recipe):
 def test_what_is_no_recipe_is_refused(tmp_path, text):
     path = tmp_path / "x.yaml"
     path.write_text(text)
-    with pytest.raises(RecipeError, match="is not valid YAML|a recipe is a mapping of keys"):
+    with pytest.raises(RecipeError, match=r"is not valid YAML|a recipe is a mapping of keys"):
         read_recipe(path)
     path.write_bytes(b"name: caf\xe9")
     with pytest.raises(RecipeError, match=r"x\.yaml is not valid YAML"):
         read_recipe(path)
-    with pytest.raises(RecipeError, match="cannot read the recipe .*none.yaml"):
+    with pytest.raises(RecipeError, match=r"cannot read the recipe .*none.yaml"):
         read_recipe(tmp_path / "none.yaml")
 
 
@@ -213,5 +213,5 @@ def test_bundled_recipes_are_found_by_name(tmp_path, monkeypatch, recipe_dict, w
     assert find_recipe(Path("mlm-smoke.yaml")) == Path(own.name)
     with pytest.raises(RecipeError, match=r"cannot read the recipe mlm-smok: .*; did you mean mlm-smoke"):
         read_recipe(find_recipe(Path("mlm-smok")))
-    with pytest.raises(RecipeError, match="bundled are clm-prose, .*g2p-cmudict"):
+    with pytest.raises(RecipeError, match=r"bundled are clm-prose, .*g2p-cmudict"):
         read_recipe(find_recipe(Path("cooking")))

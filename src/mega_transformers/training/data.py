@@ -348,7 +348,7 @@ def _divided(recipe: Recipe, given: dict[str, Rows], rest: Dataset | None) -> di
             parts.append(rest.select([i for i, key in enumerate(rest_keys) if role_of[key] == role]))
         if any(len(part) for part in parts):
             found[role] = _joined(parts)
-    if "train" not in found:
+    if "train" not in found and (rest is not None or "train" in given):
         raise RecipeError("data: nothing is left to train on")
     return found
 

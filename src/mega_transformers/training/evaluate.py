@@ -43,7 +43,9 @@ def evaluate_model(
         config = AutoConfig.from_pretrained(recipe.model["checkpoint"]) if model is None else model.config
         task.labels = list(config.id2label.values())
         task.prepare(tokenizer)
-        return task.evaluate(make_trainer(task, tokenizer, args, model))
+        trainer = make_trainer(task, tokenizer, args, model)
+        trainer.restore_cache()
+        return task.evaluate(trainer)
 
 
 def dry_run(recipe: Recipe, data_dir: Path) -> dict[str, Any]:

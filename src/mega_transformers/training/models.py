@@ -16,6 +16,7 @@ from .recipe import Recipe
 # read here: what stands in `model` beside fields of the configuration
 CHECKPOINT, ARCHITECTURE, LEARNING_RATE = "checkpoint", "architecture", "learning_rate"
 SIDES = ("encoder", "decoder")
+WHOLE = ("share_embeddings", "tie_word_embeddings")
 
 
 def section_of(recipe: Recipe) -> tuple[str, dict[str, Any]]:
@@ -92,8 +93,8 @@ def _fields(kind: Any) -> set[str]:
     return {item.name for item in dataclasses.fields(kind)}
 
 
-def _check_fields(fields: Mapping[str, Any], kind: Any, where: str) -> None:
-    known = _fields(kind)
+def _check_fields(fields: Mapping[str, Any], kind: Any, where: str, more: tuple[str, ...] = ()) -> None:
+    known = {*_fields(kind), *more}
     for key in fields:
         if key not in known:
             hint = did_you_mean(key, known, "see its documentation")
@@ -103,13 +104,13 @@ def _check_fields(fields: Mapping[str, Any], kind: Any, where: str) -> None:
 def _both_sides(fields: dict[str, Any], where: str, vocab_size: int) -> dict[str, Any]:
     """Fields for both sides, those of one side under `encoder` and `decoder`, and those of the whole."""
     one_side = CONFIG_MAPPING["mega"]
-    own = {key: value for key, value in fields.items() if key in ("share_embeddings", "tie_word_embeddings")}
+    own = {key: fields[key] for key in WHOLE if key in fields}
     shared = {key: value for key, value in fields.items() if key not in (*SIDES, *own)}
     for key in SIDES:
         if not isinstance(fields.get(key, {}), Mapping):
             raise RecipeError(f"{where}.{key} must be a mapping of fields of MegaConfig; got {fields[key]!r}")
         _check_fields(fields.get(key, {}), one_side, f"{where}.{key}")
-    _check_fields(shared, one_side, where)
+    _check_fields(shared, one_side, where, (*SIDES, *WHOLE))
     return {**own, **{side: {"vocab_size": vocab_size, **shared, **fields.get(side, {})} for side in SIDES}}
 
 

@@ -97,7 +97,6 @@ def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> 
         trainer = make_trainer(task, tokenizer, args)
         model = trainer.model
         console.print(f"{type(model).__name__}: {count_parameters(model):,} parameters")
-        use_cache = getattr(getattr(model, "config", None), "use_cache", None)
 
         times = StepTimes()
         with Stop(lambda text: console.print(text, style="yellow"), options.max_seconds) as stop:
@@ -115,8 +114,7 @@ def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> 
                 f"Stopped after step {trainer.state.global_step}; the same command continues there.", style="yellow"
             )
             return None
-        if use_cache is not None:  # the trainer turns it off
-            model.config.use_cache = use_cache
+        trainer.restore_cache()
         return _finish(task, options, trainer, tokenizer, compared, times, console)
 
 

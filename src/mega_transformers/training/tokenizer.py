@@ -66,7 +66,7 @@ def load_tokenizer(path: Path | str) -> Any:
     """The tokenizer of a folder, or of a model on the hub.
 
     Raises:
-        RecipeError: if there is none, or one without a mask token.
+        RecipeError: if there is none, or one that is not fast.
     """
     from transformers import AutoTokenizer
 
@@ -74,6 +74,9 @@ def load_tokenizer(path: Path | str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         raise RecipeError(f"no tokenizer can be loaded from {path}: {error}") from None
+    # what transformers makes of a configuration alone
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise RecipeError(f"no tokenizer can be loaded from {path}: there is none beside the model")
     if not tokenizer.is_fast:
         raise RecipeError(f"the tokenizer in {path} has no tokenizer.json; save it with a fast tokenizer")
     return tokenizer

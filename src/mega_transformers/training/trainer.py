@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
-from transformers import Seq2SeqTrainer, Trainer, TrainerCallback, TrainerState
+from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Trainer, TrainerCallback, TrainerState
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ..errors import RecipeError
@@ -75,6 +75,7 @@ class RecipeTrainerMixin:
     model: Any
 
     def __init__(self, *args: Any, epoch: Epoch, evaluation_collator: Any = None, **kwargs: Any) -> None:
+        self.use_cache = vars(getattr(kwargs["model"], "config", self)).get("use_cache")
         super().__init__(*args, **kwargs)
         self.own_epoch = epoch
         self.evaluation_collator = evaluation_collator
@@ -82,6 +83,13 @@ class RecipeTrainerMixin:
         tied = getattr(self.model, "all_tied_weights_keys", None)
         if tied:
             self.model._keys_to_ignore_on_save = list(tied)
+
+    def restore_cache(self) -> None:
+        """Lets the model generate with its cache again, which transformers turns off to train."""
+        if hasattr(self.model, "config"):
+            vars(self.model.config).pop("use_cache", None)
+            if self.use_cache is not None:  # configurations of two sides have none
+                self.model.config.use_cache = self.use_cache
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
         """All matrices but those of `NO_DECAY`: no biases and no norms."""
@@ -115,10 +123,19 @@ class RecipeTrainerMixin:
     def restore_finished(self, checkpoint: Path) -> bool:
         """Whether a checkpoint is a training's last; if so, the model becomes what that ended with.
 
-        transformers would train another step.
+        transformers would train another step, and count evaluations without progress anew.
         """
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if state.global_step < state.max_steps and not state.stateful_callbacks.get("Finished"):
+        args: Any = self.args  # type: ignore[attr-defined]
+        longer = args.max_steps <= 0 and args.num_train_epochs > state.num_train_epochs
+        end = args.max_steps if args.max_steps > 0 else math.inf if longer else state.max_steps
+        for callback in self.callback_handler.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStoppingCallback):
+                counted = state.stateful_callbacks.get("EarlyStoppingCallback", {}).get("attributes", {})
+                vars(callback).update(counted)
+                if callback.early_stopping_patience_counter >= callback.early_stopping_patience:
+                    end = state.global_step
+        if state.global_step < end:
             return False
         self.state = state
         if self.is_fsdp_enabled:  # type: ignore[attr-defined]  # no shards without an optimizer
@@ -178,17 +195,11 @@ class Stop(TrainerCallback):
     Args:
         say: Shows a sentence.
         seconds: Time after which to stop; None for no limit.
-        time_source: A clock, in seconds.
     """
 
-    def __init__(
-        self,
-        say: Callable[[str], None],
-        seconds: float | None = None,
-        time_source: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.say, self.time_source = say, time_source
-        self.end = None if seconds is None else time_source() + seconds
+    def __init__(self, say: Callable[[str], None], seconds: float | None = None) -> None:
+        self.say = say
+        self.end = None if seconds is None else time.monotonic() + seconds
         self.signal: int | None = None
         self._caught_at = 0.0
         self.stopped = False
@@ -213,7 +224,7 @@ class Stop(TrainerCallback):
         self.say(f"{signal.Signals(number).name}: saving a checkpoint after this step (again to stop at once)")
 
     def on_step_end(self, args, state, control, **kwargs):
-        wanted = self.signal is not None or (self.end is not None and self.time_source() >= self.end)
+        wanted = self.signal is not None or (self.end is not None and time.monotonic() >= self.end)
         if args.world_size > 1:
             flag = torch.tensor(float(wanted), device=args.device)
             torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)

@@ -99,12 +99,12 @@ class TextToText(BaseTask):
 
     def prepare(self, tokenizer: Any) -> None:
         limit = self.recipe.sequence_length
-        pairs = self.pairs["train"]
-        ids = _encoded(tokenizer, pairs)
-        short = ids.filter(lambda row: len(row["input_ids"]) <= limit and len(row["labels"]) <= limit)
-        if not len(short):
-            raise RecipeError(f"every train pair has more than sequence_length={limit} tokens")
-        self.rows = {"train": short}
+        if pairs := self.pairs.get("train"):
+            ids = _encoded(tokenizer, pairs)
+            short = ids.filter(lambda row: len(row["input_ids"]) <= limit and len(row["labels"]) <= limit)
+            if not len(short):
+                raise RecipeError(f"every train pair has more than sequence_length={limit} tokens")
+            self.rows["train"] = short
         if self.references["validation"]:
             some = list(self.references["validation"].items())[: self.recipe.validation_examples]
             # similar lengths stand together in a batch
