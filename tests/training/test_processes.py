@@ -302,7 +302,7 @@ def test_commands(folder: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--main_process_port", str(port), "-m", "mega_transformers", *command]
     again = subprocess.run(
         [*launch, "--max-hours", "1e-6"], env=environment(folder), capture_output=True, text=True, timeout=120

@@ -110,6 +110,11 @@ def train(
         if isinstance(error, OSError) or os.environ.get("LOCAL_RANK", "0") == "0":
             Console(stderr=True).print(f"Error: {error}", style="red", markup=False)
         raise typer.Exit(2) from error
+    except RuntimeError as error:
+        if "Connection closed by peer" not in str(error):
+            raise
+        # another process has ended, and has said why
+        raise typer.Exit(2) from error
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     if results is None:

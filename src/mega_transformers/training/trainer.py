@@ -158,8 +158,9 @@ class RecipeSeq2SeqTrainer(RecipeTrainerMixin, Seq2SeqTrainer):
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers', but for the loss."""
-        smoother, self._sums = self.label_smoother, torch.zeros(2)
-        self.label_smoother = self._plain_loss  # type: ignore[assignment]
+        smoother: Any = self.label_smoother
+        self.label_smoother: Any = self._plain_loss
+        self._sums = torch.zeros(2)
         try:
             output: Any = super().evaluation_loop(*args, **kwargs)
         finally:
