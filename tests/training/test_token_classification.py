@@ -142,7 +142,7 @@ def test_metrics_by_hand(tmp_path):
     assert found["f1"] == pytest.approx(0.4)
     # tags that mark no entities have no entity scores
     task.labels = ["ADJ", "DET", "NOUN", "VERB", "X"]
-    assert set(task._metrics(EvalPrediction(logits, labels))) == {"accuracy", "f1_macro", "words"}
+    assert set(task._metrics(EvalPrediction(logits, labels))) == {"loss", "accuracy", "f1_macro", "words"}
 
 
 def test_no_sentence_has_two_roles(tmp_path):
