@@ -1,4 +1,4 @@
-"""What most tasks have in common."""
+"""What a task does with a recipe, and what most tasks have in common."""
 
 from __future__ import annotations
 
@@ -15,12 +15,29 @@ from transformers import EvalPrediction, TrainingArguments
 from ...errors import RecipeError
 from ...evaluation.texts import safe_exp
 from .. import data, models
+from ..lra import listops_tokenizer
 from ..tokenizer import byte_tokenizer, train_tokenizer
 from ..trainer import Epoch, RecipeTrainer
 
 
-class BaseTask:
-    """See `tasks.Task`."""
+class Task:
+    """A recipe's rows, model, scores and words about them. Methods raise RecipeError for what cannot work.
+
+    Args:
+        recipe: What to train.
+        data_dir: Folder that its files are in.
+
+    Attributes:
+        rows: After `prepare`, role -> what the model is trained or evaluated on.
+        notes: After `prepare`, sentences about them to be shown.
+        labels: The classes or tags of a model to evaluate, if given before `prepare`; else those of the training rows.
+        pipeline_tag, library_name: Names on the model hub, of the task and of what loads the model.
+        columns: Metric -> title and format, for tables.
+        streams: Whether training rows may be read while training.
+        add_eos, add_prefix_space: Of a tokenizer to be trained: whether it puts an end after a text, and whether a
+            word at its start is the same token as after a space.
+        example, call: For the model card: a text, and how the pipeline is called with it.
+    """
 
     auto_class: Any
     pipeline_tag: str
@@ -29,13 +46,12 @@ class BaseTask:
     trainer_class: ClassVar[Any] = RecipeTrainer
     arguments_class: ClassVar[Any] = TrainingArguments
     special_tokens: ClassVar[tuple[str, ...]] = ("cls_token", "sep_token", "pad_token")
-    # whether the tokenizer puts an end after a text
-    add_eos: ClassVar[bool] = True
-    # whether a word at its start is the same token as after a space
-    add_prefix_space: ClassVar[bool] = False
-    labels: Sequence[str] = ()
-    # whether training rows may be read while training
     streams: ClassVar[bool] = True
+    add_eos: ClassVar[bool] = True
+    add_prefix_space: ClassVar[bool] = False
+    example: ClassVar[str] = "A text."
+    call: ClassVar[str] = "model({})"
+    labels: Sequence[str] = ()
 
     def __init__(self, recipe: Any, data_dir: Path) -> None:
         data.check(recipe, data_dir)
@@ -47,6 +63,7 @@ class BaseTask:
         self.notes: list[str] = []
 
     def arguments(self) -> dict[str, Any]:
+        """Fields of the `TrainingArguments` that the task decides; the recipe's go before them."""
         return {}
 
     def texts(self) -> Any:
@@ -54,53 +71,52 @@ class BaseTask:
         raise NotImplementedError
 
     def train_tokenizer(self) -> Any:
-        wanted = self.recipe.tokenizer
+        """The tokenizer that the recipe describes, from the train texts."""
+        wanted, length = self.recipe.tokenizer, self.recipe.sequence_length
         if wanted.kind == "bytes":
-            return byte_tokenizer(self.recipe.sequence_length, self.add_eos, self.add_prefix_space)
+            return byte_tokenizer(length, self.add_eos, self.add_prefix_space)
         if wanted.kind == "listops":
-            from ..lra import listops_tokenizer
-
-            return listops_tokenizer(self.recipe.sequence_length)
+            return listops_tokenizer(length)
         if wanted.kind == "symbols":
             raise RecipeError(f"tokenizer.kind='symbols' is for text-to-text, not for {self.recipe.task}")
-        length = self.recipe.sequence_length
         return train_tokenizer(self.texts(), wanted.vocab_size, length, self.add_eos, self.add_prefix_space)
 
     def check_tokenizer(self, tokenizer: Any) -> None:
+        """Refuses a tokenizer that cannot be used."""
         for name in self.special_tokens:
             if getattr(tokenizer, name) is None:
                 raise RecipeError(f"the tokenizer has no {name}, which {self.recipe.task} needs")
 
     def check_model(self, tokenizer: Any) -> None:
-        # the number of a tokenizer's entries or of classes may only be known later; any will do for the other fields
+        """Refuses fields of `model` that cannot be used, before `prepare`."""
         self.config(tokenizer)
 
     def config(self, tokenizer: Any, **decided: Any) -> Any:
-        """The model's configuration."""
+        """The model's configuration; without a tokenizer and labels, one that only shows whether the fields are right."""
         ids = {"vocab_size": 512} if tokenizer is None else models.special_ids(tokenizer)
         return models.build_config(self.recipe, **{**ids, **decided})
 
+    def prepare(self, tokenizer: Any) -> None:
+        """Makes `rows`."""
+        raise NotImplementedError
+
     def validation_rows(self) -> Any:
+        """The rows to evaluate on while training: `validation_examples` of that role."""
         rows, limit = self.rows.get("validation"), self.recipe.validation_examples
         if rows is None or limit is None or limit >= len(rows):
             return rows
         return rows.shuffle(seed=self.recipe.seed).select(range(limit))
 
-    def without_cut(self, role: str, rows: Any) -> Any:
-        """The rows without their column `cut`, whose sum is noted."""
-        cut = sum(rows["cut"][:])
-        if cut:
-            limit = self.recipe.sequence_length
-            self.notes.append(f"{role}: {cut:,} rows are cut to sequence_length={limit} tokens")
-        return rows.remove_columns("cut")
-
     def build_model(self, tokenizer: Any) -> Any:
+        """The model to train, after `prepare`."""
         return models.build_model(self.recipe, self.auto_class, self.config(tokenizer))
 
     def trainer_fields(self, tokenizer: Any, model: Any, epoch: Epoch) -> dict[str, Any]:
+        """Arguments of the trainer: collators, metrics."""
         raise NotImplementedError
 
     def evaluate(self, trainer: Any) -> dict[str, Any]:
+        """For the results: `scores`, role -> system -> metric -> value, and what else the task reports."""
         scores = {}
         for role in ("validation", "test"):
             if role in self.rows:
@@ -110,25 +126,31 @@ class BaseTask:
         return {"scores": scores}
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
+        """Writes what is published, in float32."""
         model.save_pretrained(folder, max_shard_size="1TB")
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
 
-    def usage(self) -> str:
-        example = self.recipe.card.examples[0] if self.recipe.card.examples else self.example
-        call = f"model({json.dumps(example, ensure_ascii=False)})"
+    def quoted_example(self) -> str:
+        """A text to try the model with, as Python writes it."""
+        examples = [*self.recipe.card.examples, self.example]
+        return json.dumps(examples[0], ensure_ascii=False)
+
+    def code(self, path: str) -> str:
+        """Python that uses the model at `path`, a quoted text, for the model card."""
         return (
-            "```python\n"
-            "import mega_transformers  # registers the model with transformers\n"
             "from transformers import pipeline\n\n"
-            f'model = pipeline("{self.pipeline_tag}", model="path/to/{self.recipe.name}")\n'
-            f"{call}\n"
-            "```"
+            f'model = pipeline("{self.pipeline_tag}", model={path})\n'
+            f"{self.call.format(self.quoted_example())}"
         )
 
-    example = "A text."
+    def usage(self) -> str:
+        """How to use the model, in Markdown."""
+        code = self.code(f'"path/to/{self.recipe.name}"')
+        return f"```python\nimport mega_transformers  # registers the model with transformers\n{code}\n```"
 
     def explanation(self, results: dict[str, Any]) -> str:
+        """What the numbers mean, in Markdown."""
         return ""
 
 
@@ -149,14 +171,8 @@ def token_sums(logits: Any, labels: torch.Tensor) -> torch.Tensor:
     logits = (logits if logits.dim() == 2 else logits[there]).float()
     targets = labels[there]
     wide = torch.float32 if logits.device.type == "mps" else torch.float64
-    found = torch.stack(
-        [
-            F.cross_entropy(logits, targets, reduction="none").to(wide),
-            (logits.argmax(-1) == targets).to(wide),
-            torch.ones_like(targets, dtype=wide),
-        ],
-        dim=-1,
-    )
+    nats = F.cross_entropy(logits, targets, reduction="none")
+    found = torch.stack([nats, logits.argmax(-1) == targets, torch.ones_like(targets)], dim=-1).to(wide)
     rows = there.nonzero()[:, 0]
     return torch.zeros(labels.shape[0], 3, dtype=wide, device=logits.device).index_add_(0, rows, found)
 
@@ -166,11 +182,11 @@ def token_metrics(prediction: EvalPrediction) -> dict[str, float]:
     nats, right, count = np.asarray(prediction.predictions).sum(axis=0).tolist()
     if not count:
         raise RecipeError("the evaluation rows have no token to predict; give more text")
+    mean = nats / count
     return {
-        # transformers would take the mean of batches
-        "loss": nats / count,
-        "cross_entropy": nats / count,
-        "perplexity": safe_exp(nats / count),
+        "loss": mean,  # transformers would take the mean of batches
+        "cross_entropy": mean,
+        "perplexity": safe_exp(mean),
         "accuracy": right / count,
         "tokens": int(count),
     }

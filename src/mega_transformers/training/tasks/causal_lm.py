@@ -21,7 +21,7 @@ from .masked_lm import LanguageModel
 
 
 class CausalLM(LanguageModel):
-    """See `tasks.Task`."""
+    """See `base.Task`."""
 
     recipe: CausalLMRecipe
     auto_class = "AutoModelForCausalLM"

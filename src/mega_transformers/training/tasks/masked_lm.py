@@ -12,10 +12,10 @@ from ...evaluation.baselines import Ngram
 from .. import blocks
 from ..recipe import MaskedLMRecipe
 from ..trainer import Epoch
-from .base import BaseTask, token_metrics, token_sums
+from .base import Task, token_metrics, token_sums
 
 
-class LanguageModel(BaseTask):
+class LanguageModel(Task):
     """Running text in blocks."""
 
     recipe: Any
@@ -37,7 +37,7 @@ class LanguageModel(BaseTask):
 
 
 class MaskedLM(LanguageModel):
-    """See `tasks.Task`."""
+    """See `base.Task`."""
 
     recipe: MaskedLMRecipe
     auto_class = "AutoModelForMaskedLM"

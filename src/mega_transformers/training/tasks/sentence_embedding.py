@@ -13,7 +13,7 @@ from ...errors import RecipeError, did_you_mean
 from .. import data, models
 from ..recipe import SentenceEmbeddingRecipe
 from ..trainer import Epoch, RecipeTrainerMixin
-from .base import BaseTask
+from .base import Task
 
 try:
     from sentence_transformers import (  # type: ignore[attr-defined]
@@ -42,8 +42,8 @@ class SentenceTrainer(RecipeTrainerMixin, SentenceTransformerTrainer):
     """sentence-transformers' trainer with what recipes add."""
 
 
-class SentenceEmbedding(BaseTask):
-    """See `tasks.Task`."""
+class SentenceEmbedding(Task):
+    """See `base.Task`."""
 
     recipe: SentenceEmbeddingRecipe
     auto_class = "AutoModel"

@@ -20,13 +20,13 @@ from .. import data
 from ..recipe import TextToTextRecipe
 from ..tokenizer import symbol_tokenizer, train_pair_tokenizer
 from ..trainer import Epoch, RecipeSeq2SeqTrainer
-from .base import BaseTask
+from .base import Task
 
 SHOWN_OUTPUTS = 8
 
 
-class TextToText(BaseTask):
-    """See `tasks.Task`. `pairs` holds each role's pairs, `references` each role's sources with all their targets."""
+class TextToText(Task):
+    """See `base.Task`. `pairs` holds each role's pairs, `references` each role's sources with all their targets."""
 
     recipe: TextToTextRecipe
     auto_class = "AutoModelForSeq2SeqLM"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import DataCollatorForTokenClassification, EvalPrediction
@@ -14,16 +13,16 @@ from ...errors import RecipeError
 from .. import data
 from ..recipe import TokenClassificationRecipe
 from ..trainer import Epoch
-from .base import BaseTask
+from .labels import LabelledTask, arrays, in_order, name_of, shown
 
 
-class TokenClassification(BaseTask):
-    """See `tasks.Task`. After `prepare`, `labels` are the tags in the alphabet's order, or the data set's."""
+class TokenClassification(LabelledTask):
+    """See `base.Task`."""
 
     recipe: TokenClassificationRecipe
     auto_class = "AutoModelForTokenClassification"
     pipeline_tag = "token-classification"
-    streams = False
+    label_column = "tags"
     add_prefix_space = True
     columns: ClassVar[dict[str, tuple[str, str]]] = {
         "accuracy": ("accuracy of words", ".2%"),
@@ -47,55 +46,35 @@ class TokenClassification(BaseTask):
             # both are saved
             tokenizer.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True
 
-    def config(self, tokenizer: Any, **decided: Any) -> Any:
-        # before `prepare` any will do
-        names = dict(enumerate(self.labels or ["O", "X"]))
-        numbers = {name: index for index, name in names.items()}
-        return super().config(tokenizer, id2label=names, label2id=numbers, **decided)
-
     def prepare(self, tokenizer: Any) -> None:
         rows = data.by_role(self.recipe, self.data_dir)
         if not self.labels:
-            names = _names(rows["train"])
-            self.labels = names or sorted(
-                {str(tag) for tags in rows["train"]["tags"][:] for tag in tags if tag is not None}
-            )
+            train = rows["train"]["tags"]
+            self.labels = self.names_of(rows["train"]) or in_order(name_of(tag, None) for tags in train for tag in tags)
         for role, some in rows.items():
-            arguments = {
-                "tokenizer": tokenizer,
-                "limit": self.recipe.sequence_length,
-                "labels": self.labels,
-                "names": _names(some),
-                "role": role,
-            }
-            made = some.map(
-                _encoded, batched=True, with_indices=True, fn_kwargs=arguments, remove_columns=some.column_names
-            )
-            self.rows[role] = self.without_cut(role, made)
+            arguments = {"tokenizer": tokenizer, "labels": self.labels, "names": self.names_of(some)}
+            self.rows[role] = self.mapped(role, some, _encoded, **arguments)
 
     def trainer_fields(self, tokenizer: Any, model: Any, epoch: Epoch) -> dict[str, Any]:
         return {"data_collator": DataCollatorForTokenClassification(tokenizer), "compute_metrics": self._metrics}
 
     def _metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        from seqeval import metrics
         from sklearn.metrics import accuracy_score, f1_score
 
-        logits = prediction.predictions
-        logits = np.asarray(logits[0] if isinstance(logits, tuple) else logits)
-        guesses = logits.argmax(-1)
-        wanted = np.asarray(prediction.label_ids)
-        there = wanted != -100
+        logits, labels = arrays(prediction)
+        there = labels != -100
+        guesses, wanted = logits.argmax(-1)[there], labels[there]
         found = {
-            "loss": F.cross_entropy(torch.from_numpy(logits[there]), torch.from_numpy(wanted[there])).item(),
-            "accuracy": accuracy_score(wanted[there], guesses[there]),
-            "f1_macro": f1_score(wanted[there], guesses[there], average="macro", zero_division=0.0),
-            "words": int(there.sum()),
+            "loss": F.cross_entropy(torch.from_numpy(logits[there]), torch.from_numpy(wanted)).item(),
+            "accuracy": accuracy_score(wanted, guesses),
+            "f1_macro": f1_score(wanted, guesses, average="macro", zero_division=0.0),
+            "words": len(wanted),
         }
         if all(name == "O" or name[:2] in ("B-", "I-", "E-", "S-") for name in self.labels):
-            from seqeval import metrics
-
             named = [
-                [[self.labels[int(tag)] for tag in row[keep]] for row, keep in zip(tags, there)]
-                for tags in (wanted, guesses)
+                [[self.labels[tag] for tag in row[words]] for row, words in zip(tags, there)]
+                for tags in (labels, logits.argmax(-1))
             ]
             for name in ("precision", "recall", "f1"):
                 found[name] = float(getattr(metrics, f"{name}_score")(*named, zero_division=0))
@@ -103,41 +82,35 @@ class TokenClassification(BaseTask):
 
     def explanation(self, results: dict[str, Any]) -> str:
         return (
-            f"A word's tag is that of its first token. Tags: {', '.join(self.labels)}. F1 of entities is seqeval's: "
-            "an entity counts if its tag and both of its ends are right."
+            f"A word's tag is that of its first token. Tags: {self.shown_labels()}. F1 of entities is seqeval's: an "
+            "entity counts if its tag and both of its ends are right."
         )
-
-
-def _names(rows: Any) -> list[str] | None:
-    """What a data set calls the numbers that its tags are; None for other tags."""
-    return getattr(getattr(rows.features["tags"], "feature", None), "names", None)
 
 
 def _encoded(
     batch: dict[str, Any],
     indices: list[int],
-    tokenizer: Any,
+    where: str,
     limit: int,
+    tokenizer: Any,
     labels: list[str],
     names: list[str] | None,
-    role: str,
 ) -> dict[str, Any]:
     encoded = tokenizer(
         batch["tokens"], is_split_into_words=True, truncation=True, max_length=limit, split_special_tokens=True
     )
-    numbers, found = {name: index for index, name in enumerate(labels)}, []
+    numbers = {name: index for index, name in enumerate(labels)}
+    found = []
     for row, (words, tags) in enumerate(zip(batch["tokens"], batch["tags"])):
-        where = f"data, {role} row {indices[row] + 1}"
+        place = f"{where} {indices[row] + 1}"
         if len(words) != len(tags):
-            raise RecipeError(f"{where}: {len(words)} tokens, but {len(tags)} tags")
-        named = [names[tag] if names and tag is not None and tag >= 0 else str(tag) for tag in tags]
-        unknown = [tag for tag, name in zip(tags, named) if name not in numbers]
-        if unknown:
-            raise RecipeError(f"{where}: the tag {unknown[0]!r} is unknown; known are {', '.join(labels[:20])}")
-        places = [None, *encoded.word_ids(row)]
-        found.append(
-            [-100 if word is None or word == before else numbers[named[word]] for before, word in pairwise(places)]
-        )
+            raise RecipeError(f"{place}: {len(words)} tokens, but {len(tags)} tags")
+        known = [numbers.get(name_of(tag, names)) for tag in tags]
+        if None in known:
+            raise RecipeError(f"{place}: the tag {tags[known.index(None)]!r} is unknown; known are {shown(labels)}")
+        # only a word's first token has its tag
+        places = pairwise([None, *encoded.word_ids(row)])
+        found.append([-100 if word is None or word == before else known[word] for before, word in places])
     return {
         "input_ids": encoded["input_ids"],
         "labels": found,
