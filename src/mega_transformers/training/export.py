@@ -33,19 +33,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def export_model(model: Any, tokenizer: Any, folder: Path, report: Report) -> int:
-    """Writes a model to be published, in place of an older one in `folder`.
+    """Writes a model to be published, in place of an older one in `folder`; returns the bytes written.
 
     Weights are stored in float16, but for the EMA's parameters, whose decays are too close to 1 for it; the
     configuration says float32, so that loading gives float32.
-
-    Args:
-        model: The model; it is not changed.
-        tokenizer: Its tokenizer; None if it has none.
-        folder: Where to.
-        report: What the model card and the log of the training say.
-
-    Returns:
-        Bytes written.
     """
     from .card import render
 
@@ -55,11 +46,11 @@ def export_model(model: Any, tokenizer: Any, folder: Path, report: Report) -> in
     try:
         report.task.save(model, tokenizer, partial)
         _halve_weights(partial)
-        for path in partial.rglob("tokenizer.json"):
+        for path in partial.rglob("tokenizer.json"):  # without its white space
             value = json.loads(path.read_text(encoding="utf-8"))
             path.write_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
-        log = [_rounded(entry) for entry in report.log if "loss" in entry or "eval_loss" in entry]
-        lines = ",\n".join(json.dumps(entry) for entry in log)
+        log = [entry for entry in report.log if "loss" in entry or "eval_loss" in entry]
+        lines = ",\n".join(map(json.dumps, log))
         (partial / "training_log.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
         write_json(partial / "results.json", report.results)
         has_plot = _plot(log, partial / "loss.png")
@@ -89,19 +80,12 @@ def _halve_weights(folder: Path) -> None:
             write_json(config, {**json.loads(config.read_text(encoding="utf-8")), "dtype": "float32"})
 
 
-def _rounded(entry: dict[str, float]) -> dict[str, float]:
-    return {key: float(f"{value:.5g}") if isinstance(value, float) else value for key, value in entry.items()}
-
-
 def _plot(log: list[dict[str, float]], path: Path) -> bool:
     """The course of the losses as a picture, if matplotlib is there."""
     try:
-        import matplotlib
+        from matplotlib.figure import Figure
     except ImportError:
         return False
-    matplotlib.use("agg")
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     axes = figure.subplots()
     for key, name, marker in (("loss", "training", None), ("eval_loss", "validation", "o")):
@@ -109,7 +93,6 @@ def _plot(log: list[dict[str, float]], path: Path) -> bool:
         if points:
             axes.plot(*zip(*points), label=name, marker=marker, markersize=3)
     axes.set(xlabel="step", ylabel="loss")
-    axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=100)
+    figure.savefig(path)
     return True

@@ -13,6 +13,7 @@ import pickle
 import wave
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,15 +23,14 @@ from ..errors import RecipeError
 from .lra_generators import GENERATORS, LISTOPS_VOCABULARY, Row, listops_tokenizer
 
 Reader = Callable[[Path], Iterator[Row]]
-
-AAN_LABELS = {"0": 0, "0.0": 0, "1": 1, "1.0": 1}
+READERS: dict[str, Reader] = {}
 CIFAR_ROW = 1 + 3 * 1024
 # it has no bytes in the release
 EMPTY_IMAGE = ("pathfinder32", "curv_baseline", "imgs", "0", "sample_172.png")
 
 
 def _reader(read: Reader) -> Reader:
-    """`read` with a RecipeError for what cannot be opened, and for what holds nothing."""
+    """Makes `read_name` one of the `READERS`: with a RecipeError for what cannot be opened, or holds nothing."""
 
     @functools.wraps(read)
     def checked(path: Path) -> Iterator[Row]:
@@ -41,34 +41,44 @@ def _reader(read: Reader) -> Reader:
                 yield row
         except (OSError, EOFError, zlib.error) as error:
             raise RecipeError(f"cannot read {path}: {error}") from None
-        if empty:
-            raise RecipeError(f"{path} holds no rows")
+        _check(not empty, path, "it holds no rows")
 
+    READERS[read.__name__.removeprefix("read_")] = checked
     return checked
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines of a text with their numbers; only a line feed ends one, since texts may hold other such characters."""
-    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+def _check(right: bool, where: str | Path, wanted: str, found: Any = None) -> None:
+    """Refuses a file, or a line of it, that is not as it must be."""
+    if not right:
+        raise RecipeError(f"{where}: {wanted}" + ("" if found is None else f"; got {str(found)[:80]!r}"))
+
+
+def _opened(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _lines(path: Path) -> Iterator[tuple[str, str]]:
+    """The lines of a text, each behind its name for errors; only a line feed ends one: texts hold other signs."""
+    with _opened(path) as file:
         for number, line in enumerate(file, start=1):
+            where = f"{path}, line {number}"
             try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+                yield where, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
-                raise RecipeError(f"{path}, line {number}: it is not UTF-8 ({error.reason})") from None
+                raise RecipeError(f"{where}: it is not UTF-8 ({error.reason})") from None
 
 
 @_reader
 def read_listops(path: Path) -> Iterator[Row]:
     """`basic_{train,val,test}.tsv`. Parentheses, which only group in pairs, go as in the arena's own pipeline."""
-    for number, line in _lines(path):
+    lines = _lines(path)
+    for where, line in islice(lines, 1):
+        _check(line == "Source\tTarget", where, "it must name the columns Source and Target", line)
+    for where, line in lines:
         source, _, target = line.partition("\t")
         words = source.replace("(", "").replace(")", "").split()
-        if number == 1:
-            if (source, target) != ("Source", "Target"):
-                raise RecipeError(f"{path}, line 1: it must name the columns Source and Target; got {line[:80]!r}")
-            continue
-        if not words or not set(words).issubset(LISTOPS_VOCABULARY) or target not in list("0123456789"):
-            raise RecipeError(f"{path}, line {number}: it is no expression of ListOps and a digit; got {line[:80]!r}")
+        right = bool(words) and {*words} <= {*LISTOPS_VOCABULARY} and target in [*"0123456789"]
+        _check(right, where, "it must be an expression of ListOps and a digit", line)
         yield {"text": " ".join(words), "label": int(target)}
 
 
@@ -79,21 +89,18 @@ def read_imdb(path: Path) -> Iterator[Row]:
     if path.is_dir():
         files = [file for label in ("neg", "pos") for file in sorted((path / label).glob("*.txt"))]
     for file in files:
-        if file.parent.name not in ("neg", "pos"):
-            raise RecipeError(f"{file} must lie in a folder neg or pos, which is its label")
+        _check(file.parent.name in ("neg", "pos"), file, "it must lie in a folder neg or pos, which is its label")
         yield {"text": "\n".join(line for _, line in _lines(file)), "label": file.parent.name}
 
 
 @_reader
 def read_aan(path: Path) -> Iterator[Row]:
     """`new_aan_pairs.{train,eval,test}.tsv`: label, two ids and two texts, without names of columns and quotes."""
-    for number, line in _lines(path):
+    for where, line in _lines(path):
         fields = line.split("\t")
-        if len(fields) != 5:
-            raise RecipeError(f"{path}, line {number}: it must have 5 columns, separated by tabs; got {len(fields)}")
-        if fields[0] not in AAN_LABELS:
-            raise RecipeError(f"{path}, line {number}: the label must be 0.0 or 1.0; got {fields[0][:80]!r}")
-        yield {"text": fields[3], "text_pair": fields[4], "label": AAN_LABELS[fields[0]]}
+        _check(len(fields) == 5, where, f"it must have 5 columns, separated by tabs; got {len(fields)}")
+        _check(fields[0] in ("0", "0.0", "1", "1.0"), where, "the label must be 0.0 or 1.0", fields[0])
+        yield {"text": fields[3], "text_pair": fields[4], "label": int(fields[0][0])}
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -111,24 +118,22 @@ class _ArrayUnpickler(pickle.Unpickler):
 @_reader
 def read_cifar10(path: Path) -> Iterator[Row]:
     """`data_batch_1.bin` (the binary version), or `data_batch_1` (the Python version), and so on; in grey."""
-    try:
-        if path.suffix == ".bin":
-            rows = np.frombuffer(path.read_bytes(), np.uint8).reshape(-1, CIFAR_ROW)
-            labels, pixels = rows[:, 0], rows[:, 1:]
-        else:
-            with path.open("rb") as file:
+    with path.open("rb") as file:
+        try:
+            if path.suffix == ".bin":
+                rows = np.frombuffer(file.read(), np.uint8).reshape(-1, CIFAR_ROW)
+                labels, pixels = rows[:, 0], rows[:, 1:]
+            else:
                 batch = _ArrayUnpickler(file, encoding="bytes").load()
-            labels, pixels = np.asarray(batch[b"labels"]), batch[b"data"]
-        if pixels.shape != (len(labels), CIFAR_ROW - 1) or pixels.dtype != np.uint8 or labels.dtype.kind not in "iu":
-            raise ValueError("its arrays have other shapes or types")
-    except OSError:
-        raise
-    except Exception as error:  # what is no such pickle may raise anything
-        raise RecipeError(f"{path} is no batch of CIFAR-10: {error}") from None
-    for row, (label, colours) in enumerate(zip(labels, pixels), start=1):
-        if not 0 <= label <= 9:
-            raise RecipeError(f"{path}, row {row}: the label must be 0 to 9; got {label}")
-        yield {"values": grey(*colours.reshape(3, -1)), "label": int(label)}
+                labels, pixels = np.asarray(batch[b"labels"]), batch[b"data"]
+            colours = pixels.reshape(len(labels), 3, 1024)
+            if pixels.dtype != np.uint8 or labels.dtype.kind not in "iu":
+                raise ValueError("its arrays have other types")
+        except Exception as error:  # what is no such pickle may raise anything
+            raise RecipeError(f"{path} is no batch of CIFAR-10: {error}") from None
+    for row, (label, channels) in enumerate(zip(labels, colours), start=1):
+        _check(0 <= label <= 9, f"{path}, row {row}", "the label must be 0 to 9", label)
+        yield {"values": grey(*channels), "label": int(label)}
 
 
 def grey(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarray:
@@ -144,20 +149,18 @@ def read_pathfinder(path: Path) -> Iterator[Row]:
     if path.is_dir():
         folder, files = path, sorted((path / "metadata").glob("*.npy"), key=lambda file: (len(file.name), file.name))
     for file in files:
-        for number, line in _lines(file):
-            words, where = line.split(), f"{file}, line {number}"
-            if len(words) < 4 or words[3] not in ("0", "1"):
-                raise RecipeError(f"{where}: it must be folder, file, number and label; got {line[:80]!r}")
+        for where, line in _lines(file):
+            words = line.split()
+            right = len(words) >= 4 and words[3] in ("0", "1")
+            _check(right, where, "it must be folder, file, number and label", line)
             image = folder / words[0] / words[1]
             if image.absolute().parts[-len(EMPTY_IMAGE) :] != EMPTY_IMAGE:
                 yield {"values": _pixels(image, where), "label": int(words[3])}
 
 
 def _pixels(path: Path, where: str) -> np.ndarray:
-    try:
-        from PIL import Image
-    except ImportError:
-        raise RecipeError("images are read with Pillow; install it: pip install pillow") from None
+    from PIL import Image
+
     try:
         with Image.open(path) as image:
             return np.array(image.convert("L")).reshape(-1)
@@ -168,23 +171,21 @@ def _pixels(path: Path, where: str) -> np.ndarray:
 @_reader
 def read_idx(path: Path) -> Iterator[Row]:
     """`train-images-idx3-ubyte` and such, `.gz` too, with `train-labels-idx1-ubyte` beside it."""
-    if "images" not in path.name:
-        raise RecipeError(f"{path} must have images in its name, in whose place its labels have labels")
-    name = path.name.replace("images", "labels").replace("idx3", "idx1").removesuffix(".gz")
-    plain, packed = path.with_name(name), path.with_name(f"{name}.gz")
-    images, labels = _idx_array(path, 3), _idx_array(plain if plain.exists() else packed, 1)
-    if len(images) != len(labels):
-        raise RecipeError(f"{path} has {len(images)} images, but {len(labels)} labels beside it")
+    _check("images" in path.name, path, "it must have images in its name, in whose place its labels have labels")
+    plain = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1").removesuffix(".gz"))
+    images, labels = _idx_array(path, 3), _idx_array(plain if plain.exists() else Path(f"{plain}.gz"), 1)
+    _check(len(images) == len(labels), path, f"it has {len(images)} images, but {len(labels)} labels beside it")
     for image, label in zip(images, labels):
         yield {"values": image.reshape(-1), "label": int(label)}
 
 
 def _idx_array(path: Path, dimensions: int) -> np.ndarray:
-    data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    with _opened(path) as file:
+        data = file.read()
     start = 4 + 4 * dimensions
     shape = [int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4)]
-    if data[:4] != bytes([0, 0, 8, dimensions]) or len(data) != start + math.prod(shape):
-        raise RecipeError(f"{path} is no idx file of {dimensions} dimensions of bytes, or it is cut off")
+    right = data[:4] == bytes([0, 0, 8, dimensions]) and len(data) == start + math.prod(shape)
+    _check(right, path, f"it is no idx file of {dimensions} dimensions of bytes, or it is cut off")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
@@ -210,25 +211,15 @@ def wav_samples(file: str | IO[bytes], where: str) -> np.ndarray:
     """
     try:
         with wave.open(file) as sound:
-            kind = sound.getnchannels(), sound.getsampwidth()
+            channels, size = sound.getnchannels(), sound.getsampwidth()
             data = sound.readframes(sound.getnframes())
     except (wave.Error, EOFError) as error:
         raise RecipeError(f"{where} is no sound in PCM: {error}") from None
-    if kind not in ((1, 1), (1, 2), (1, 4)) or not data or len(data) % kind[1]:
-        raise RecipeError(f"{where} must be a mono sound of 8, 16 or 32 bits, and not empty or cut off")
+    right = channels == 1 and size in (1, 2, 4) and len(data) > 0 and len(data) % size == 0
+    _check(right, where, "it must be a mono sound of 8, 16 or 32 bits, and not empty or cut off")
     # samples of one byte have no sign, others do
-    samples, half = np.frombuffer(data, "u1" if kind[1] == 1 else f"<i{kind[1]}"), 2.0 ** (8 * kind[1] - 1)
-    return (samples / half - (kind[1] == 1)).astype(np.float32)
+    samples = np.frombuffer(data, "u1" if size == 1 else f"<i{size}") / 2.0 ** (8 * size - 1)
+    return (samples - (size == 1)).astype(np.float32)
 
-
-READERS: dict[str, Reader] = {
-    "listops": read_listops,
-    "imdb": read_imdb,
-    "aan": read_aan,
-    "cifar10": read_cifar10,
-    "pathfinder": read_pathfinder,
-    "idx": read_idx,
-    "wav": read_wav,
-}
 
 __all__ = ["GENERATORS", "READERS", "Reader", "Row", "listops_tokenizer"]

@@ -9,8 +9,8 @@ from ..recipe import Recipe
 from .base import Task
 
 _CLASSES = {
-    "masked-lm": "masked_lm.MaskedLM",
-    "causal-lm": "causal_lm.CausalLM",
+    "masked-lm": "language_models.MaskedLM",
+    "causal-lm": "language_models.CausalLM",
     "text-to-text": "text_to_text.TextToText",
     "sequence-classification": "sequence_classification.SequenceClassification",
     "token-classification": "token_classification.TokenClassification",

@@ -32,6 +32,7 @@ class Task:
         notes: After `prepare`, sentences about them to be shown.
         labels: The classes or tags of a model to evaluate, if given before `prepare`; else those of the training rows.
         pipeline_tag, library_name: Names on the model hub, of the task and of what loads the model.
+        text_columns: Of rows, for `texts`.
         columns: Metric -> title and format, for tables.
         streams: Whether training rows may be read while training.
         add_eos, add_prefix_space: Of a tokenizer to be trained: whether it puts an end after a text, and whether a
@@ -41,6 +42,7 @@ class Task:
 
     auto_class: Any
     pipeline_tag: str
+    text_columns: ClassVar[tuple[str, ...]] = ()
     library_name: ClassVar[str] = "transformers"
     columns: ClassVar[dict[str, tuple[str, str]]] = {}
     trainer_class: ClassVar[Any] = RecipeTrainer
@@ -67,8 +69,10 @@ class Task:
         return {}
 
     def texts(self) -> Any:
-        """The train texts, for a tokenizer."""
-        raise NotImplementedError
+        """The train texts, for a tokenizer; a list is that of a text's words."""
+        rows = data.by_role(self.recipe, self.data_dir)["train"]
+        texts = (text for batch in rows.iter(1000) for name in self.text_columns for text in batch.get(name, []))
+        return (" ".join(text) if isinstance(text, list) else str(text) for text in texts)
 
     def train_tokenizer(self) -> Any:
         """The tokenizer that the recipe describes, from the train texts."""
@@ -92,7 +96,7 @@ class Task:
         self.config(tokenizer)
 
     def config(self, tokenizer: Any, **decided: Any) -> Any:
-        """The model's configuration; without a tokenizer and labels, one that only shows whether the fields are right."""
+        """The model's configuration; before `prepare`, one that only shows whether the fields are right."""
         ids = {"vocab_size": 512} if tokenizer is None else models.special_ids(tokenizer)
         return models.build_config(self.recipe, **{**ids, **decided})
 
@@ -107,6 +111,10 @@ class Task:
             return rows
         return rows.shuffle(seed=self.recipe.seed).select(range(limit))
 
+    def judged(self) -> list[str]:
+        """The roles whose rows a finished model is evaluated on."""
+        return [role for role in ("validation", "test") if role in self.rows]
+
     def build_model(self, tokenizer: Any) -> Any:
         """The model to train, after `prepare`."""
         return models.build_model(self.recipe, self.auto_class, self.config(tokenizer))
@@ -118,11 +126,9 @@ class Task:
     def evaluate(self, trainer: Any) -> dict[str, Any]:
         """For the results: `scores`, role -> system -> metric -> value, and what else the task reports."""
         scores = {}
-        for role in ("validation", "test"):
-            if role in self.rows:
-                found = trainer.evaluate(self.rows[role], metric_key_prefix=role)
-                found = {key.removeprefix(f"{role}_"): value for key, value in found.items()}
-                scores[role] = {"model": {key: found[key] for key in self.columns if key in found}}
+        for role in self.judged():
+            found = trainer.evaluate(self.rows[role], metric_key_prefix=role)
+            scores[role] = {"model": {key: found[f"{role}_{key}"] for key in self.columns if f"{role}_{key}" in found}}
         return {"scores": scores}
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:

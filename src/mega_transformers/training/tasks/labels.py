@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from .base import Task
 
 
 class LabelledTask(Task):
-    """A task whose `labels` are what the data set calls them, else those of the training rows in order."""
+    """A task whose rows have labels, in `label_column`."""
 
     streams = False
     label_column: ClassVar[str]
@@ -27,14 +27,16 @@ class LabelledTask(Task):
         feature = rows.features[self.label_column]
         return getattr(getattr(feature, "feature", feature), "names", None)
 
-    def mapped(self, role: str, rows: Any, function: Any, **arguments: Any) -> Any:
-        """What `function` makes of batches of rows; how many of them it cuts is noted.
+    def classes_of(self, train: Any) -> list[str]:
+        """What the data set calls the labels; else those of the rows, numbers by their size before names."""
+        labels = train[self.label_column][:]
+        values = {one for label in labels for one in (label if isinstance(label, list) else [label])}
+        return self.names_of(train) or sorted({name_of(one, None) for one in values} - {""}, key=_numbers_first)
 
-        Args:
-            role, rows: The rows.
-            function: Takes a batch, the rows' numbers, `where` (what errors call a row), `limit`, and `arguments`.
-                Where texts are cut, it tells so in a column `cut`.
-            arguments: For it.
+    def mapped(self, role: str, rows: Any, function: Any, **arguments: Any) -> Any:
+        """What `function` makes of batches of rows; how many its column `cut` says are cut is noted.
+
+        It takes a batch, the rows' numbers, `where` (what errors call a row), `limit` and `arguments`.
         """
         limit = self.recipe.sequence_length
         made = rows.map(
@@ -50,10 +52,6 @@ class LabelledTask(Task):
             self.notes.append(f"{role}: {cut:,} rows are cut to sequence_length={limit} tokens")
         return made.remove_columns("cut")
 
-    def shown_labels(self) -> str:
-        """The labels for a model card."""
-        return ", ".join(self.labels) if len(self.labels) <= 50 else f"{len(self.labels)} different ones"
-
 
 def name_of(value: Any, names: list[str] | None) -> str:
     """The name of a label; empty if it is missing."""
@@ -64,21 +62,16 @@ def name_of(value: Any, names: list[str] | None) -> str:
     return "" if value is None else str(value)
 
 
-def in_order(labels: Iterable[str]) -> list[str]:
-    """Different labels, but the missing one: numbers by their size, then names in the alphabet's order."""
-
-    def place(label: str) -> tuple[bool, float, str]:
-        try:
-            return False, float(label), label
-        except ValueError:
-            return True, 0.0, label
-
-    return sorted({*labels} - {""}, key=place)
+def _numbers_first(label: str) -> tuple[bool, float, str]:
+    try:
+        return False, float(label), label
+    except ValueError:
+        return True, 0.0, label
 
 
-def shown(labels: list[str]) -> str:
-    """Labels for an error: the first ones."""
-    return ", ".join(labels[:20]) + ", ..." * (len(labels) > 20)
+def shown(labels: Sequence[str]) -> str:
+    """The first labels."""
+    return ", ".join(labels[:30]) + ", ..." * (len(labels) > 30)
 
 
 def arrays(prediction: EvalPrediction) -> tuple[np.ndarray, np.ndarray]:

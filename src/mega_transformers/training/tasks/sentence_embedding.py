@@ -29,15 +29,6 @@ except ImportError:
     ) from None
 
 
-COLUMNS = ("anchor", "positive", "negative", "score")
-
-
-def _needs_model_only(loss: Any) -> bool:
-    some = inspect.signature(loss).parameters.values()
-    needed = [one.name for one in some if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
-    return needed in ([], ["model"])
-
-
 class SentenceTrainer(RecipeTrainerMixin, SentenceTransformerTrainer):
     """sentence-transformers' trainer with what recipes add."""
 
@@ -48,6 +39,7 @@ class SentenceEmbedding(Task):
     recipe: SentenceEmbeddingRecipe
     auto_class = "AutoModel"
     pipeline_tag = "sentence-similarity"
+    text_columns = ("anchor", "positive", "negative")
     library_name = "sentence-transformers"
     trainer_class = SentenceTrainer
     arguments_class = SentenceTransformerTrainingArguments
@@ -62,22 +54,16 @@ class SentenceEmbedding(Task):
     def __init__(self, recipe: Any, data_dir: Path) -> None:
         super().__init__(recipe, data_dir)
         known = [name for name in dir(losses) if name.endswith("Loss") and _needs_model_only(getattr(losses, name))]
-        if self.recipe.loss is not None and self.recipe.loss not in known:
-            raise RecipeError(
-                f"loss={recipe.loss!r} is unknown; {did_you_mean(recipe.loss, known, 'see its documentation')}"
-            )
-
-    def texts(self) -> Any:
-        rows = data.by_role(self.recipe, self.data_dir)["train"]
-        names = [name for name in COLUMNS[:3] if name in rows.column_names]
-        return (str(text) for batch in rows.iter(1000) for name in names for text in batch[name])
+        if recipe.loss is not None and recipe.loss not in known:
+            hint = did_you_mean(recipe.loss, known, "see its documentation")
+            raise RecipeError(f"loss={recipe.loss!r} is unknown; {hint}")
 
     def prepare(self, tokenizer: Any) -> None:
         for role, rows in data.by_role(self.recipe, self.data_dir).items():
-            rows = rows.select_columns([name for name in COLUMNS if name in rows.column_names])
-            kinds = {name: Value("float32" if name == "score" else "string") for name in rows.column_names}
+            names = [name for name in (*self.text_columns, "score") if name in rows.column_names]
+            kinds = {name: Value("float32" if name == "score" else "string") for name in names}
             try:
-                self.rows[role] = rows.cast(Features(kinds))
+                self.rows[role] = rows.select_columns(names).cast(Features(kinds))
             except ValueError as error:
                 raise RecipeError(f"data, {role}: texts must be texts, and scores numbers: {error}") from None
 
@@ -102,40 +88,38 @@ class SentenceEmbedding(Task):
         from sentence_transformers.evaluation import EmbeddingSimilarityEvaluator, InformationRetrievalEvaluator
 
         rows = self.rows[role]
-        rows = rows.select(range(min(limit or len(rows), len(rows))))
+        rows = rows.take(min(limit or len(rows), len(rows)))
         if "score" in rows.column_names:
             return EmbeddingSimilarityEvaluator(rows["anchor"], rows["positive"], rows["score"], write_csv=False)
-        positives = list(dict.fromkeys(rows["positive"]))
-        place = {text: str(index) for index, text in enumerate(positives)}
-        wanted: dict[str, set[str]] = {}
+        # texts stand for themselves; each different one counts once
+        relevant: dict[str, set[str]] = {}
         for anchor, positive in zip(rows["anchor"], rows["positive"]):
-            wanted.setdefault(anchor, set()).add(place[positive])
-        queries = {str(index): text for index, text in enumerate(wanted)}
-        corpus = {number: text for text, number in place.items()}
-        relevant = {number: wanted[text] for number, text in queries.items()}
+            relevant.setdefault(anchor, set()).add(positive)
+        queries, corpus = ({text: text for text in texts} for texts in (relevant, rows["positive"]))
         return InformationRetrievalEvaluator(queries, corpus, relevant, write_csv=False)
 
     def evaluate(self, trainer: Any) -> dict[str, Any]:
         """Of each text the rank of its partner among all partners of the role; or the correlation with scores."""
         model = trainer.accelerator.unwrap_model(trainer.model)
         scores = {}
-        for role in ("validation", "test"):
-            if role in self.rows:
-                found = self._evaluator(role, None)(model)
-                kept = {key: float(found[key]) for key in self.columns if key in found}
-                scores[role] = {"model": {**kept, "examples": len(self.rows[role])}}
+        for role in self.judged():
+            found = {**self._evaluator(role, None)(model), "examples": len(self.rows[role])}
+            scores[role] = {"model": {key: found[key] for key in self.columns if key in found}}
         return {"scores": scores}
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
         model.save_pretrained(str(folder), create_model_card=False)
 
-    def usage(self) -> str:
+    def code(self, path: str) -> str:
         return (
-            "```python\n"
-            "import mega_transformers  # registers the model with transformers\n"
             "from sentence_transformers import SentenceTransformer\n\n"
-            f'model = SentenceTransformer("path/to/{self.recipe.name}")\n'
+            f"model = SentenceTransformer({path})\n"
             'vectors = model.encode(["A text.", "Another text."])\n'
-            "print(model.similarity(vectors, vectors))\n"
-            "```"
+            "print(model.similarity(vectors, vectors))"
         )
+
+
+def _needs_model_only(loss: Any) -> bool:
+    some = inspect.signature(loss).parameters.values()
+    needed = [one.name for one in some if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
+    return needed in ([], ["model"])

@@ -19,7 +19,7 @@ from .. import data
 from ..lra import wav_samples
 from ..recipe import Normalization, SequenceClassificationRecipe
 from ..trainer import Epoch
-from .labels import LabelledTask, arrays, in_order, name_of, shown
+from .labels import LabelledTask, arrays, name_of, shown
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 TEXTS = ("text", "text_pair")
@@ -34,6 +34,7 @@ class SequenceClassification(LabelledTask):
     auto_class: Any = "AutoModelForSequenceClassification"
     pipeline_tag = "text-classification"
     special_tokens = ("pad_token",)
+    text_columns = TEXTS
     label_column = "label"
     problem_type: str = SINGLE
     # whether values are pixels, to be divided by 255
@@ -50,16 +51,15 @@ class SequenceClassification(LabelledTask):
 
     def __init__(self, recipe: Any, data_dir: Any) -> None:
         super().__init__(recipe, data_dir)
-        self.apart = recipe.text_pairs == "apart"
         if self.apart:
             self.auto_class = MegaForSequencePairClassification
         if self.apart or recipe.input != "tokens":
-            # what no pipeline of transformers does
-            self.pipeline_tag = "other"
+            self.pipeline_tag = "other"  # no pipeline of transformers does it
 
-    def texts(self) -> Any:
-        rows = data.by_role(self.recipe, self.data_dir)["train"]
-        return (str(text) for batch in rows.iter(1000) for name in TEXTS for text in batch.get(name, []))
+    @property
+    def apart(self) -> bool:
+        """Whether both texts of a pair are read apart."""
+        return self.recipe.text_pairs == "apart"
 
     def config(self, tokenizer: Any, **decided: Any) -> Any:
         values = self.recipe.input == "values"
@@ -96,26 +96,22 @@ class SequenceClassification(LabelledTask):
             rows = rows.cast_column("values", Audio(decode=False))
         elif not isinstance(feature, Image):
             rows = rows.with_format("numpy")
-        dtype = "uint8" if self.grey else "int16" if pixels else "float32"
-        return self.mapped(role, rows, _values, pixels=pixels, dtype=dtype)
+        return self.mapped(role, rows, _values, pixels=pixels, dtype="uint8" if pixels or self.grey else "float32")
 
     def _find_labels(self, train: Any) -> None:
         """The problem, and the classes of the training rows."""
         found = train["label"][:]
         lists = isinstance(found[0], list)
-        values = [value for some in found for value in some] if lists else found
+        values = (value for some in found for value in some) if lists else found
         fractions = any(isinstance(value, float) and not value.is_integer() for value in values)
         self.problem_type = self.recipe.problem_type or (REGRESSION if fractions else MULTI if lists else SINGLE)
-        if self.labels:
-            return
         if self.problem_type == REGRESSION:
-            self.labels = [f"value_{index}" for index in range(len(found[0]))] if lists else ["value"]
+            names = [f"value_{index}" for index in range(len(found[0]))] if lists else ["value"]
+            self.labels = self.labels or names
             return
-        self.labels = self.names_of(train) or in_order(name_of(value, None) for value in values)
+        self.labels = self.labels or self.classes_of(train)
         if len(self.labels) < 2:
-            raise RecipeError(
-                f"data: the training rows have one class only, {self.labels}; there must be at least two"
-            )
+            raise RecipeError(f"data: the training rows have one class only, {self.labels}; there must be two")
 
     def _numbers(self, role: str, rows: Any) -> list[Any]:
         """The labels of rows as the model wants them.
@@ -124,28 +120,23 @@ class SequenceClassification(LabelledTask):
             RecipeError: for a label that is missing or that the training rows do not have, naming the row.
         """
         names, places = self.names_of(rows), {name: index for index, name in enumerate(self.labels)}
-        size, wanted = 1, f"one of the classes {shown(self.labels)}"
-        if self.problem_type == REGRESSION:
-            size = len(self.labels)
-            wanted = f"{size} finite number{'s' * (size > 1)}"
-        elif self.problem_type == MULTI:
-            wanted = f"a list of the classes {shown(self.labels)}"
+        regression, multi = self.problem_type == REGRESSION, self.problem_type == MULTI
+        size = len(self.labels) if regression else 1
         found: list[Any] = []
         for row, label in enumerate(rows["label"][:], start=1):
             values = label if isinstance(label, list) else [label]
             try:
-                if self.problem_type == REGRESSION:
-                    known = [float(value) for value in values]
-                else:
-                    known = [places[name_of(value, names)] for value in values]
-                if (self.problem_type != MULTI and len(known) != size) or not np.isfinite(known).all():
+                known = [float(value) if regression else places[name_of(value, names)] for value in values]
+                if (not multi and len(known) != size) or not np.isfinite(known).all():
                     raise ValueError
             except (KeyError, TypeError, ValueError):
+                wanted = f"{'some' if multi else 'one'} of the classes {shown(self.labels)}"
+                if regression:
+                    wanted = f"{size} finite number{'s' * (size > 1)}"
                 raise RecipeError(f"data, {role} row {row}: the label is {label!r}; it must be {wanted}") from None
-            if self.problem_type == MULTI:
-                found.append([float(place in known) for place in places.values()])
-            else:
-                found.append(known if size > 1 else known[0])
+            if multi:
+                known = [float(place in known) for place in places.values()]
+            found.append(known if multi or size > 1 else known[0])
         return found
 
     def trainer_fields(self, tokenizer: Any, model: Any, epoch: Epoch) -> dict[str, Any]:
@@ -212,7 +203,7 @@ class SequenceClassification(LabelledTask):
 
     def explanation(self, results: dict[str, Any]) -> str:
         cut = f"Texts are cut to {self.recipe.sequence_length} tokens. " if self.recipe.input == "tokens" else ""
-        return f"{cut}Labels: {self.shown_labels()}."
+        return f"{cut}Labels: {shown(self.labels)}."
 
 
 @dataclass
@@ -275,14 +266,14 @@ def _values(
         elif isinstance(value, dict):
             value = wav_samples(io.BytesIO(value["bytes"]) if value["bytes"] else value["path"], row)
         try:
-            array = np.asarray(value, None if dtype == "uint8" else np.float64).ravel()
+            array = np.asarray(value, np.float64).ravel()
         except (TypeError, ValueError):
             raise RecipeError(f"{row}: the values are not all numbers") from None
         if not 0 < array.size <= limit:
             raise RecipeError(f"{row} has {array.size} values; there must be 1 to sequence_length={limit}")
         if not np.isfinite(array).all():
             raise RecipeError(f"{row}: a value is not finite")
-        if pixels and not np.isin(array, np.arange(PAD_PIXEL)).all():
+        if pixels and (array != array.round().clip(0, PAD_PIXEL - 1)).any():
             raise RecipeError(f"{row}: input='pixels' needs whole numbers from 0 to 255")
         rows.append(array.astype(dtype))
     return {"input_ids" if pixels else "input_values": rows, "length": [len(row) for row in rows]}

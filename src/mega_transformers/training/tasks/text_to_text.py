@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,27 +55,26 @@ class TextToText(Task):
 
     def arguments(self) -> dict[str, Any]:
         fields: dict[str, Any] = {"train_sampling_strategy": "group_by_length"}
-        generation = self.recipe.generation
-        if self.references["validation"]:
-            best_by = str(generation.best_by)
-            fields |= {
-                "predict_with_generate": True,
-                "generation_max_length": generation.max_new_tokens + 1,
-                "generation_num_beams": 1,
-                "metric_for_best_model": f"eval_{best_by}",
-                "greater_is_better": METRICS[best_by],
-                "load_best_model_at_end": True,
-            }
-        return fields
+        if not self.references["validation"]:
+            return fields
+        best_by = str(self.recipe.generation.best_by)
+        return {
+            **fields,
+            "predict_with_generate": True,
+            "generation_max_length": self.recipe.generation.max_new_tokens + 1,
+            "generation_num_beams": 1,
+            "metric_for_best_model": f"eval_{best_by}",
+            "greater_is_better": METRICS[best_by],
+            "load_best_model_at_end": True,
+        }
 
     def train_tokenizer(self) -> Any:
-        wanted, length = self.recipe.tokenizer, self.recipe.sequence_length
-        texts = [text for pair in self.pairs["train"] for text in pair]
-        if wanted is not None and wanted.kind == "symbols":
+        wanted: Any = self.recipe.tokenizer
+        texts, length = [text for pair in self.pairs["train"] for text in pair], self.recipe.sequence_length
+        if wanted.kind == "symbols":
             return symbol_tokenizer(texts, length)
-        if wanted is not None and wanted.kind == "bytes":
+        if wanted.kind == "bytes":
             return train_pair_tokenizer([], 260, length)
-        assert wanted is not None and wanted.vocab_size is not None
         return train_pair_tokenizer(texts, wanted.vocab_size, length)
 
     def check_tokenizer(self, tokenizer: Any) -> None:
@@ -85,17 +83,13 @@ class TextToText(Task):
             raise RecipeError(f"the tokenizer puts no {tokenizer.eos_token} after a text, which text-to-text needs")
 
     def config(self, tokenizer: Any, **decided: Any) -> Any:
-        size = 512 if tokenizer is None else len(tokenizer)
-        end = 2 if tokenizer is None else tokenizer.eos_token_id
+        size, end = 512, 2
+        if tokenizer is not None:
+            size, end = len(tokenizer), tokenizer.eos_token_id
+            decided |= {"bos_token_id": tokenizer.bos_token_id}
         # as BART: what a target begins after is the end of what came before; and no end is forced on long outputs
-        return super().config(
-            tokenizer,
-            decoder_start_token_id=end,
-            eos_token_id=end,
-            decoder_vocab_size=size,
-            forced_eos_token_id=None,
-            **({} if tokenizer is None else {"bos_token_id": tokenizer.bos_token_id}),
-        )
+        decided |= {"decoder_start_token_id": end, "eos_token_id": end, "forced_eos_token_id": None}
+        return super().config(tokenizer, decoder_vocab_size=size, **decided)
 
     def prepare(self, tokenizer: Any) -> None:
         limit = self.recipe.sequence_length
@@ -132,32 +126,30 @@ class TextToText(Task):
         model.generation_config = GenerationConfig.from_model_config(model.config)
         scores: dict[str, dict[str, Any]] = {}
         outputs: dict[str, list[str]] = {}
-        for role in ("validation", "test"):
-            known = self.references[role]
-            if not known:
-                continue
-            sources, wanted = list(known), list(known.values())
+        roles = [role for role in ("validation", "test") if self.references[role]]
+        for role in roles:
+            sources, wanted = list(self.references[role]), list(self.references[role].values())
+            by_system = {}
             for beams in sorted({1, generation.num_beams}):
-                name = "model, greedy" if beams == 1 else f"model, {beams} beams"
                 outputs[role] = self._outputs(trainer, sources, beams)
-                scores.setdefault(role, {})[name] = score(outputs[role], wanted, generation.metrics)
-            train = self.pairs.get("train")
-            if train:
-                copied = nearest_neighbours(*zip(*train), queries=sources)  # type: ignore[misc]
-                scores[role]["nearest neighbour"] = score(copied, wanted, generation.metrics)
-            for found in scores[role].values():
-                found["sources"] = len(sources)
+                by_system["model, greedy" if beams == 1 else f"model, {beams} beams"] = outputs[role]
+            if self.pairs.get("train"):
+                train_sources, train_targets = zip(*self.pairs["train"])
+                by_system["nearest neighbour"] = nearest_neighbours(train_sources, train_targets, sources)
+            scores[role] = {
+                name: {**score(made, wanted, generation.metrics), "sources": len(sources)}
+                for name, made in by_system.items()
+            }
         shown: list[tuple[str, list[str]]] = [(text, []) for text in self.recipe.card.examples]
-        made = self._outputs(trainer, [text for text, _ in shown], generation.num_beams) if shown else []
+        made = self._outputs(trainer, self.recipe.card.examples, generation.num_beams) if shown else []
         shown += list(self.references["test"].items())[:SHOWN_OUTPUTS]
-        made += outputs.get("test", [])[:SHOWN_OUTPUTS]
+        made += outputs.get("test", [])
         model.generation_config.update(**self._arguments(generation.num_beams))
-        last = self.references["test"] or self.references["validation"]
         return {
             "scores": scores,
-            "signatures": signatures(generation.metrics, list(last.values())) if last else {},
+            "signatures": signatures(generation.metrics, list(self.references[roles[-1]].values())) if roles else {},
             "samples": [
-                {"source": text, "output": output, "references": list(targets)}
+                {"source": text, "output": output, "references": targets}
                 for (text, targets), output in zip(shown, made)
             ],
         }
@@ -171,7 +163,7 @@ class TextToText(Task):
         """The best output for each source, in their order."""
         tokenizer = trainer.processing_class
         ids = encode_sources(tokenizer, sources, self.recipe.sequence_length)
-        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
+        order = np.argsort([len(row) for row in ids], kind="stable")
         # transformers computes a loss in any case; one token of a label is the cheapest
         labels = [[tokenizer.eos_token_id]] * len(ids)
         rows = Dataset.from_dict({"input_ids": [ids[index] for index in order], "labels": labels})
@@ -181,41 +173,36 @@ class TextToText(Task):
             made = _decoded(tokenizer, trainer.predict(rows, **self._arguments(beams)).predictions)
         finally:
             trainer.compute_metrics, trainer.args.predict_with_generate = metrics, generate
-        outputs = [""] * len(ids)
-        for index, text in zip(order, made):
-            outputs[index] = text
-        return outputs
+        return [made[place] for place in np.argsort(order)]
+
+    def code(self, path: str) -> str:
+        small = self.recipe.tokenizer is not None and self.recipe.tokenizer.kind == "symbols"
+        return (
+            "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer\n\n"
+            f"tokenizer = AutoTokenizer.from_pretrained({path})\n"
+            f"model = AutoModelForSeq2SeqLM.from_pretrained({path})\n"
+            f'inputs = tokenizer({self.quoted_example()}{".lower()" if small else ""}, return_tensors="pt")\n'
+            "print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))"
+        )
 
     def usage(self) -> str:
-        recipe = self.recipe
-        example = recipe.card.examples[0] if recipe.card.examples else self.example
-        quoted = json.dumps(example, ensure_ascii=False)
-        small = recipe.tokenizer is not None and recipe.tokenizer.kind == "symbols"
-        return (
-            f"```bash\nmega text2text {quoted} --model path/to/{recipe.name}\n```\n\n"
-            "```python\n"
-            "import mega_transformers  # registers the model with transformers\n"
-            "from transformers import AutoModelForSeq2SeqLM, AutoTokenizer\n\n"
-            f'tokenizer = AutoTokenizer.from_pretrained("path/to/{recipe.name}")\n'
-            f'model = AutoModelForSeq2SeqLM.from_pretrained("path/to/{recipe.name}")\n'
-            f'inputs = tokenizer({quoted}{".lower()" if small else ""}, return_tensors="pt")\n'
-            "print(tokenizer.decode(model.generate(**inputs)[0], skip_special_tokens=True))\n"
-            "```"
-        )
+        command = f"mega text2text {self.quoted_example()} --model path/to/{self.recipe.name}"
+        return f"```bash\n{command}\n```\n\n{super().usage()}"
 
     def explanation(self, results: dict[str, Any]) -> str:
         counts = {role: f"{len(some):,}" for role, some in self.references.items()}
-        text = (
-            f"Pairs are divided by source text (split seed {self.recipe.split.seed}): two sources that differ only in "
-            f"case, punctuation or white space are in the same part. There are {counts['train']} different sources to "
-            f"train on, {counts['validation']} for validation and {counts['test']} for the test; all targets of a "
-            f"source are its references. The checkpoint is the one with the best {self.recipe.generation.best_by} of "
-            'greedy outputs for validation sources. "Nearest neighbour" is the target of the training source with the '
-            "greatest cosine of tf-idf weights of character trigrams."
+        named = [
+            f" sacrebleu's signature of {self.columns[name][0]}: `{signature}`."
+            for name, signature in results.get("signatures", {}).items()
+        ]
+        return (
+            f"There are {counts['train']} different sources to train on, {counts['validation']} for validation and "
+            f"{counts['test']} for the test (split seed {self.recipe.split.seed}); two that differ only in case, "
+            "punctuation or white space are in the same part. All targets of a source are its references. The "
+            f"checkpoint is the one with the best {self.recipe.generation.best_by} of greedy outputs for validation "
+            'sources. "Nearest neighbour" is the target of the training source with the greatest cosine of tf-idf '
+            "weights of character trigrams." + "".join(named)
         )
-        for name, signature in results.get("signatures", {}).items():
-            text += f" sacrebleu's signature of {self.columns[name][0]}: `{signature}`."
-        return text
 
 
 def normalized(text: Any) -> str:

@@ -13,7 +13,7 @@ from ...errors import RecipeError
 from .. import data
 from ..recipe import TokenClassificationRecipe
 from ..trainer import Epoch
-from .labels import LabelledTask, arrays, in_order, name_of, shown
+from .labels import LabelledTask, arrays, name_of, shown
 
 
 class TokenClassification(LabelledTask):
@@ -22,6 +22,7 @@ class TokenClassification(LabelledTask):
     recipe: TokenClassificationRecipe
     auto_class = "AutoModelForTokenClassification"
     pipeline_tag = "token-classification"
+    text_columns = ("tokens",)
     label_column = "tags"
     add_prefix_space = True
     columns: ClassVar[dict[str, tuple[str, str]]] = {
@@ -32,10 +33,6 @@ class TokenClassification(LabelledTask):
         "f1_macro": ("macro F1 of tags", ".2%"),
         "words": ("words", ","),
     }
-
-    def texts(self) -> Any:
-        rows = data.by_role(self.recipe, self.data_dir)["train"]
-        return (" ".join(words) for batch in rows.iter(1000) for words in batch["tokens"])
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         super().check_tokenizer(tokenizer)
@@ -48,9 +45,7 @@ class TokenClassification(LabelledTask):
 
     def prepare(self, tokenizer: Any) -> None:
         rows = data.by_role(self.recipe, self.data_dir)
-        if not self.labels:
-            train = rows["train"]["tags"]
-            self.labels = self.names_of(rows["train"]) or in_order(name_of(tag, None) for tags in train for tag in tags)
+        self.labels = self.labels or self.classes_of(rows["train"])
         for role, some in rows.items():
             arguments = {"tokenizer": tokenizer, "labels": self.labels, "names": self.names_of(some)}
             self.rows[role] = self.mapped(role, some, _encoded, **arguments)
@@ -82,7 +77,7 @@ class TokenClassification(LabelledTask):
 
     def explanation(self, results: dict[str, Any]) -> str:
         return (
-            f"A word's tag is that of its first token. Tags: {self.shown_labels()}. F1 of entities is seqeval's: an "
+            f"A word's tag is that of its first token. Tags: {shown(self.labels)}. F1 of entities is seqeval's: an "
             "entity counts if its tag and both of its ends are right."
         )
 
