@@ -130,7 +130,7 @@ def pathfinder(count: int, seed: int, size: int = 32) -> Iterator[Row]:
         for y, x in ((first[0], columns[0]), ((first if label else second)[-1], columns[-1])):
             image[y - 1 : y + 2, x - 1 : x + 2] = 255
         # else the side that the second dot is on would tell
-        image = np.rot90(image[:: rng.choice([-1, 1])], rng.integers(4))
+        image = np.rot90(image[:: rng.choice([-1, 1])], int(rng.integers(4)))
         yield {"values": image.reshape(-1), "label": label}
 
 

@@ -31,29 +31,26 @@ class Task:
         rows: After `prepare`, role -> what the model is trained or evaluated on.
         notes: After `prepare`, sentences about them to be shown.
         labels: The classes or tags of a model to evaluate, if given before `prepare`; else those of the training rows.
-        pipeline_tag, library_name: Names on the model hub, of the task and of what loads the model.
-        text_columns: Of rows, for `texts`.
-        columns: Metric -> title and format, for tables.
-        streams: Whether training rows may be read while training.
-        add_eos, add_prefix_space: Of a tokenizer to be trained: whether it puts an end after a text, and whether a
-            word at its start is the same token as after a space.
-        example, call: For the model card: a text, and how the pipeline is called with it.
     """
 
     auto_class: Any
-    pipeline_tag: str
-    text_columns: ClassVar[tuple[str, ...]] = ()
-    library_name: ClassVar[str] = "transformers"
-    columns: ClassVar[dict[str, tuple[str, str]]] = {}
     trainer_class: ClassVar[Any] = RecipeTrainer
     arguments_class: ClassVar[Any] = TrainingArguments
-    special_tokens: ClassVar[tuple[str, ...]] = ("cls_token", "sep_token", "pad_token")
-    streams: ClassVar[bool] = True
-    add_eos: ClassVar[bool] = True
-    add_prefix_space: ClassVar[bool] = False
+    labels: Sequence[str] = ()
+    # metric -> title and format, for tables
+    columns: ClassVar[dict[str, tuple[str, str]]] = {}
+    # names on the model hub; a text for the model card, and how the pipeline is called with it
+    pipeline_tag: str
+    library_name: ClassVar[str] = "transformers"
     example: ClassVar[str] = "A text."
     call: ClassVar[str] = "model({})"
-    labels: Sequence[str] = ()
+    # whether training rows may be read while training
+    streams: ClassVar[bool] = True
+    # of tokenizers: what they are trained on, and whether a text gets an end, and its first word a space before it
+    text_columns: ClassVar[tuple[str, ...]] = ()
+    special_tokens: ClassVar[tuple[str, ...]] = ("cls_token", "sep_token", "pad_token")
+    add_eos: ClassVar[bool] = True
+    add_prefix_space: ClassVar[bool] = False
 
     def __init__(self, recipe: Any, data_dir: Path) -> None:
         data.check(recipe, data_dir)
@@ -139,8 +136,7 @@ class Task:
 
     def quoted_example(self) -> str:
         """A text to try the model with, as Python writes it."""
-        examples = [*self.recipe.card.examples, self.example]
-        return json.dumps(examples[0], ensure_ascii=False)
+        return json.dumps([*self.recipe.card.examples, self.example][0], ensure_ascii=False)
 
     def code(self, path: str) -> str:
         """Python that uses the model at `path`, a quoted text, for the model card."""
@@ -161,16 +157,13 @@ class Task:
 
 
 def token_sums(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """For each row, over its labels: cross entropy in nats, right first guesses, and their number.
+    """For each row, over its labels: cross entropy in nats, right first guesses, and their number (B, 3).
 
     So whole logits need not leave the device, and sums over rows are exact for any division into batches.
 
     Args:
         logits: (B, L, V) beside `labels`, or (labels that are not -100, V).
         labels: (B, L); -100 where nothing is predicted.
-
-    Returns:
-        (B, 3) float64 (float32 on devices without it).
     """
     logits = logits[0] if isinstance(logits, tuple) else logits
     there = labels != -100

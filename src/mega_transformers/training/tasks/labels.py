@@ -10,6 +10,8 @@ from transformers import EvalPrediction
 
 from .base import Task
 
+Batch = dict[str, Any]
+
 
 class LabelledTask(Task):
     """A task whose rows have labels, in `label_column`."""

@@ -191,13 +191,11 @@ class CausalLM(LanguageModel):
 
     def explanation(self, results: dict[str, Any]) -> str:
         return (
-            "Every token but the first is predicted, the ends and starts of documents too; the sum of these cross "
-            "entropies is divided by the characters and by the words (separated by white space) of the documents. The "
-            f"model reads pieces of {self.recipe.sequence_length} tokens: each without knowledge of those before, or "
-            "with its state carried on, as `mega perplexity` does. The trigram model (Witten-Bell) is counted on the "
-            "same training tokens.\n\n"
-            "Words are those of cleaned text, so that word perplexities do not compare with those published for raw "
-            'WikiText; nor do those "per raw word", which divide the same sum by the words before cleaning.'
+            "The sum of the cross entropies of all tokens but the first, ends and starts of documents too, is divided "
+            f"by characters and words. The model reads pieces of {self.recipe.sequence_length} tokens: without "
+            "knowledge of those before, or with its state carried on. The trigram model (Witten-Bell) is counted on "
+            "the training tokens. Words are those of the cleaned text, which is what is predicted, or of the text "
+            "before cleaning; neither perplexity compares with those published for raw WikiText."
         )
 
 

@@ -19,7 +19,7 @@ from .. import data
 from ..lra import wav_samples
 from ..recipe import Normalization, SequenceClassificationRecipe
 from ..trainer import Epoch
-from .labels import LabelledTask, arrays, name_of, shown
+from .labels import Batch, LabelledTask, arrays, name_of, shown
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 TEXTS = ("text", "text_pair")
@@ -184,22 +184,24 @@ class SequenceClassification(LabelledTask):
     def code(self, path: str) -> str:
         if self.pipeline_tag != "other":
             return super().code(path)
-        kind = "MegaForSequencePairClassification" if self.apart else "AutoModelForSequenceClassification"
-        package, normalize = ("mega_transformers" if self.apart else "transformers"), self.recipe.normalize
-        lines = [f"from {package} import {kind}", "", f"model = {kind}.from_pretrained({path})"]
         if self.apart:
-            lines.insert(0, "from transformers import AutoTokenizer")
-            lines += [
-                f"tokenizer = AutoTokenizer.from_pretrained({path})",
-                'first, second = (tokenizer(text, return_tensors="pt") for text in ("A text.", "Another one."))',
-                'logits = model(**first, pair_input_ids=second["input_ids"]).logits',
-            ]
-        elif self.recipe.input == "pixels":
-            lines.append("logits = model(input_ids=values).logits  # (batch, length) of whole numbers from 0 to 255")
-        else:
-            normal = f"({'values / 255' if self.grey else 'values'} - {normalize.mean:g}) / {normalize.std:g}"
-            lines.append(f"logits = model(input_values={normal}).logits  # values: (batch, length)")
-        return "\n".join(lines)
+            return (
+                "from mega_transformers import MegaForSequencePairClassification\n"
+                "from transformers import AutoTokenizer\n\n"
+                f"model = MegaForSequencePairClassification.from_pretrained({path})\n"
+                f"tokenizer = AutoTokenizer.from_pretrained({path})\n"
+                'first, second = (tokenizer(text, return_tensors="pt") for text in ("A text.", "Another one."))\n'
+                'logits = model(**first, pair_input_ids=second["input_ids"]).logits'
+            )
+        normalize, inputs, kind = self.recipe.normalize, "input_ids=values", "whole numbers from 0 to 255"
+        if self.recipe.input == "values":
+            scaled, kind = ("values / 255" if self.grey else "values"), "numbers"
+            inputs = f"input_values=({scaled} - {normalize.mean:g}) / {normalize.std:g}"
+        return (
+            "from transformers import AutoModelForSequenceClassification\n\n"
+            f"model = AutoModelForSequenceClassification.from_pretrained({path})\n"
+            f"logits = model({inputs}).logits  # values: {kind}, (batch, length)"
+        )
 
     def explanation(self, results: dict[str, Any]) -> str:
         cut = f"Texts are cut to {self.recipe.sequence_length} tokens. " if self.recipe.input == "tokens" else ""
@@ -208,19 +210,12 @@ class SequenceClassification(LabelledTask):
 
 @dataclass
 class Collator:
-    """Rows of ids or values as batches, shorter rows padded on the right.
+    """Rows of ids or values as batches, shorter rows padded on the right."""
 
-    Args:
-        padding: The id of padding; that of values is 0.
-        normalize: For values.
-        divisor: Of values, before that.
-        single: Whether labels are classes, and not numbers.
-    """
-
-    padding: int
-    normalize: Normalization
-    divisor: int
-    single: bool
+    padding: int  # of ids; values get 0
+    normalize: Normalization  # for values
+    divisor: int  # of values, before that
+    single: bool  # whether labels are classes, and not numbers
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Rows -> `input_values` or `input_ids` (B, L), `labels`, and `attention_mask` where lengths differ."""
@@ -240,9 +235,7 @@ class Collator:
         return batch
 
 
-def _tokens(
-    batch: dict[str, Any], indices: list[int], where: str, limit: int, tokenizer: Any, apart: bool
-) -> dict[str, Any]:
+def _tokens(batch: Batch, indices: list[int], where: str, limit: int, tokenizer: Any, apart: bool) -> Batch:
     texts = [[str(text) for text in batch[name]] for name in TEXTS if name in batch]
     found: dict[str, Any] = {}
     cut = np.zeros(len(indices), bool)
@@ -255,9 +248,7 @@ def _tokens(
     return {**found, "cut": cut, "length": [len(ids) for ids in found["input_ids"]]}
 
 
-def _values(
-    batch: dict[str, Any], indices: list[int], where: str, limit: int, pixels: bool, dtype: str
-) -> dict[str, Any]:
+def _values(batch: Batch, indices: list[int], where: str, limit: int, pixels: bool, dtype: str) -> Batch:
     rows = []
     for index, value in zip(indices, batch["values"]):
         row = f"{where} {index + 1}"

@@ -191,17 +191,14 @@ class TextToText(Task):
 
     def explanation(self, results: dict[str, Any]) -> str:
         counts = {role: f"{len(some):,}" for role, some in self.references.items()}
-        named = [
-            f" sacrebleu's signature of {self.columns[name][0]}: `{signature}`."
-            for name, signature in results.get("signatures", {}).items()
-        ]
+        signed = "".join(f" {name} of sacrebleu: `{text}`." for name, text in results.get("signatures", {}).items())
         return (
             f"There are {counts['train']} different sources to train on, {counts['validation']} for validation and "
             f"{counts['test']} for the test (split seed {self.recipe.split.seed}); two that differ only in case, "
             "punctuation or white space are in the same part. All targets of a source are its references. The "
             f"checkpoint is the one with the best {self.recipe.generation.best_by} of greedy outputs for validation "
             'sources. "Nearest neighbour" is the target of the training source with the greatest cosine of tf-idf '
-            "weights of character trigrams." + "".join(named)
+            f"weights of character trigrams.{signed}"
         )
 
 

@@ -13,7 +13,7 @@ from ...errors import RecipeError
 from .. import data
 from ..recipe import TokenClassificationRecipe
 from ..trainer import Epoch
-from .labels import LabelledTask, arrays, name_of, shown
+from .labels import Batch, LabelledTask, arrays, name_of, shown
 
 
 class TokenClassification(LabelledTask):
@@ -83,14 +83,8 @@ class TokenClassification(LabelledTask):
 
 
 def _encoded(
-    batch: dict[str, Any],
-    indices: list[int],
-    where: str,
-    limit: int,
-    tokenizer: Any,
-    labels: list[str],
-    names: list[str] | None,
-) -> dict[str, Any]:
+    batch: Batch, indices: list[int], where: str, limit: int, tokenizer: Any, labels: list[str], names: Any
+) -> Batch:
     encoded = tokenizer(
         batch["tokens"], is_split_into_words=True, truncation=True, max_length=limit, split_special_tokens=True
     )
