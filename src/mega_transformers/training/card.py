@@ -123,10 +123,8 @@ def _published(card: Any) -> str:
 
 
 def _samples(samples: list[dict[str, Any]]) -> str:
-    rows = []
-    for one in samples:
-        texts = (one["source"], one["output"], "; ".join(one["references"]) or "-")
-        rows.append([text.replace("|", "\\|").replace("\n", " ") for text in texts])
+    texts = [(one["source"], one["output"], "; ".join(one["references"]) or "-") for one in samples]
+    rows = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in texts]
     return "Outputs:\n\n" + _table(["source", "output", "references"], rows, left=3) if rows else ""
 
 

@@ -68,6 +68,11 @@ def _lines(path: Path) -> Iterator[tuple[str, str]]:
                 raise RecipeError(f"{where}: it is not UTF-8 ({error.reason})") from None
 
 
+def _files(path: Path, pattern: str) -> list[Path]:
+    """A file; or those of a folder and of the folders in it, sorted."""
+    return sorted([*path.glob(pattern), *path.glob(f"*/{pattern}")]) if path.is_dir() else [path]
+
+
 @_reader
 def read_listops(path: Path) -> Iterator[Row]:
     """`basic_{train,val,test}.tsv`. Parentheses, which only group in pairs, go as in the arena's own pipeline."""
@@ -85,12 +90,11 @@ def read_listops(path: Path) -> Iterator[Row]:
 @_reader
 def read_imdb(path: Path) -> Iterator[Row]:
     """`aclImdb/train` or `aclImdb/test`, or one of its texts; reviews without a label are left out."""
-    files = [path]
-    if path.is_dir():
-        files = [file for label in ("neg", "pos") for file in sorted((path / label).glob("*.txt"))]
-    for file in files:
-        _check(file.parent.name in ("neg", "pos"), file, "it must lie in a folder neg or pos, which is its label")
-        yield {"text": "\n".join(line for _, line in _lines(file)), "label": file.parent.name}
+    for file in _files(path, "*.txt"):
+        if file.parent.name in ("neg", "pos"):
+            yield {"text": "\n".join(line for _, line in _lines(file)), "label": file.parent.name}
+        else:
+            _check(path.is_dir(), file, "it must lie in a folder neg or pos, which is its label")
 
 
 @_reader
@@ -195,12 +199,9 @@ def read_wav(path: Path) -> Iterator[Row]:
 
     Folders whose names begin with `_`, as that of Speech Commands' background noise, are left out.
     """
-    files = [path]
-    if path.is_dir():
-        below = [*path.glob("*.wav"), *path.glob("*/*.wav")]
-        files = sorted(file for file in below if not file.parent.name.startswith("_"))
-    for file in files:
-        yield {"values": wav_samples(str(file), str(file)), "label": file.parent.name}
+    for file in _files(path, "*.wav"):
+        if not (path.is_dir() and file.parent.name.startswith("_")):
+            yield {"values": wav_samples(str(file), str(file)), "label": file.parent.name}
 
 
 def wav_samples(file: str | IO[bytes], where: str) -> np.ndarray:
