@@ -83,7 +83,7 @@ def yaml_of(value):
         ("tokenizer", None, "tokenizer is missing; only a model.checkpoint has its own"),
         ("packing", "loose", "packing: Input should be 'isolated' or 'wrapped'; got 'loose'"),
         ("data.0.clean", ["soap"], "data.0.clean: 'soap' is unknown; known are wikitext"),
-        ("data.0.documents", "pages", "data.0: documents='pages' is unknown; known are whole, lines"),
+        ("data.0.documents", "pages", "data.0.documents: Input should be 'whole', 'lines'"),
         ("data.0.train", [], "data: no source has the role train"),
         ("data.0.config", "x", "data.0: config='x' is for data sets of the hub; give dataset too"),
         ("data.0.streaming", True, None),

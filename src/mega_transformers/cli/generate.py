@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..assets import DEFAULT_CAUSAL_MODEL
-from ..training.recipe import MAX_BEAMS
+from ..evaluation.metrics import MAX_BEAMS
 from .device import AUTO, DeviceOption, DTypeOption, check_names, resolve_placement
 from .loading import CAUSAL, ModelOption, kind_of, load, locate
 from .runtime import STDIN, UserError, gather_texts, load_libraries, spinner

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..assets import DEFAULT_PAIR_MODEL
-from ..training.recipe import MAX_BEAMS
+from ..evaluation.metrics import MAX_BEAMS
 from .device import AUTO, DeviceOption, DTypeOption, check_names, resolve_placement
 from .loading import PAIRS, ModelOption, kind_of, load, locate
 from .runtime import STDIN, UserError, gather_texts, load_libraries, print_note, shortened, spinner, stderr_console

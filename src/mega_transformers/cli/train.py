@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..training.recipe import MAX_BEAMS
+from ..evaluation.metrics import MAX_BEAMS
 from .device import AUTO, DeviceOption, DTypeOption, check_names, resolve_placement
 from .loading import CAUSAL, MASKED, PAIRS, bundled_names, kind_of, load, locate
 from .outputs import check_output_file, check_output_folder
@@ -71,9 +71,11 @@ def train(
     from rich.console import Console
 
     from ..errors import RecipeError
-    from ..training.recipe import find_recipe, read_recipe
 
     try:
+        _check_packages()
+        from ..training.recipe import find_recipe, read_recipe
+
         file = find_recipe(recipe)
         checked = read_recipe(file, overrides)
         if max_hours is not None and not max_hours > 0:
@@ -83,7 +85,6 @@ def train(
         if export is not None:
             check_output_folder("--export", export)
         load_package()
-        _import_training()
         import torch
 
         folder = data_dir or _folder_of(file)
@@ -124,15 +125,15 @@ def train(
             print_scores(f"{checked.name} on {role}", scores, _columns(checked))
 
 
-def _import_training() -> None:
-    """Imports what training needs; a missing package is a sentence."""
+def _check_packages() -> None:
+    """Refuses to go on where a package is missing that training needs, and imports none of them."""
+    from importlib.util import find_spec
+
     from ..errors import RecipeError
 
-    try:
-        import accelerate  # noqa: F401
-        import datasets  # noqa: F401
-    except ImportError as error:
-        raise RecipeError(f"training needs more packages: pip install 'mega-transformers[train]' ({error})") from None
+    for package in ("pydantic", "datasets", "accelerate"):
+        if find_spec(package) is None:
+            raise RecipeError(f"training needs the package {package}: pip install 'mega-transformers[train]'")
 
 
 def _folder_of(file: Path) -> Path:
@@ -237,12 +238,14 @@ def evaluate(
     from rich.console import Console
 
     from ..errors import RecipeError
-    from ..training.recipe import Masking, TextToTextRecipe, find_recipe, parse, read_recipe, recipe_of
 
     check_names(device, dtype)
     if json is not None:
         check_output_file("--json", json)
     try:
+        _check_packages()
+        from ..training.recipe import Masking, TextToTextRecipe, find_recipe, parse, read_recipe, recipe_of
+
         for file in [*(data or []), *(baselines or [])]:
             if not file.is_file():
                 raise RecipeError(f"there is no file {file}")
@@ -277,7 +280,6 @@ def evaluate(
         if isinstance(checked, TextToTextRecipe):
             checked = checked.model_copy(update={"generation": checked.generation.changed(metric, num_beams)})
         load_package()
-        _import_training()
         placement = resolve_placement(device, dtype)
         loaded, tokenizer = load(place, kind, placement) if kind is not None else (None, None)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import RecipeError
 
+MAX_BEAMS = 1000
 # metric -> whether more is better
 METRICS = {
     "bleu": True,

@@ -128,6 +128,6 @@ def _check_reporting(names: Any) -> None:
     for name in [names] if isinstance(names, str) else names or []:
         if name not in (*available, "none", "all"):
             raise RecipeError(
-                f"training.report_to={name!r} is not installed: pip install {name}, or leave it out. There "
-                f"{'is ' + ', '.join(available) if available else 'is none'}"
+                f"training.report_to={name!r} is not installed: pip install {name}, or leave it out; installed: "
+                f"{', '.join(available) or 'none'}"
             )

