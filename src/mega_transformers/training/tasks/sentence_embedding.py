@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from datasets import Features, Value
 
 from ...errors import RecipeError, did_you_mean
-from .. import data, models
+from .. import data
 from ..recipe import SentenceEmbeddingRecipe
 from ..trainer import Epoch, RecipeTrainerMixin
 from .base import Task
@@ -68,7 +68,7 @@ class SentenceEmbedding(Task):
                 raise RecipeError(f"data, {role}: texts must be texts, and scores numbers: {error}") from None
 
     def build_model(self, tokenizer: Any) -> Any:
-        model = models.build_model(self.recipe, self.auto_class, self.config(tokenizer))
+        model = super().build_model(tokenizer)
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
@@ -103,8 +103,9 @@ class SentenceEmbedding(Task):
         model = trainer.accelerator.unwrap_model(trainer.model)
         scores = {}
         for role in self.judged():
-            found = {**self._evaluator(role, None)(model), "examples": len(self.rows[role])}
-            scores[role] = {"model": {key: found[key] for key in self.columns if key in found}}
+            found = self._evaluator(role, None)(model)
+            kept = {key: float(found[key]) for key in self.columns if key in found}
+            scores[role] = {"model": {**kept, "examples": len(self.rows[role])}}
         return {"scores": scores}
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
