@@ -77,14 +77,14 @@ def _title(report: Report, key: str) -> str:
 
 def _scores(report: Report) -> str:
     """One row for each text and system: the model, what is to be compared with, and the models trained alike."""
-    name, results = report.task.recipe.name, report.results
+    own = {**report.results, "name": report.task.recipe.name}
     rows: list[tuple[str, str, str, dict[str, float]]] = []
-    for role in results["scores"]:
-        for one in ({**results, "name": name}, *results.get("compared", [])):
+    for role in own["scores"]:
+        for one in (own, *own.get("compared", [])):
             for system, values in one["scores"].get(role, {}).items():
                 if system.startswith("model"):
                     rows.append((role, one["name"] + system[len("model") :], f"{one['parameters']:,}", values))
-                elif one["name"] == name:
+                elif one is own:
                     rows.append((role, system, "", values))
     columns = {key: form for key, (_, form) in report.task.columns.items() if any(key in row[3] for row in rows)}
     lines = [
