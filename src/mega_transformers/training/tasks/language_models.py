@@ -160,7 +160,8 @@ class CausalLM(LanguageModel):
         never = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.mask_token_id]
         ngram = self.ngram(tokenizer, never, 3)
         readings = {"model": Reading("chunk", window=window)}
-        if model.config.model_type == "mega":
+        # full attention to a whole text takes time that grows with its square
+        if getattr(model.config, "use_chunking", False):
             readings["model, state carried"] = Reading("full", piece=window)
         was_training = model.training
         model.eval()
