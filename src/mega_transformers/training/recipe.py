@@ -94,7 +94,7 @@ class Source(Section):
     divide: Strings = []  # what is divided into the three roles, as `Split` says
     group: Column | None = None  # the column whose equal rows stay in one role; None for the task's first
 
-    # fields that name a column, which is the task's name of it
+    # the task's names of columns
     columns: ClassVar[tuple[str, ...]]
 
     @model_validator(mode="after")
@@ -130,12 +130,12 @@ class TextSource(Source):
     # how a file or row is cut
     documents: Literal["whole", "lines", "paragraphs", "sections", "articles"] = "whole"
 
-    columns = ()
+    columns = ("text",)
 
     @property
     def column_names(self) -> dict[str, Column]:
         """As `Source.column_names`."""
-        return {"text": self.text_column, **super().column_names}
+        return {"text": self.text_column} | ({} if self.group is None else {"group": self.group})
 
 
 class PairSource(Source):

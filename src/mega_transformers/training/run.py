@@ -268,9 +268,10 @@ def _finish(
         "steps": steps,
         "epochs": round(trainer.state.epoch or 0.0, 3),
         "examples_seen": examples,
-        "hours": round(times.seconds / 3600, 4),
-        "seconds_per_step": round(times.seconds / max(times.steps, 1), 4),
-        "processor_seconds_per_step": round(times.processor_seconds / max(times.steps, 1), 4),
+        "hours": round(sum(times.seconds) / 3600, 4),
+        # none where the training had ended before
+        "seconds_per_step": round(sum(times.seconds) / max(len(times.seconds), 1), 4),
+        "processor_seconds_per_step": round(sum(times.processor_seconds) / max(len(times.seconds), 1), 4),
         "memory": memory,
         "parameters": count_parameters(model),
         **evaluation,
