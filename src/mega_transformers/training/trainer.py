@@ -108,10 +108,9 @@ class RecipeTrainerMixin(Trainer if TYPE_CHECKING else object):  # type: ignore[
         args = self.args
         if args.train_sampling_strategy not in ("random", "group_by_length") or not hasattr(rows, "num_rows"):
             return super()._get_train_sampler(train_dataset)
-        batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
         grouped = args.train_sampling_strategy == "group_by_length" and "length" in rows.column_names
         lengths = list(rows["length"]) if grouped else None
-        return TrainingOrder(len(rows), batch, args.seed, self.own_epoch, lengths)
+        return TrainingOrder(len(rows), rows_of_a_step(args), args.seed, self.own_epoch, lengths)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
         # transformers would sort by length here too, but outputs are compared in the rows' order
@@ -167,6 +166,11 @@ class RecipeSeq2SeqTrainer(RecipeTrainerMixin, Seq2SeqTrainer):
         rows = torch.stack([nats.sum(dim=1), (labels != -100).sum(dim=1)], dim=1)
         self._sums = self._sums + self.accelerator.gather_for_metrics(rows).cpu().double().sum(dim=0)
         return nats.sum() / rows[:, 1].sum()
+
+
+def rows_of_a_step(args: Any) -> int:
+    """Of all processes, and of accumulated batches."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 def decayed_parameters(model: torch.nn.Module) -> list[str]:
