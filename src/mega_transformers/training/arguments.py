@@ -27,31 +27,20 @@ RESERVED = {
     "restore_callback_states_from_checkpoint": "nothing: the run decides",
     "logging_nan_inf_filter": "nothing: a loss that is no number ends the run",
 }
-_ABOVE_0, _AT_LEAST_0, _BELOW_1 = Field(gt=0), Field(ge=0), Field(ge=0, lt=1)
 # what transformers does not check before it trains
 RANGES: dict[str, Any] = {
-    **dict.fromkeys(
-        (
-            "learning_rate",
-            "per_device_train_batch_size",
-            "per_device_eval_batch_size",
-            "gradient_accumulation_steps",
-            "eval_steps",
-            "save_steps",
-            "logging_steps",
-            "num_train_epochs",
-            "adam_epsilon",
-        ),
-        _ABOVE_0,
-    ),
-    **dict.fromkeys(("weight_decay", "max_grad_norm", "eval_delay", "warmup_steps"), _AT_LEAST_0),
-    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), _BELOW_1),
+    **dict.fromkeys(("learning_rate", "num_train_epochs", "adam_epsilon"), Field(gt=0)),
+    **dict.fromkeys(("eval_steps", "save_steps", "logging_steps"), Field(gt=0)),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), Field(gt=0)),
+    "gradient_accumulation_steps": Field(gt=0),
+    **dict.fromkeys(("weight_decay", "max_grad_norm", "eval_delay", "warmup_steps"), Field(ge=0)),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), Field(ge=0, lt=1)),
 }
 # enums, which transformers takes as text; and what may be true, too
 UNCHECKED = ("eval_strategy", "save_strategy", "logging_strategy", "lr_scheduler_type", "fsdp")
 
 
-def checked(values: dict[str, Any], kind: Any, where: str = "training") -> dict[str, Any]:
+def checked(values: dict[str, Any], kind: Any) -> dict[str, Any]:
     """Values of the right types for fields of a class of `TrainingArguments`.
 
     Raises:
@@ -62,17 +51,16 @@ def checked(values: dict[str, Any], kind: Any, where: str = "training") -> dict[
     found = {}
     for key, value in values.items():
         if key in RESERVED:
-            raise RecipeError(f"{where}.{key} is not set there but by {RESERVED[key]}")
+            raise RecipeError(f"training.{key} is not set there but by {RESERVED[key]}")
         if key not in fields:
-            raise RecipeError(f"{where}.{key} is unknown; {did_you_mean(key, fields, 'see TrainingArguments')}")
-        hint = hints[key] if key not in UNCHECKED else Any
-        if key in RANGES:
-            hint = Annotated[hint, RANGES[key]]
+            raise RecipeError(f"training.{key} is unknown; {did_you_mean(key, fields, 'see TrainingArguments')}")
+        hint = Any if key in UNCHECKED else hints[key]
+        rule = Annotated[hint, RANGES.get(key, Field())]
         try:
-            found[key] = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
+            found[key] = TypeAdapter(rule, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
-            raise RecipeError(f"{where}.{key}: {problem['msg']}; got {value!r}") from None
+            raise RecipeError(f"training.{key}: {problem['msg']}; got {value!r}") from None
     return found
 
 
@@ -88,8 +76,12 @@ def build(recipe: Recipe, task: Task, output_dir: Path, **decided: Any) -> Any:
     Raises:
         RecipeError: if transformers refuses them, or `checked` does.
     """
+    training = checked({**recipe.training, **learning_rate_of(recipe)}, task.arguments_class)
     validated = any(source.validation or (source.divide and recipe.split.validation) for source in recipe.data)
-    defaults: dict[str, Any] = {
+    fields: dict[str, Any] = {
+        "output_dir": str(output_dir),
+        "seed": recipe.seed,
+        "logging_nan_inf_filter": False,
         "eval_strategy": "steps" if validated else "no",
         "save_total_limit": 2,
         "report_to": "none",
@@ -99,35 +91,26 @@ def build(recipe: Recipe, task: Task, output_dir: Path, **decided: Any) -> Any:
         # transformers refuses bfloat16 on a machine without an accelerator unless it is told that this is meant
         "use_cpu": not torch.accelerator.is_available(),
         "ddp_find_unused_parameters": False,
+        **({} if recipe.early_stopping is None else {"load_best_model_at_end": True}),
+        **task.arguments(),
+        **training,
+        **decided,
     }
-    training = checked({**recipe.training, **learning_rate_of(recipe)}, task.arguments_class)
-    if recipe.early_stopping is not None:
-        defaults["load_best_model_at_end"] = True
-    fields = {**defaults, **task.arguments(), **training, **decided}
-    if fields.get("load_best_model_at_end") and "metric_for_best_model" not in fields:
-        fields["metric_for_best_model"] = "eval_loss"
+    if fields.get("load_best_model_at_end"):
+        fields.setdefault("metric_for_best_model", "eval_loss")
     if fields.get("fsdp") and fields["use_cpu"]:
         raise RecipeError("training.fsdp: accelerate shards models on accelerators only; leave it out on a CPU")
-    _check_reporting(fields["report_to"])
+    # transformers would notice after the preparation
+    reporters, there = fields["report_to"], get_available_reporting_integrations()
+    for name in [reporters] if isinstance(reporters, str) else reporters or []:
+        if name not in (*there, "none", "all"):
+            raise RecipeError(
+                f"training.report_to={name!r} is not installed: pip install {name}, or leave it out; installed: "
+                f"{', '.join(there) or 'none'}"
+            )
     try:
-        return task.arguments_class(
-            output_dir=str(output_dir),
-            seed=recipe.seed,
-            logging_nan_inf_filter=False,
-            **fields,
-        )
+        return task.arguments_class(**fields)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"training: {error}") from None
     except ImportError as error:
         raise RecipeError(f"training needs more packages: pip install 'mega-transformers[train]' ({error})") from None
-
-
-def _check_reporting(names: Any) -> None:
-    """Refuses a `report_to` whose package is missing, which transformers would notice after the preparation."""
-    available = get_available_reporting_integrations()
-    for name in [names] if isinstance(names, str) else names or []:
-        if name not in (*available, "none", "all"):
-            raise RecipeError(
-                f"training.report_to={name!r} is not installed: pip install {name}, or leave it out; installed: "
-                f"{', '.join(available) or 'none'}"
-            )

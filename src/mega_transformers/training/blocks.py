@@ -35,18 +35,15 @@ def _documents(batch: dict[str, list[str]], clean: list[str], splitter: str) -> 
 def blocks_of(recipe: LanguageModelRecipe, role: str, tokenizer: Any, data_dir: Path) -> data.Rows | None:
     """Blocks of exactly `sequence_length` tokens, `<s>` and `</s>` around every document; None if the role is empty.
 
-    Returns:
-        Rows of `input_ids`, `index` (a number for each block) and, where documents are isolated, `position_ids`, which
-        start at 0 with every document, and with what is left of one at the start of a block. The tokens after the
-        last full block are not used.
-
-    Raises:
-        RecipeError: for texts that fill no block.
+    Rows have `input_ids`, `index` (a number for each block) and, where documents are isolated, `position_ids`, which
+    start at 0 with every document, and with what is left of one at the start of a block. The tokens after the last
+    full block are not used. Texts that fill no block raise a RecipeError.
     """
-    sources = [
+    # of a list, datasets would give each element to a generator of its own
+    sources = tuple(
         rows.map(_tokens, batched=True, remove_columns="text", fn_kwargs={"tokenizer": tokenizer})
         for rows in documents(recipe, role, data_dir)
-    ]
+    )
     if not sources:
         return None
     isolated, length = recipe.packing == "isolated", recipe.sequence_length
@@ -54,10 +51,9 @@ def blocks_of(recipe: LanguageModelRecipe, role: str, tokenizer: Any, data_dir: 
     if isolated:
         columns["position_ids"] = columns["input_ids"]
     kind = IterableDataset if any(isinstance(rows, IterableDataset) for rows in sources) else Dataset
-    # of a list, datasets would give each element to a generator of its own
-    arguments = {"sources": tuple(sources), "length": length, "isolated": isolated, "role": role}
-    features = Features(columns)
-    blocks = data.guarded(f"the {role} texts", kind.from_generator, _packed, features=features, gen_kwargs=arguments)
+    packed = {"sources": sources, "length": length, "isolated": isolated, "role": role}
+    making = {"features": Features(columns), "gen_kwargs": packed}
+    blocks = data.guarded(f"the {role} texts", kind.from_generator, _packed, **making)
     return blocks.with_format("numpy") if kind is Dataset else blocks
 
 

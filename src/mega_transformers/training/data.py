@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import glob
 import gzip
 import hashlib
@@ -13,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -55,50 +55,40 @@ def cmudict_pairs(path: Path) -> Iterator[dict[str, str]]:
                 yield {"source": word, "target": " ".join(phoneme.rstrip("012") for phoneme in phonemes)}
 
 
-def _generated(name: str, count: Path, seed: int = 0, **options: Any) -> Iterator[dict[str, Any]]:
-    yield from lra.GENERATORS[name](int(str(count)), seed, **options)
-
-
-GENERATED = {f"generated-{name}": functools.partial(_generated, name) for name in lra.GENERATORS}
-# name of a format -> what makes rows of one file or folder of it
-READERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
-    "cmudict": cmudict_pairs,
-    **lra.READERS,
-    **GENERATED,
-}
-WITHOUT_FILES = ("cmudict", *GENERATED)
+# a reader's name -> what makes rows of a file or folder, or as many as a number says
+GENERATED = {f"generated-{name}": make for name, make in lra.GENERATORS.items()}
+READERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {"cmudict": cmudict_pairs, **lra.READERS, **GENERATED}
 
 
 def check(recipe: Recipe, data_dir: Path) -> None:
-    """Refuses unknown readers and patterns that match no file, before any work.
+    """Refuses what readers do not know and patterns that match no file, before any work.
 
     Raises:
         RecipeError: naming the source.
     """
     for source in recipe.data:
-        if source.reader is not None and source.reader not in READERS:
-            raise RecipeError(f"{source.name}: reader={source.reader!r} is unknown; known are {', '.join(READERS)}")
         if source.reader is not None:
-            _check_options(source)
+            _check_reader(source)
         for role in ("divide", *ROLES):
             if source.dataset is None:
                 files_of(source, role, data_dir)
 
 
-def _check_options(source: Source) -> None:
-    """Refuses options that the reader does not take, and numbers of rows that are none."""
-    made = lra.GENERATORS[str(source.reader).removeprefix("generated-")] if source.reader in GENERATED else None
+def _check_reader(source: Source) -> None:
+    reader = str(source.reader)
+    if reader not in READERS:
+        raise RecipeError(f"{source.name}: reader={reader!r} is unknown; known are {', '.join(READERS)}")
     try:
-        if made is None:
-            inspect.signature(READERS[str(source.reader)]).bind(Path(), **source.options)
-        else:
-            inspect.signature(made).bind(0, **{"seed": 0, **source.options})
+        inspect.signature(READERS[reader]).bind(None, **_options(source))
     except TypeError as error:
-        raise RecipeError(f"{source.name}: options of reader={source.reader!r}: {error}") from None
-    counts = [count for role in ("divide", *ROLES) for count in getattr(source, role)]
-    wrong = next((count for count in counts if made is not None and not count.isdecimal()), None)
-    if wrong is not None:
-        raise RecipeError(f"{source.name}: reader={source.reader!r} takes numbers of rows; got {wrong!r}")
+        raise RecipeError(f"{source.name}: options of reader={reader!r}: {error}") from None
+    for count in [count for role in ("divide", *ROLES) for count in getattr(source, role)]:
+        if reader in GENERATED and not count.isdecimal():
+            raise RecipeError(f"{source.name}: reader={reader!r} takes numbers of rows; got {count!r}")
+
+
+def _options(source: Source) -> dict[str, Any]:
+    return {"seed": 0, **source.options} if source.reader in GENERATED else source.options
 
 
 def files_of(source: Source, role: str, data_dir: Path) -> list[Path]:
@@ -107,7 +97,7 @@ def files_of(source: Source, role: str, data_dir: Path) -> list[Path]:
     Raises:
         RecipeError: for a pattern that matches none.
     """
-    if source.reader in WITHOUT_FILES:
+    if source.reader == "cmudict" or source.reader in GENERATED:
         return [Path(name) for name in getattr(source, role)]
     files: list[Path] = []
     for pattern in getattr(source, role):
@@ -128,21 +118,22 @@ def load(source: Source, role: str, data_dir: Path) -> Rows | None:
     Raises:
         RecipeError: for what cannot be read or lacks a column or a value, naming file and line.
     """
-    if not getattr(source, role):
+    wanted: list[str] = getattr(source, role)
+    if not wanted:
         return None
     streaming = source.streaming and role == "train"
     if source.dataset is not None:
-        parts = [
-            _loaded(f"dataset={source.dataset!r}, split {split!r}", source.dataset, source.config, split, streaming)
-            for split in getattr(source, role)
-        ]
-        parts = [_named(part, source, f"{source.dataset}, split {role}", 1) for part in parts]
+        parts = []
+        for split in wanted:
+            where, place = f"dataset={source.dataset!r}, split {split!r}", (source.dataset, source.config)
+            rows = guarded(where, load_dataset, *place, split=split, streaming=streaming)
+            parts.append(_named(rows, source, f"{source.dataset}, split {role}"))
     elif source.reader in GENERATED:
         # one row after another in the order of the roles, so that none has two
-        ends = {name: sum(map(int, getattr(source, name))) for name in (*ROLES, "divide")}
-        start = sum(count for name, count in ends.items() if [*ends].index(name) < [*ends].index(role))
-        rows = _file_rows(source, Path(str(sum(ends.values()))), False)
-        return rows.select(range(start, start + ends[role]))
+        counts = {name: sum(map(int, getattr(source, name))) for name in (*ROLES, "divide")}
+        ends = dict(zip(counts, accumulate(counts.values())))
+        rows = _file_rows(source, Path(str(ends["divide"])), False)
+        return rows.select(range(ends[role] - counts[role], ends[role]))
     else:
         parts = [_file_rows(source, path, streaming) for path in files_of(source, role, data_dir)]
     return _joined(parts)
@@ -163,24 +154,27 @@ def _joined(parts: list[Rows]) -> Rows:
 def _file_rows(source: Source, path: Path, streaming: bool) -> Rows:
     if source.reader is not None:
         kind = IterableDataset if streaming else Dataset
-        arguments = {"of": (source.reader, str(path), _changed(path), source.options)}
-        rows = guarded(str(path), kind.from_generator, _read, gen_kwargs=arguments)
-        return _named(rows, source, str(path), 1, renamed=False)
+        # datasets keeps what it has read: the time tells that a file is another one
+        of = {"reader": source.reader, "place": str(path), "changed": _changed(path), "options": _options(source)}
+        return _named(guarded(str(path), kind.from_generator, _read, gen_kwargs=of), source, str(path))
     if not path.stat().st_size:
         raise RecipeError(f"{path} is empty")
     ending = Path(path.name.removesuffix(".gz")).suffix
-    builder, options, first = BUILDERS.get(ending, "text"), {}, 1
+    builder = BUILDERS.get(ending, "text")
+    options: dict[str, Any] = {}
     if builder == "text":
         by_line = getattr(source, "documents", None) == "lines" and "unwrap" not in getattr(source, "clean", [])
         options = {"sample_by": "line" if by_line else "document", "encoding": "utf-8-sig"}
     elif builder == "csv":
-        options, first = _csv_options(source, path, ending)
+        options = _csv_options(source, path, ending)
+    options |= {"data_files": str(path), "split": "train", "streaming": streaming}
     try:
-        rows = _loaded(str(path), builder, None, "train", streaming, data_files=str(path), **options)
+        rows = guarded(str(path), load_dataset, builder, **options)
     except RecipeError:
         if ending == ".jsonl":
             _check_json_lines(path)
         raise
+    first = 2 if builder == "csv" and "header" not in options else 1
     return _named(rows, source, str(path), first, blank=builder == "csv" or isinstance(source, PairSource))
 
 
@@ -204,14 +198,14 @@ def _changed(path: Path) -> int:
     return max((place.stat().st_mtime_ns for place in places if place.exists()), default=0)
 
 
-def _csv_options(source: Source, path: Path, ending: str) -> tuple[dict[str, Any], int]:
-    """What pandas is told, and the line of the first row. Columns given as numbers mean that there is no header."""
-    delimiter = "\t" if ending == ".tsv" else ","
-    # in a tsv file quotes are text
-    quoting: Any = csv.QUOTE_NONE if ending == ".tsv" else csv.QUOTE_MINIMAL
+def _csv_options(source: Source, path: Path, ending: str) -> dict[str, Any]:
+    """What pandas is told. Columns given as numbers mean that there is no header."""
+    form: dict[str, Any] = {"delimiter": ","}
+    if ending == ".tsv":  # in which quotes are text
+        form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     try:
         with _opened(path) as file:
-            reader = csv.reader(file, delimiter=delimiter, quoting=quoting)
+            reader = csv.reader(file, **form)
             width, second = len(next(reader, [])), len(next(reader, []))
     except (OSError, UnicodeDecodeError, EOFError, csv.Error) as error:
         raise RecipeError(f"cannot read {path}: {error}") from None
@@ -219,26 +213,19 @@ def _csv_options(source: Source, path: Path, ending: str) -> tuple[dict[str, Any
     if second > width:
         raise RecipeError(f"{path}, line 2: there are {second} fields, but {width} in line 1")
     columns = source.column_names
-    options: dict[str, Any] = {
-        "sep": delimiter,
-        "quoting": quoting,
-        # "null" is a word
-        "keep_default_na": False,
+    options = {
+        **form,
+        "keep_default_na": False,  # "null" is a word
         "skip_blank_lines": False,
         "encoding": "utf-8-sig",
-        # "007" is a text
-        "converters": {str(columns[name]): str for name in TEXTS if columns.get(name) is not None},
+        "converters": {str(columns[name]): str for name in TEXTS if name in columns},  # "007" is a text
     }
     numbers = [column for column in columns.values() if isinstance(column, int)]
     if not numbers:
-        return options, 2
+        return options
     if max(numbers) > width:
         raise RecipeError(f"{path}, line 1: there is no column {max(numbers)}, it has {width}")
-    return {**options, "header": None, "names": [str(number) for number in range(1, width + 1)]}, 1
-
-
-def _loaded(where: str, path: str, config: str | None, split: str, streaming: bool, **options: Any) -> Rows:
-    return guarded(where, load_dataset, path, config, split=split, streaming=streaming, **options)
+    return {**options, "header": None, "names": [str(number) for number in range(1, width + 1)]}
 
 
 def guarded(where: str, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -257,24 +244,22 @@ def guarded(where: str, make: Callable[..., Any], *args: Any, **kwargs: Any) -> 
         raise RecipeError(f"cannot read {where}: {text or 'it holds nothing'}") from None
 
 
-def _read(of: tuple[str, str, int, dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    reader, path, _, options = of
-    yield from READERS[reader](Path(path), **options)
+def _read(reader: str, place: str, changed: int, options: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield from READERS[reader](int(place) if reader in GENERATED else Path(place), **options)
 
 
-def _named(rows: Rows, source: Source, where: str, first: int, renamed: bool = True, blank: bool = False) -> Rows:
+def _named(rows: Rows, source: Source, where: str, first: int = 1, blank: bool = False) -> Rows:
     """Only the task's columns, under its names, with no value missing; if `blank`, an empty text is no value."""
     # a stream of files only shows its columns in its rows
     there = list(rows.column_names or next(iter(rows), []))
-    own = {str(given) if renamed else name: name for name, given in source.column_names.items() if given is not None}
-    if not renamed:
-        own = {name: name for name in source.column_names if name in there}
-    missing = [column for column in own if column not in there]
-    if missing:
-        raise RecipeError(
-            f"{where}: there is no column {missing[0]!r}; there are {', '.join(map(repr, there)) or 'none'}"
-        )
-    rows = rows.select_columns(list(own)).rename_columns({old: new for old, new in own.items() if old != new})
+    names = {str(given): name for name, given in source.column_names.items()}
+    if source.reader is not None:  # its rows have the task's names
+        names = {name: name for name in source.columns if name in there}
+    for column in names:
+        if column not in there:
+            known = ", ".join(map(repr, there)) or "none"
+            raise RecipeError(f"{where}: there is no column {column!r}; there are {known}")
+    rows = rows.select_columns(list(names)).rename_columns({old: new for old, new in names.items() if old != new})
     if not isinstance(rows, Dataset):
         return rows
     empty = {name: _empty(rows.data.column(name), blank) for name in rows.column_names}
@@ -282,8 +267,7 @@ def _named(rows: Rows, source: Source, where: str, first: int, renamed: bool = T
     left_out = np.logical_and.reduce(list(empty.values())) & blank
     for name, wrong in empty.items():
         if (wrong & ~left_out).any():
-            line = int((wrong & ~left_out).argmax()) + first
-            raise RecipeError(f"{where}, line {line}: the {name} is missing")
+            raise RecipeError(f"{where}, line {(wrong & ~left_out).argmax() + first}: the {name} is missing")
     return rows.select(np.flatnonzero(~left_out)) if left_out.any() else rows
 
 
@@ -314,41 +298,35 @@ def by_role(
     Raises:
         RecipeError: as `load`, and if nothing is left to train on.
     """
-    given: dict[str, list[Rows]] = {role: [] for role in ROLES}
-    to_divide = []
+    given: dict[str, list[Rows]] = {}
     for source in recipe.data:
-        for role in roles if not source.divide else ROLES:
-            rows = load(source, role, data_dir)
+        for part in (*(ROLES if source.divide else roles), "divide"):
+            rows = load(source, part, data_dir)
             if rows is not None:
-                given[role].append(rows)
-        rows = load(source, "divide", data_dir)
-        if rows is not None:
-            to_divide.append(rows)
-    named = {role: _joined(parts) for role, parts in given.items() if parts}
-    if not (to_divide or without_leakage) or any(isinstance(rows, IterableDataset) for rows in named.values()):
+                given.setdefault(part, []).append(rows)
+    named = {part: _joined(given[part]) for part in (*ROLES, "divide") if part in given}
+    if not ("divide" in named or without_leakage) or any(isinstance(rows, IterableDataset) for rows in named.values()):
         return named
-    return _divided(recipe, named, _joined(to_divide) if to_divide else None)
+    return _divided(recipe, named)
 
 
-def _divided(recipe: Recipe, given: dict[str, Rows], rest: Dataset | None) -> dict[str, Rows]:
-    split = recipe.split
-    names = [*given.values(), rest][0].column_names
+def _divided(recipe: Recipe, named: dict[str, Rows]) -> dict[str, Rows]:
+    split, names = recipe.split, next(iter(named.values())).column_names
     column = "group" if "group" in names else names[0]
-    rest_keys = [] if rest is None else _keys(rest, column)
-    role_of = roles_of(rest_keys, split.seed, split.validation, split.test)
-    keys = {role: _keys(rows, column) for role, rows in given.items()}
+    keys = {part: _keys(rows, column) for part, rows in named.items()}
+    role_of = roles_of(keys.get("divide", []), split.seed, split.validation, split.test)
     for role in ROLES:
         role_of.update(dict.fromkeys(keys.get(role, []), role))
     found: dict[str, Rows] = {}
     for role in ROLES:
-        parts = []
-        if role in given:
-            parts.append(given[role].select([i for i, key in enumerate(keys[role]) if role_of[key] == role]))
-        if rest is not None:
-            parts.append(rest.select([i for i, key in enumerate(rest_keys) if role_of[key] == role]))
-        if any(len(part) for part in parts):
+        parts = [
+            rows.select([index for index, key in enumerate(keys[part]) if role_of[key] == role])
+            for part, rows in named.items()
+            if part in (role, "divide")
+        ]
+        if any(map(len, parts)):
             found[role] = _joined(parts)
-    if "train" not in found and (rest is not None or "train" in given):
+    if "train" not in found and named.keys() & {"train", "divide"}:
         raise RecipeError("data: nothing is left to train on")
     return found
 
@@ -366,10 +344,9 @@ def roles_of(keys: list[str], seed: int, validation: float, test: float) -> dict
             f"split.test={test:g} and split.validation={validation:g} leave nothing to train on: there are "
             f"{len(ordered):,} different groups"
         )
-    roles = dict.fromkeys(ordered, "train")
-    roles.update(dict.fromkeys(ordered[: counts[0]], "test"))
-    roles.update(dict.fromkeys(ordered[counts[0] : sum(counts)], "validation"))
-    return roles
+    tests, judged = counts[0], sum(counts)
+    parts = {"test": ordered[:tests], "validation": ordered[tests:judged], "train": ordered[judged:]}
+    return {key: role for role, some in parts.items() for key in some}
 
 
 def _keys(rows: Dataset, column: str) -> list[str]:

@@ -1,7 +1,12 @@
-"""Evaluating a finished model as its task's training does, and saying beforehand what a training will take."""
+"""Evaluating a finished model as its task's training does, and saying beforehand what a training will take.
+
+What cannot be read, loaded or trained raises a RecipeError.
+"""
 
 from __future__ import annotations
 
+import math
+import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -13,7 +18,7 @@ from . import arguments
 from .recipe import Recipe
 from .run import count_parameters, given_tokenizer, make_trainer, prepare
 from .tasks import task_of
-from .trainer import StepTimes, peak_memory
+from .trainer import StepTimes, peak_memory, rows_of_a_step
 
 TIMED_STEPS, STEPS_BEFORE = 4, 2
 
@@ -28,15 +33,11 @@ def evaluate_model(
         data_dir: Folder that its files are in.
         tokenizer, model: The checkpoint's, if they are loaded already.
         arguments_: Fields of `TrainingArguments` in place of the recipe's.
-
-    Raises:
-        RecipeError: for rows, a tokenizer or a model that cannot be used.
     """
     task = task_of(recipe, data_dir)
     with tempfile.TemporaryDirectory() as output:
-        args = arguments.build(
-            recipe, task, Path(output), **{"eval_strategy": "no", "load_best_model_at_end": False, **arguments_}
-        )
+        decided = {"eval_strategy": "no", "load_best_model_at_end": False, **arguments_}
+        args = arguments.build(recipe, task, Path(output), **decided)
         tokenizer = tokenizer or given_tokenizer(recipe, task, data_dir)
         if tokenizer is not None:
             task.check_tokenizer(tokenizer)
@@ -51,16 +52,9 @@ def evaluate_model(
 def dry_run(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
     """What a training will take, by a few of its steps. Nothing is kept.
 
-    Args:
-        recipe: The recipe.
-        data_dir: Folder that its files are in.
-
     Returns:
         `parameters`; `rows` by role; `steps` and `examples`; `seconds_per_step`; `hours`, without evaluations;
         `memory`, the most that was used in bytes, and `device`.
-
-    Raises:
-        RecipeError: as the training would.
     """
     task = task_of(recipe, data_dir)
     whole = arguments.build(recipe, task, Path("."), report_to="none")
@@ -75,21 +69,17 @@ def dry_run(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
         times = StepTimes(synchronize=True)
         trainer.add_callback(times)
         trainer.train()
-    gaps = sorted(after - before for before, after in zip(times.ends[STEPS_BEFORE - 1 :], times.ends[STEPS_BEFORE:]))
-    per_step = gaps[len(gaps) // 2]
-    steps = whole.max_steps if whole.max_steps > 0 else _steps_of_epochs(trainer, whole)
+    per_step, steps = statistics.median(times.seconds[STEPS_BEFORE:]), whole.max_steps
+    if steps <= 0:
+        batches = len(trainer.get_train_dataloader())
+        steps = int(math.ceil(batches / whole.gradient_accumulation_steps) * whole.num_train_epochs)
     return {
         "parameters": count_parameters(trainer.model),
         "rows": {role: len(rows) if hasattr(rows, "num_rows") else None for role, rows in task.rows.items()},
         "steps": steps,
-        "examples": steps * whole.train_batch_size * whole.gradient_accumulation_steps * whole.world_size,
+        "examples": steps * rows_of_a_step(whole),
         "seconds_per_step": per_step,
         "hours": per_step * steps / 3600,
         "memory": peak_memory(args.device),
         "device": str(args.device),
     }
-
-
-def _steps_of_epochs(trainer: Any, args: Any) -> int:
-    batches = len(trainer.get_train_dataloader())
-    return int(-(-batches // args.gradient_accumulation_steps) * args.num_train_epochs)

@@ -1,4 +1,7 @@
-"""A recipe's `model` as a model: a new Mega, another architecture to compare with, or a checkpoint to go on from."""
+"""A recipe's `model` as a model: a new Mega, another architecture to compare with, or a checkpoint to go on from.
+
+What is unknown or refused, does not fit the task or cannot be loaded raises a RecipeError.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,13 @@ from .recipe import Recipe
 CHECKPOINT, ARCHITECTURE, LEARNING_RATE = "checkpoint", "architecture", "learning_rate"
 SIDES = ("encoder", "decoder")
 WHOLE = ("share_embeddings", "tie_word_embeddings")
+OF_LABELS = ("id2label", "label2id", "problem_type")
 
 
 def section_of(recipe: Recipe) -> tuple[str, dict[str, Any]]:
     """The architecture (a model type of transformers), and its fields.
 
-    `model` holds fields of `MegaConfig`; or `architecture`, and for each architecture a mapping of its fields. For
-    text-to-text it always holds such mappings.
-
-    Raises:
-        RecipeError: for an architecture that is unknown or has no mapping.
+    `model` holds fields of `MegaConfig`; or `architecture`, and for each architecture a mapping of its fields.
     """
     model = {key: value for key, value in recipe.model.items() if key != CHECKPOINT}
     sections = ARCHITECTURE in model or (bool(model) and all(isinstance(part, Mapping) for part in model.values()))
@@ -50,8 +50,7 @@ def _model_type(architecture: str, recipe: Recipe) -> str:
 
 def learning_rate_of(recipe: Recipe) -> dict[str, Any]:
     """The learning rate that an architecture's mapping gives, as a field of `TrainingArguments`; else nothing."""
-    _, fields = section_of(recipe)
-    return {LEARNING_RATE: fields[LEARNING_RATE]} if LEARNING_RATE in fields else {}
+    return {key: value for key, value in section_of(recipe)[1].items() if key == LEARNING_RATE}
 
 
 def build_config(recipe: Recipe, **decided: Any) -> Any:
@@ -60,21 +59,15 @@ def build_config(recipe: Recipe, **decided: Any) -> Any:
     Args:
         recipe: The recipe.
         decided: Fields that tokenizer, labels and task decide; those that the architecture lacks are left out.
-
-    Raises:
-        RecipeError: for fields that the configuration does not have or refuses, and a checkpoint that is not there.
     """
     architecture, fields = section_of(recipe)
     fields.pop(LEARNING_RATE, None)
     if CHECKPOINT in recipe.model:
-        try:
-            kind: Any = type(AutoConfig.from_pretrained(recipe.model[CHECKPOINT]))
-        except (OSError, ValueError) as error:
-            raise RecipeError(f"model.checkpoint={recipe.model[CHECKPOINT]!r} cannot be loaded: {error}") from None
+        checkpoint = recipe.model[CHECKPOINT]
+        kind: Any = type(_loaded(AutoConfig, checkpoint))
         _check_fields(fields, kind, "model")
-        names = ("id2label", "label2id", "problem_type")
-        labels = {key: value for key, value in decided.items() if key in names}
-        return AutoConfig.from_pretrained(recipe.model[CHECKPOINT], **dict(labels, **fields))
+        labels = {key: value for key, value in decided.items() if key in OF_LABELS}
+        return AutoConfig.from_pretrained(checkpoint, **{**labels, **fields})
     model_type = _model_type(architecture, recipe)
     kind = CONFIG_MAPPING[model_type]
     where = f"model.{architecture}" if isinstance(recipe.model.get(architecture), Mapping) else "model"
@@ -82,19 +75,19 @@ def build_config(recipe: Recipe, **decided: Any) -> Any:
         fields = _both_sides(fields, where, decided["vocab_size"])
     else:
         _check_fields(fields, kind, where)
-    known = _fields(kind) | {"num_labels", "id2label", "label2id", "problem_type"}
+    known = {*_fields(kind), "num_labels", *OF_LABELS}
     try:
-        return kind(**{**{key: value for key, value in decided.items() if key in known}, **fields})
+        return kind(**{key: value for key, value in decided.items() if key in known} | fields)
     except Exception as error:  # the base class of what @strict raises differs between versions of huggingface_hub
         raise RecipeError(f"{where}: {' '.join(str(error).split())}") from None
 
 
-def _fields(kind: Any) -> set[str]:
-    return {item.name for item in dataclasses.fields(kind)}
+def _fields(kind: Any) -> list[str]:
+    return [item.name for item in dataclasses.fields(kind)]
 
 
 def _check_fields(fields: Mapping[str, Any], kind: Any, where: str, more: tuple[str, ...] = ()) -> None:
-    known = {*_fields(kind), *more}
+    known = (*_fields(kind), *more)
     for key in fields:
         if key not in known:
             hint = did_you_mean(key, known, "see its documentation")
@@ -103,15 +96,23 @@ def _check_fields(fields: Mapping[str, Any], kind: Any, where: str, more: tuple[
 
 def _both_sides(fields: dict[str, Any], where: str, vocab_size: int) -> dict[str, Any]:
     """Fields for both sides, those of one side under `encoder` and `decoder`, and those of the whole."""
-    one_side = CONFIG_MAPPING["mega"]
-    own = {key: fields[key] for key in WHOLE if key in fields}
-    shared = {key: value for key, value in fields.items() if key not in (*SIDES, *own)}
-    for key in SIDES:
-        if not isinstance(fields.get(key, {}), Mapping):
-            raise RecipeError(f"{where}.{key} must be a mapping of fields of MegaConfig; got {fields[key]!r}")
-        _check_fields(fields.get(key, {}), one_side, f"{where}.{key}")
-    _check_fields(shared, one_side, where, (*SIDES, *WHOLE))
-    return {**own, **{side: {"vocab_size": vocab_size, **shared, **fields.get(side, {})} for side in SIDES}}
+    _check_fields(fields, MegaConfig, where, (*SIDES, *WHOLE))
+    whole = {key: fields[key] for key in WHOLE if key in fields}
+    shared = {key: value for key, value in fields.items() if key not in (*SIDES, *WHOLE)}
+    for side in SIDES:
+        own = fields.get(side, {})
+        if not isinstance(own, Mapping):
+            raise RecipeError(f"{where}.{side} must be a mapping of fields of MegaConfig; got {own!r}")
+        _check_fields(own, MegaConfig, f"{where}.{side}")
+        whole[side] = {"vocab_size": vocab_size, **shared, **own}
+    return whole
+
+
+def _loaded(auto: Any, checkpoint: str, **options: Any) -> Any:
+    try:
+        return auto.from_pretrained(checkpoint, **options)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RecipeError(f"model.checkpoint={checkpoint!r} cannot be loaded: {error}") from None
 
 
 def build_model(recipe: Recipe, kind: Any, config: Any) -> Any:
@@ -121,19 +122,13 @@ def build_model(recipe: Recipe, kind: Any, config: Any) -> Any:
         recipe: The recipe.
         kind: Name of the Auto class of the task, or a class of Mega models.
         config: Of `build_config`.
-
-    Raises:
-        RecipeError: for an architecture that has no model for the task, and a checkpoint that cannot be loaded.
     """
     auto = getattr(transformers, kind) if isinstance(kind, str) else kind
     if type(config) not in getattr(auto, "_model_mapping", (MegaConfig,)):
         raise RecipeError(f"model.architecture={config.model_type!r} has no model for {recipe.task}")
-    if CHECKPOINT not in recipe.model:
-        return getattr(auto, "from_config", auto)(config)
-    try:
-        return auto.from_pretrained(recipe.model[CHECKPOINT], config=config, ignore_mismatched_sizes=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise RecipeError(f"model.checkpoint={recipe.model[CHECKPOINT]!r} cannot be loaded: {error}") from None
+    if CHECKPOINT in recipe.model:
+        return _loaded(auto, recipe.model[CHECKPOINT], config=config, ignore_mismatched_sizes=True)
+    return getattr(auto, "from_config", auto)(config)
 
 
 def special_ids(tokenizer: Any) -> dict[str, Any]:

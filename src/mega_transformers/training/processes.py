@@ -8,10 +8,12 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 from accelerate import PartialState
+from accelerate.utils import gather_object
+from datasets import disable_progress_bars
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
+from transformers.utils import logging
 
 from ..errors import RecipeError
 
@@ -33,22 +35,10 @@ def meet(training: dict[str, Any]) -> int:
         options["timeout"] = timedelta(seconds=float(training.get("ddp_timeout", 1800)))
     state = PartialState(cpu=bool(training.get("use_cpu", not torch.accelerator.is_available())), **options)
     if state.process_index:
-        from datasets import disable_progress_bars
-        from transformers.utils import logging
-
         disable_progress_bars()
         logging.disable_progress_bar()
         logging.set_verbosity_error()
     return state.process_index
-
-
-def gathered(value: T) -> list[T]:
-    """What each of the processes gives, in their order."""
-    if not dist.is_initialized():
-        return [value]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, value)
-    return found
 
 
 def in_turn(make: Callable[[], T]) -> T:
@@ -56,18 +46,17 @@ def in_turn(make: Callable[[], T]) -> T:
 
     So what the first leaves in caches and folders is there for the others. An error of one ends them all.
     """
-    number = dist.get_rank() if dist.is_initialized() else 0
-    mine = 0 if not number else 1 if os.environ.get("LOCAL_RANK") == "0" else 2
-    for turn in range(3 if dist.is_initialized() else 1):
-        error: Exception | None = None
+    state = PartialState()
+    mine = 0 if state.is_main_process else 1 if state.is_local_main_process else 2
+    for turn in range(3 if state.num_processes > 1 else 1):
+        errors: list[Exception] = []
         if turn == mine:
             try:
                 made = make()
             except (RecipeError, OSError) as caught:
-                error = caught
-        errors = [found for found in gathered(error) if found is not None]
-        if errors:
-            raise RecipeError(str(errors[0])) if number else errors[0]
+                errors = [caught]
+        if errors := gather_object(errors):
+            raise errors[0] if state.is_main_process else RecipeError(str(errors[0]))
     return made
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 from rich.console import Console
 from safetensors import SafetensorError
@@ -24,47 +25,35 @@ from transformers import EarlyStoppingCallback, set_seed
 from ..errors import RecipeError
 from . import arguments
 from .export import Report, export_model, write_json
-from .processes import gathered, in_turn, meet, synchronised
+from .processes import in_turn, meet, synchronised
 from .recipe import Recipe, plain
 from .tasks import Task, task_of
 from .tokenizer import load_tokenizer
-from .trainer import Epoch, OnlyFinite, StepTimes, Stop, last_checkpoint, peak_memory
+from .trainer import Epoch, OnlyFinite, StepTimes, Stop, last_checkpoint, peak_memory, rows_of_a_step
 
 LOCK = ".lock"
 # what may change between an interrupted run and the one that continues it
 FREE_KEYS = ("name", "training", "card", "early_stopping")
+# what errors of safetensors and of PyTorch say
+FULL_DISK = ("os error 28", "os error 27", "unexpected pos", "PytorchStreamWriter")
 
 
 @dataclass
 class RunOptions:
-    """What a run takes besides its recipe.
+    """What a run takes besides its recipe."""
 
-    Args:
-        data_dir: Folder that the recipe's files are in.
-        output_dir: Folder of tokenizer, checkpoints and results.
-        export_dir: Folder of the finished model; `output_dir/model` for None.
-        resume: Whether to continue from a checkpoint in `output_dir`; otherwise a folder with content is an error.
-        max_seconds: Time after which the run saves a checkpoint and ends; None for no limit.
-        command: The command, for the model card.
-        compare: Folders of finished runs of the same recipe with other models, for the model card.
-    """
-
-    data_dir: Path
-    output_dir: Path
-    export_dir: Path | None = None
-    resume: bool = True
-    max_seconds: float | None = None
+    data_dir: Path  # of the recipe's files
+    output_dir: Path  # of tokenizer, checkpoints and results
+    export_dir: Path | None = None  # of the finished model; `output_dir/model` for None
+    resume: bool = True  # whether `output_dir` may hold a run to go on with
+    max_seconds: float | None = None  # after which the run saves a checkpoint and ends
+    # for the model card: the command, and folders of finished runs of the same recipe with other models
     command: str = "mega train"
     compare: tuple[Path, ...] = ()
 
 
 def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> dict[str, Any] | None:
-    """Trains, evaluates and exports a model.
-
-    Args:
-        recipe: What to train.
-        options: Where, and how far.
-        console: Where messages go; standard output for None.
+    """Trains, evaluates and exports a model, and says so on the console, or on standard output for None.
 
     Returns:
         The results written to `output_dir/results.json`; None if a signal or the time ended the run, which then can
@@ -87,20 +76,18 @@ def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> 
             output.mkdir(parents=True, exist_ok=True)
             if first:
                 stack.enter_context(_alone_in(output))
-            checkpoint = _checkpoint_to_resume(recipe, options, first)
-            if first:
+                _check_folder(recipe, options)
                 write_json(output / "recipe.json", plain(recipe))
-            return task, args, prepare(task, tokenizer, output, console), compared, checkpoint
+            return task, args, prepare(task, tokenizer, output, console), compared
 
-        task, args, tokenizer, compared, checkpoint = in_turn(prepared)
-        checkpoint = gathered(checkpoint)[0]
+        task, args, tokenizer, compared = in_turn(prepared)
+        checkpoint = gather_object([last_checkpoint(output)])[0]
         trainer = make_trainer(task, tokenizer, args)
-        model = trainer.model
-        console.print(f"{type(model).__name__}: {count_parameters(model):,} parameters")
+        console.print(f"{type(trainer.model).__name__}: {count_parameters(trainer.model):,} parameters")
 
         times = StepTimes()
+        trainer.add_callback(times)
         with Stop(lambda text: console.print(text, style="yellow"), options.max_seconds) as stop:
-            trainer.add_callback(times)
             trainer.add_callback(stop)
             if checkpoint is None:
                 trainer.train()
@@ -114,8 +101,7 @@ def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> 
                 f"Stopped after step {trainer.state.global_step}; the same command continues there.", style="yellow"
             )
             return None
-        trainer.restore_cache()
-        return _finish(task, options, trainer, tokenizer, compared, times, console)
+        return _finish(task, options, trainer, compared, times, console)
 
 
 def given_tokenizer(recipe: Recipe, task: Task, data_dir: Path) -> Any:
@@ -142,8 +128,7 @@ def prepare(task: Task, tokenizer: Any, output: Path, console: Console) -> Any:
         task.check_tokenizer(tokenizer)
     task.prepare(tokenizer)
     for role, rows in task.rows.items():
-        count = f"{len(rows):,}" if hasattr(rows, "num_rows") else "streamed"
-        console.print(f"{role}: {count} rows")
+        console.print(f"{role}: {f'{len(rows):,}' if hasattr(rows, 'num_rows') else 'streamed'} rows")
     for note in task.notes:
         console.print(note, style="yellow")
     return tokenizer
@@ -179,11 +164,7 @@ def count_parameters(model: Any) -> int:
 
 @contextmanager
 def _alone_in(output: Path) -> Iterator[None]:
-    """Keeps other runs out of a folder. Where the disk is full, nothing half-written is left.
-
-    Raises:
-        RecipeError: where another run is writing to the folder, and where the disk is full.
-    """
+    """Keeps other runs out of a folder. Where the disk is full, nothing half-written is left."""
     try:
         with FileLock(output / LOCK, timeout=0):
             yield
@@ -192,32 +173,26 @@ def _alone_in(output: Path) -> Iterator[None]:
             f"--output-dir {output}: another run is writing to it; wait until it has ended, or name another folder"
         ) from None
     except (OSError, RuntimeError, SafetensorError) as error:
-        if not _says_full(error):
+        # only Python's own errors say by their number that a file could not be written for want of space
+        full = any(words in str(error) for words in FULL_DISK)
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        if not full:
             raise
         cut_short = (path for path in output.glob("checkpoint-*") if not (path / "trainer_state.json").is_file())
         for path in [*cut_short, *output.rglob("*.partial")]:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         kept = last_checkpoint(output)
-        after = f"continues from {kept}" if kept else "begins again"
         raise RecipeError(
             f"the disk of {getattr(error, 'filename', None) or output} is full; make space there, and the same "
-            f"command {after}"
+            f"command {f'continues from {kept}' if kept else 'begins again'}"
         ) from error
 
 
-def _says_full(error: Exception) -> bool:
-    """Whether a file could not be written for want of space; only Python's own errors say so by their number."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return any(
-        words in str(error) for words in ("os error 28", "os error 27", "unexpected pos", "PytorchStreamWriter")
-    )
-
-
-def _checkpoint_to_resume(recipe: Recipe, options: RunOptions, first: bool) -> Path | None:
-    """The checkpoint to continue from; refuses one of another recipe."""
+def _check_folder(recipe: Recipe, options: RunOptions) -> None:
+    """Refuses a folder with the run of another recipe or, if it is not to be resumed, with any."""
     output = options.output_dir
-    if first and not options.resume and any(path.name != LOCK for path in output.iterdir()):
+    if not options.resume and any(path.name != LOCK for path in output.iterdir()):
         raise RecipeError(f"--no-resume, but {output} is not empty; remove it, or name another --output-dir")
     if (output / "recipe.json").exists():
         before = json.loads((output / "recipe.json").read_text(encoding="utf-8"))
@@ -227,15 +202,13 @@ def _checkpoint_to_resume(recipe: Recipe, options: RunOptions, first: bool) -> P
                     f"{output} was begun with {key}={before.get(key)!r}, the recipe now says {now!r}; restore that, "
                     "or name another --output-dir"
                 )
-    return last_checkpoint(output)
 
 
 def _finished_alike(recipe: Recipe, folder: Path) -> dict[str, Any]:
     """What a finished run says whose recipe differs from this one in name, model and card alone."""
+    files = [folder / "recipe.json", folder / "results.json"]
     try:
-        before, results = (
-            json.loads((folder / name).read_text(encoding="utf-8")) for name in ("recipe.json", "results.json")
-        )
+        before, results = (json.loads(file.read_text(encoding="utf-8")) for file in files)
     except (OSError, ValueError) as error:
         raise RecipeError(f"--compare {folder}: this is not the output folder of a finished run: {error}") from None
     for key, value in plain(recipe).items():
@@ -248,29 +221,23 @@ def _finished_alike(recipe: Recipe, folder: Path) -> dict[str, Any]:
 
 
 def _finish(
-    task: Task,
-    options: RunOptions,
-    trainer: Any,
-    tokenizer: Any,
-    compared: list[dict[str, Any]],
-    times: StepTimes,
-    console: Console,
+    task: Task, options: RunOptions, trainer: Any, compared: list[Any], times: StepTimes, console: Console
 ) -> dict[str, Any]:
     """Evaluates the trained model on validation and test rows, beside the baselines, and exports it."""
-    args = trainer.args
+    args, tokenizer = trainer.args, trainer.processing_class
+    steps, timed = trainer.state.global_step, max(len(times.seconds), 1)
     memory = peak_memory(args.device)
+    trainer.restore_cache()
     evaluation = task.evaluate(trainer)
     # without the autocast that training in half precision wraps around its forward pass
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    steps = trainer.state.global_step
-    examples = steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     results = {
         "steps": steps,
         "epochs": round(trainer.state.epoch or 0.0, 3),
-        "examples_seen": examples,
-        "hours": round(times.seconds / 3600, 4),
-        "seconds_per_step": round(times.seconds / max(times.steps, 1), 4),
-        "processor_seconds_per_step": round(times.processor_seconds / max(times.steps, 1), 4),
+        "examples_seen": steps * rows_of_a_step(args),
+        "hours": round(sum(times.seconds) / 3600, 4),
+        "seconds_per_step": round(sum(times.seconds) / timed, 4),
+        "processor_seconds_per_step": round(sum(times.processor_seconds) / timed, 4),
         "memory": memory,
         "parameters": count_parameters(model),
         **evaluation,
@@ -284,8 +251,8 @@ def _finish(
             model.load_state_dict(weights)
             model.generation_config = generation_config
         write_json(options.output_dir / "results.json", results)
-        folder = options.export_dir or options.output_dir / "model"
         report = Report(task, results, trainer.state.log_history, options.command, args)
+        folder = options.export_dir or options.output_dir / "model"
         size = export_model(model, tokenizer, folder, report)
         console.print(f"Wrote {folder} ({size / 1e6:.1f} MB)")
     return results

@@ -6,11 +6,13 @@ import json
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +64,7 @@ class TrainingOrder(Sampler[int]):
         return islice(cycle(order), len(self))
 
 
-class RecipeTrainerMixin:
+class RecipeTrainerMixin(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
     """What every task's trainer has beside transformers' own.
 
     Args:
@@ -72,7 +74,6 @@ class RecipeTrainerMixin:
     """
 
     data_collator: Any
-    model: Any
 
     def __init__(self, *args: Any, epoch: Epoch, evaluation_collator: Any = None, **kwargs: Any) -> None:
         self.use_cache = vars(getattr(kwargs["model"], "config", self)).get("use_cache")
@@ -80,8 +81,7 @@ class RecipeTrainerMixin:
         self.own_epoch = epoch
         self.evaluation_collator = evaluation_collator
         # checkpoints hold a tied weight once; the trainer is not to miss the others
-        tied = getattr(self.model, "all_tied_weights_keys", None)
-        if tied:
+        if tied := getattr(self.model, "all_tied_weights_keys", None):
             self.model._keys_to_ignore_on_save = list(tied)
 
     def restore_cache(self) -> None:
@@ -92,29 +92,25 @@ class RecipeTrainerMixin:
                 self.model.config.use_cache = self.use_cache
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """All matrices but those of `NO_DECAY`: no biases and no norms."""
         return decayed_parameters(model)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        """As transformers', by the evaluation's collator."""
         training, self.data_collator = self.data_collator, self.evaluation_collator or self.data_collator
         try:
-            return super().get_eval_dataloader(eval_dataset)  # type: ignore[misc]
+            return super().get_eval_dataloader(eval_dataset)
         finally:
             self.data_collator = training
 
     get_test_dataloader = get_eval_dataloader
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        rows = self.train_dataset  # type: ignore[attr-defined]  # what is given may lack the lengths by now
-        args: Any = self.args  # type: ignore[attr-defined]
-        strategy = args.train_sampling_strategy
-        if strategy not in ("random", "group_by_length") or not hasattr(rows, "num_rows"):
-            return super()._get_train_sampler(train_dataset)  # type: ignore[misc]
-        batch = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
-        grouped = strategy == "group_by_length" and "length" in rows.column_names
+        rows: Any = self.train_dataset  # what is given may lack the lengths by now
+        args = self.args
+        if args.train_sampling_strategy not in ("random", "group_by_length") or not hasattr(rows, "num_rows"):
+            return super()._get_train_sampler(train_dataset)
+        grouped = args.train_sampling_strategy == "group_by_length" and "length" in rows.column_names
         lengths = list(rows["length"]) if grouped else None
-        return TrainingOrder(len(rows), batch, args.seed, self.own_epoch, lengths)
+        return TrainingOrder(len(rows), rows_of_a_step(args), args.seed, self.own_epoch, lengths)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> SequentialSampler:
         # transformers would sort by length here too, but outputs are compared in the rows' order
@@ -125,24 +121,22 @@ class RecipeTrainerMixin:
 
         transformers would train another step, and count evaluations without progress anew.
         """
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        args: Any = self.args  # type: ignore[attr-defined]
+        state, args = TrainerState.load_from_json(str(checkpoint / "trainer_state.json")), self.args
         longer = args.max_steps <= 0 and args.num_train_epochs > state.num_train_epochs
         end = args.max_steps if args.max_steps > 0 else math.inf if longer else state.max_steps
-        for callback in self.callback_handler.callbacks:  # type: ignore[attr-defined]
+        for callback in self.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):
-                counted = state.stateful_callbacks.get("EarlyStoppingCallback", {}).get("attributes", {})
-                vars(callback).update(counted)
+                vars(callback).update(state.stateful_callbacks.get("EarlyStoppingCallback", {}).get("attributes", {}))
                 if callback.early_stopping_patience_counter >= callback.early_stopping_patience:
                     end = state.global_step
         if state.global_step < end:
             return False
         self.state = state
-        if self.is_fsdp_enabled:  # type: ignore[attr-defined]  # no shards without an optimizer
-            self.model_wrapped, _ = self.accelerator.prepare(self.model, self.create_optimizer())  # type: ignore[attr-defined]
-        self._load_from_checkpoint(str(checkpoint))  # type: ignore[attr-defined]
-        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:  # type: ignore[attr-defined]
-            self._load_best_model()  # type: ignore[attr-defined]
+        if self.is_fsdp_enabled:  # no shards without an optimizer
+            self.model_wrapped, _ = self.accelerator.prepare(self.model, self.create_optimizer())
+        self._load_from_checkpoint(str(checkpoint))
+        if args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load_best_model()
         return True
 
 
@@ -157,17 +151,14 @@ class RecipeSeq2SeqTrainer(RecipeTrainerMixin, Seq2SeqTrainer):
     """
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers', but for the loss."""
-        smoother: Any = self.label_smoother
-        self.label_smoother: Any = self._plain_loss
+        smoother, self.label_smoother = self.label_smoother, self._plain_loss  # type: ignore[assignment]
         self._sums = torch.zeros(2)
         try:
             output: Any = super().evaluation_loop(*args, **kwargs)
         finally:
             self.label_smoother = smoother
-        for key in output.metrics:
-            if key.endswith("_loss"):
-                output.metrics[key] = (self._sums[0] / self._sums[1]).item()
+        losses = [key for key in output.metrics if key.endswith("_loss")]
+        output.metrics.update(dict.fromkeys(losses, (self._sums[0] / self._sums[1]).item()))
         return output
 
     def _plain_loss(self, outputs: Any, labels: torch.Tensor, **kwargs: Any) -> torch.Tensor:
@@ -175,6 +166,11 @@ class RecipeSeq2SeqTrainer(RecipeTrainerMixin, Seq2SeqTrainer):
         rows = torch.stack([nats.sum(dim=1), (labels != -100).sum(dim=1)], dim=1)
         self._sums = self._sums + self.accelerator.gather_for_metrics(rows).cpu().double().sum(dim=0)
         return nats.sum() / rows[:, 1].sum()
+
+
+def rows_of_a_step(args: Any) -> int:
+    """Of all processes, and of accumulated batches."""
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
 
 
 def decayed_parameters(model: torch.nn.Module) -> list[str]:
@@ -199,10 +195,9 @@ class Stop(TrainerCallback):
 
     def __init__(self, say: Callable[[str], None], seconds: float | None = None) -> None:
         self.say = say
-        self.end = None if seconds is None else time.monotonic() + seconds
-        self.signal: int | None = None
-        self._caught_at = 0.0
+        self.end = math.inf if seconds is None else time.monotonic() + seconds
         self.stopped = False
+        self._caught_at: float | None = None
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -215,28 +210,27 @@ class Stop(TrainerCallback):
             signal.signal(number, handler)
 
     def _caught(self, number: int, frame: Any) -> None:
-        if self.signal is not None:
-            # torchrun sends to its processes once more what Ctrl-C has sent them
-            if "LOCAL_RANK" in os.environ and time.monotonic() < self._caught_at + 5:
-                return
+        now = time.monotonic()
+        if self._caught_at is None:
+            self._caught_at = now
+            self.say(f"{signal.Signals(number).name}: saving a checkpoint after this step (again to stop at once)")
+        # torchrun sends to its processes once more what Ctrl-C has sent them
+        elif "LOCAL_RANK" not in os.environ or now >= self._caught_at + 5:
             raise KeyboardInterrupt
-        self.signal, self._caught_at = number, time.monotonic()
-        self.say(f"{signal.Signals(number).name}: saving a checkpoint after this step (again to stop at once)")
 
     def on_step_end(self, args, state, control, **kwargs):
-        wanted = self.signal is not None or (self.end is not None and time.monotonic() >= self.end)
+        wanted = self._caught_at is not None or time.monotonic() >= self.end
         if args.world_size > 1:
             flag = torch.tensor(float(wanted), device=args.device)
             torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
             wanted = bool(flag)
         if wanted and state.global_step < state.max_steps:
-            self.stopped = True
-            control.should_save = control.should_training_stop = True
+            self.stopped = control.should_save = control.should_training_stop = True
             control.should_evaluate = False
 
 
 class StepTimes(TrainerCallback):
-    """How long steps took, data and optimiser included, evaluations left out: in seconds, and of the processor.
+    """How long each step took, data and optimiser included, evaluations left out: in seconds, and of the processor.
 
     Other work on the machine changes the former, not the latter.
 
@@ -246,30 +240,19 @@ class StepTimes(TrainerCallback):
 
     def __init__(self, synchronize: bool = False) -> None:
         self.synchronize = synchronize
-        self.steps = 0
-        self.ends: list[float] = []
-        self.seconds = self.processor_seconds = 0.0
-        self._restart()
+        self.seconds: list[float] = []
+        self.processor_seconds: list[float] = []
 
-    def _restart(self) -> None:
+    def _restart(self, *args: Any, **kwargs: Any) -> None:
         self._wall, self._processor = time.perf_counter(), time.process_time()
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._restart()
-
-    def on_evaluate(self, args, state, control, **kwargs):
-        self._restart()
-
-    def on_save(self, args, state, control, **kwargs):
-        self._restart()
+    on_train_begin = on_evaluate = on_save = _restart
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.synchronize and args.device.type == "cuda":
             torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
-        self.seconds += self.ends[-1] - self._wall
-        self.processor_seconds += time.process_time() - self._processor
-        self.steps += 1
+        self.seconds.append(time.perf_counter() - self._wall)
+        self.processor_seconds.append(time.process_time() - self._processor)
         self._restart()
 
 
@@ -277,12 +260,11 @@ class OnlyFinite(TrainerCallback):
     """Ends a training whose loss is no number any more, before a checkpoint of it is written."""
 
     def on_step_end(self, args, state, control, **kwargs):
-        if control.should_save:
-            control.should_log = True
+        control.should_log |= control.should_save
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        norm = 0.0 if args.fp16 else (logs or {}).get("grad_norm", 0.0)
-        loss = (logs or {}).get("loss", 0.0)
+    def on_log(self, args, state, control, **kwargs):
+        logs = kwargs["logs"]
+        loss, norm = logs.get("loss", 0.0), 0.0 if args.fp16 else logs.get("grad_norm", 0.0)
         if math.isfinite(loss) and math.isfinite(norm):
             return
         kept = last_checkpoint(Path(args.output_dir))
@@ -298,11 +280,9 @@ def peak_memory(device: torch.device) -> int:
     """The most bytes that were in use: on a GPU by its tensors, on a CPU by the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource
-    import sys
+    import resource  # not on Windows
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -310,15 +290,8 @@ def last_checkpoint(folder: Path) -> Path | None:
 
     transformers writes the trainer state last: a checkpoint without it was cut short.
     """
-    numbered = [
-        (int(path.name.split("-")[1]), path)
-        for path in folder.glob("checkpoint-*")
-        if path.name.split("-")[1].isdigit()
-    ]
-    for _, path in sorted(numbered, reverse=True):
-        try:
+    for path in sorted(folder.glob("checkpoint-*[0-9]"), key=lambda path: (len(path.name), path.name), reverse=True):
+        with suppress(OSError, ValueError):
             json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        return path
+            return path
     return None
