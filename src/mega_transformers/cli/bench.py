@@ -92,7 +92,7 @@ def bench(
             for path in rendering.publish(report):
                 console.print(f"Wrote {path}")
     except (ValueError, RuntimeError) as error:
-        Console(stderr=True).print(f"Error: {error}", style="red", markup=False)
+        Console(stderr=True).print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(2) from error
 
 

@@ -109,7 +109,7 @@ def train(
     except (RecipeError, OSError) as error:
         # what is wrong with a recipe is so in all processes of a machine
         if isinstance(error, OSError) or os.environ.get("LOCAL_RANK", "0") == "0":
-            Console(stderr=True).print(f"Error: {error}", style="red", markup=False)
+            Console(stderr=True).print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(2) from error
     except RuntimeError as error:
         if "Connection closed by peer" not in str(error):
@@ -291,7 +291,7 @@ def evaluate(
         if json is not None:
             write_json(json, report)
     except (RecipeError, OSError) as error:
-        Console(stderr=True).print(f"Error: {error}", style="red", markup=False)
+        Console(stderr=True).print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(2) from error
     for role, scores in report["scores"].items():
         print_scores(f"{checked.name}, {role}", scores, _columns(checked))
