@@ -1,4 +1,7 @@
-"""A recipe's `training` as transformers' `TrainingArguments`, every field checked by its own type."""
+"""A recipe's `training` as transformers' `TrainingArguments`, every field checked by its own type.
+
+What is unknown, reserved, of another type, out of range or refused by transformers raises a RecipeError.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +44,7 @@ UNCHECKED = ("eval_strategy", "save_strategy", "logging_strategy", "lr_scheduler
 
 
 def checked(values: dict[str, Any], kind: Any) -> dict[str, Any]:
-    """Values of the right types for fields of a class of `TrainingArguments`.
-
-    Raises:
-        RecipeError: for unknown and reserved names, wrong types and values out of range.
-    """
+    """Values of the right types for fields of a class of `TrainingArguments`."""
     fields = {item.name: item for item in dataclasses.fields(kind) if item.init}
     hints = typing.get_type_hints(kind)
     found = {}
@@ -54,10 +53,9 @@ def checked(values: dict[str, Any], kind: Any) -> dict[str, Any]:
             raise RecipeError(f"training.{key} is not set there but by {RESERVED[key]}")
         if key not in fields:
             raise RecipeError(f"training.{key} is unknown; {did_you_mean(key, fields, 'see TrainingArguments')}")
-        hint = Any if key in UNCHECKED else hints[key]
-        rule = Annotated[hint, RANGES.get(key, Field())]
+        hint: Any = Any if key in UNCHECKED else Annotated[hints[key], RANGES.get(key, Field())]
         try:
-            found[key] = TypeAdapter(rule, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
+            found[key] = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
         except ValidationError as error:
             problem = error.errors(include_url=False)[0]
             raise RecipeError(f"training.{key}: {problem['msg']}; got {value!r}") from None
@@ -72,9 +70,6 @@ def build(recipe: Recipe, task: Task, output_dir: Path, **decided: Any) -> Any:
         task: Its task, whose choices the recipe's `training` may change.
         output_dir: Where checkpoints go.
         decided: Fields that go before all others.
-
-    Raises:
-        RecipeError: if transformers refuses them, or `checked` does.
     """
     training = checked({**recipe.training, **learning_rate_of(recipe)}, task.arguments_class)
     validated = any(source.validation or (source.divide and recipe.split.validation) for source in recipe.data)

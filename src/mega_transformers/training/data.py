@@ -1,4 +1,7 @@
-"""Rows of a recipe's sources, by role, through Hugging Face datasets."""
+"""Rows of a recipe's sources, by role, through Hugging Face datasets.
+
+What cannot be read, lacks a column or a value, or does not fit together raises a RecipeError, with its file and line.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +31,7 @@ from .recipe import ROLES, PairSource, Recipe, Source
 Rows: TypeAlias = Any
 """A `Dataset` or an `IterableDataset`."""
 # ending -> builder of datasets
-BUILDERS = {
-    ".tsv": "csv",
-    ".csv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-}
+BUILDERS = {".tsv": "csv", ".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
 # columns of texts; a table's others may hold numbers
 TEXTS = ("text", "text_pair", "source", "target", "anchor", "positive", "negative", "group")
 
@@ -61,11 +57,7 @@ READERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {"cmudict": cmudic
 
 
 def check(recipe: Recipe, data_dir: Path) -> None:
-    """Refuses what readers do not know and patterns that match no file, before any work.
-
-    Raises:
-        RecipeError: naming the source.
-    """
+    """Refuses what readers do not know and patterns that match no file, before any work."""
     for source in recipe.data:
         if source.reader is not None:
             _check_reader(source)
@@ -92,32 +84,22 @@ def _options(source: Source) -> dict[str, Any]:
 
 
 def files_of(source: Source, role: str, data_dir: Path) -> list[Path]:
-    """The files (for a reader, also folders) of a source that play a role, sorted within a pattern.
-
-    Raises:
-        RecipeError: for a pattern that matches none.
-    """
+    """The files (for a reader, also folders) of a source that play a role, sorted within a pattern."""
     if source.reader == "cmudict" or source.reader in GENERATED:
         return [Path(name) for name in getattr(source, role)]
     files: list[Path] = []
     for pattern in getattr(source, role):
-        matches = [Path(name) for name in sorted(glob.glob(str(data_dir / pattern), recursive=True))]
-        matches = [match for match in matches if match.is_file() or source.reader is not None]
-        if not matches:
-            raise RecipeError(
-                f"{source.name}: no file matches {pattern!r} in {data_dir}; say where the data is with --data-dir or "
-                "MEGA_DATA_DIR"
-            )
-        files += matches
+        matches = map(Path, sorted(glob.glob(str(data_dir / pattern), recursive=True)))
+        found = [match for match in matches if match.is_file() or source.reader is not None]
+        if not found:
+            there = f"{source.name}: no file matches {pattern!r} in {data_dir}"
+            raise RecipeError(f"{there}; say where the data is with --data-dir or MEGA_DATA_DIR")
+        files += found
     return files
 
 
 def load(source: Source, role: str, data_dir: Path) -> Rows | None:
-    """The rows of a source that play a role (or `"divide"`), with the task's names of columns; None if there are none.
-
-    Raises:
-        RecipeError: for what cannot be read or lacks a column or a value, naming file and line.
-    """
+    """The rows of a source for a role or `"divide"`, with the task's names of columns; None if there are none."""
     wanted: list[str] = getattr(source, role)
     if not wanted:
         return None
@@ -140,11 +122,7 @@ def load(source: Source, role: str, data_dir: Path) -> Rows | None:
 
 
 def _joined(parts: list[Rows]) -> Rows:
-    """The parts one after another.
-
-    Raises:
-        RecipeError: for parts of other columns or types.
-    """
+    """The parts one after another."""
     kinds = {tuple(sorted(part.column_names or [])) for part in parts}
     if len(kinds) > 1:
         raise RecipeError(f"data: some rows have other columns than others: {' and '.join(map(str, sorted(kinds)))}")
@@ -262,21 +240,16 @@ def _named(rows: Rows, source: Source, where: str, first: int = 1, blank: bool =
     rows = rows.select_columns(list(names)).rename_columns({old: new for old, new in names.items() if old != new})
     if not isinstance(rows, Dataset):
         return rows
-    empty = {name: _empty(rows.data.column(name), blank) for name in rows.column_names}
-    # blank lines of a table are left out
-    left_out = np.logical_and.reduce(list(empty.values())) & blank
-    for name, wrong in empty.items():
-        if (wrong & ~left_out).any():
-            raise RecipeError(f"{where}, line {(wrong & ~left_out).argmax() + first}: the {name} is missing")
-    return rows.select(np.flatnonzero(~left_out)) if left_out.any() else rows
-
-
-def _empty(column: Any, blank: bool) -> np.ndarray:
-    """Where a column (rows,) has no value, or, if `blank`, a text of white space alone."""
-    empty = column.is_null()
-    if blank and (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        empty = pc.or_kleene(empty, pc.equal(pc.utf8_trim_whitespace(column), ""))
-    return empty.to_numpy()
+    empty = np.zeros((len(names), rows.data.num_rows), dtype=bool)
+    for index, column in enumerate(rows.data.itercolumns()):
+        empty[index] = column.is_null()
+        if blank and column.type in (pa.string(), pa.large_string()):
+            empty[index] |= pc.equal(pc.utf8_trim_whitespace(column).fill_null(""), "")
+    kept = ~(empty.all(axis=0) & blank)  # without blank lines of a table
+    for name, wrong in zip(rows.column_names, empty & kept):
+        if wrong.any():
+            raise RecipeError(f"{where}, line {wrong.argmax() + first}: the {name} is missing")
+    return rows if kept.all() else rows.select(np.flatnonzero(kept))
 
 
 def by_role(
@@ -286,17 +259,8 @@ def by_role(
 
     Rows under `divide` are ordered by a hash of `split.seed` and the letters and digits of their group; the first
     groups are test, the next ones validation. So the division depends neither on the order of the rows nor on case
-    and punctuation.
-
-    Args:
-        recipe: The recipe.
-        data_dir: Folder that its files are in.
-        roles: Those wanted.
-        without_leakage: Whether a text that the recipe itself gives two roles keeps only the later one of train,
-            validation, test. It does so in any case where rows are divided.
-
-    Raises:
-        RecipeError: as `load`, and if nothing is left to train on.
+    and punctuation. Where rows are divided, or `without_leakage`, a text that the recipe itself gives two roles keeps
+    only the later one of train, validation, test.
     """
     given: dict[str, list[Rows]] = {}
     for source in recipe.data:
@@ -332,19 +296,13 @@ def _divided(recipe: Recipe, named: dict[str, Rows]) -> dict[str, Rows]:
 
 
 def roles_of(keys: list[str], seed: int, validation: float, test: float) -> dict[str, str]:
-    """Key -> role; see `by_role`.
-
-    Raises:
-        RecipeError: if nothing is left to train on.
-    """
+    """Key -> role; see `by_role`."""
     ordered = sorted(set(keys), key=lambda key: hash_of(f"{seed} {key}"))
-    counts = [int(part) if part >= 1 else round(part * len(ordered)) for part in (test, validation)]
-    if ordered and sum(counts) >= len(ordered):
-        raise RecipeError(
-            f"split.test={test:g} and split.validation={validation:g} leave nothing to train on: there are "
-            f"{len(ordered):,} different groups"
-        )
-    tests, judged = counts[0], sum(counts)
+    tests, validations = (int(part) if part >= 1 else round(part * len(ordered)) for part in (test, validation))
+    judged = tests + validations
+    if ordered and judged >= len(ordered):
+        asked = f"split.test={test:g} and split.validation={validation:g}"
+        raise RecipeError(f"{asked} leave nothing to train on: there are {len(ordered):,} different groups")
     parts = {"test": ordered[:tests], "validation": ordered[tests:judged], "train": ordered[judged:]}
     return {key: role for role, some in parts.items() for key in some}
 

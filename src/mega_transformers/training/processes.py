@@ -63,10 +63,9 @@ def in_turn(make: Callable[[], T]) -> T:
 class BatchNormOfAll(nn.BatchNorm1d):
     """A batch norm over all processes on a CPU, where PyTorch's `SyncBatchNorm` refuses to work."""
 
-    running_mean: torch.Tensor
-    running_var: torch.Tensor
-    num_batches_tracked: torch.Tensor
-    momentum: float
+    running_mean: Any
+    running_var: Any
+    num_batches_tracked: Any
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, d) -> (N, d); N may differ between processes."""

@@ -1,4 +1,7 @@
-"""Recipes: what a YAML file of `recipes/` may say. Imports nothing heavy; pydantic checks keys, types and ranges."""
+"""Recipes: what a YAML file of `recipes/` may say. Imports nothing heavy; pydantic checks keys, types and ranges.
+
+What cannot work raises a RecipeError, which names the key, what is wrong and the value.
+"""
 
 from __future__ import annotations
 
@@ -347,20 +350,15 @@ class Normalization(Section):
 
 
 class SequenceClassificationRecipe(Recipe):
-    """The task sequence-classification.
-
-    Args:
-        input: `"tokens"` of the tokenizer; `"values"`: real numbers, such as pixels row by row or samples of sound; or
-            `"pixels"`: grey levels from 0 to 255 as tokens, for architectures that read tokens only.
-        text_pairs: How a text and its `text_pair` are read: `"together"`, as one text with the tokenizer's separator,
-            or `"apart"`, each by the same Mega, whose head sees both vectors (`MegaForSequencePairClassification`).
-        problem_type: None for what the labels look like: lists are several classes, numbers with a fraction a
-            regression, and anything else is one class.
-    """
+    """The task sequence-classification."""
 
     data: list[LabelledSource] = Field(min_length=1)
+    # tokens of the tokenizer; real numbers, such as pixels row by row or samples of sound; or grey levels (0 to 255) as
+    # tokens, for architectures that read tokens only
     input: Literal["tokens", "values", "pixels"] = "tokens"
+    # as one text with the tokenizer's separator, or each by the same Mega (`MegaForSequencePairClassification`)
     text_pairs: Literal["together", "apart"] = "together"
+    # None for what labels look like: lists are several classes, numbers with a fraction a regression, others one class
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = None
     normalize: Normalization = Normalization()  # for `input: values`
 
@@ -391,11 +389,7 @@ RECIPES_OF_TASKS: dict[str, type[Recipe]] = {
 
 
 def parse(kind: Any, value: Any, where: str = "", to_train: bool = True) -> Any:
-    """`value` as `kind` by pydantic.
-
-    Raises:
-        RecipeError: naming the key, what is wrong and the value.
-    """
+    """`value` as `kind` by pydantic."""
     try:
         return TypeAdapter(kind).validate_python(value, context={"to_train": to_train})
     except ValidationError as error:
@@ -409,11 +403,7 @@ def parse(kind: Any, value: Any, where: str = "", to_train: bool = True) -> Any:
 
 
 def recipe_of(values: Any, to_train: bool = True) -> Recipe:
-    """The recipe that plain values describe, with rows to train on or, if not `to_train`, perhaps without.
-
-    Raises:
-        RecipeError: for everything that cannot work.
-    """
+    """The recipe that plain values describe, with rows to train on or, if not `to_train`, perhaps without."""
     if not isinstance(values, Mapping):
         raise RecipeError(f"a recipe is a mapping of keys such as name and task; got {values!r:.80}")
     task = values.get("task")
@@ -441,12 +431,7 @@ def find_recipe(path: Path) -> Path:
 def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
     """The recipe of a YAML file, checked but for `training`, which needs transformers (`arguments.checked`).
 
-    Args:
-        path: The file.
-        overrides: `key=value` each, the key with dots (`training.max_steps=10`, `data.0.name=x`), the value in YAML.
-
-    Raises:
-        RecipeError: for a file that is missing or not valid YAML, and for everything in it that cannot work.
+    Of `overrides` each is `key=value`, the key with dots (`training.max_steps=10`, `data.0.name=x`), the value YAML.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

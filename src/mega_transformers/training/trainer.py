@@ -42,11 +42,9 @@ class TrainingOrder(Sampler[int]):
     processes; done in any case, every step has the same rows on any number of them.
 
     Args:
-        rows: Number of rows.
-        batch_size: Rows of a step, those of all processes and of accumulated batches together.
-        seed: The recipe's.
-        epoch: Of the training.
-        lengths: Lengths of the rows, for batches of similar ones; None for any.
+        rows, lengths: Their number, and how long each is, for batches of similar ones; None for any.
+        batch_size: Rows of a step, as `rows_of_a_step`.
+        seed, epoch: The recipe's, and of the training.
     """
 
     def __init__(self, rows: int, batch_size: int, seed: int, epoch: Epoch, lengths: list[int] | None = None) -> None:
@@ -65,12 +63,8 @@ class TrainingOrder(Sampler[int]):
 
 
 class RecipeTrainerMixin(Trainer if TYPE_CHECKING else object):  # type: ignore[misc]
-    """What every task's trainer has beside transformers' own.
-
-    Args:
-        epoch: Told to the data collator, too.
-        evaluation_collator: Makes batches of evaluations; None for the training's.
-        args, kwargs: transformers'.
+    """What every task's trainer has beside transformers' own: an `epoch`, which collators may know too, and perhaps an
+    `evaluation_collator`, which makes batches in evaluations.
     """
 
     data_collator: Any
@@ -185,12 +179,8 @@ def decayed_parameters(model: torch.nn.Module) -> list[str]:
 class Stop(TrainerCallback):
     """A checkpoint and an orderly end of all processes at SIGINT (Ctrl-C), SIGTERM or after some time.
 
-    A context manager: signals are caught inside it. A second signal ends at once. Any process may be told to stop;
-    after the same step all of them do.
-
-    Args:
-        say: Shows a sentence.
-        seconds: Time after which to stop; None for no limit.
+    A context manager: signals are caught inside it, and told with `say`. A second one ends at once. Any process may be
+    told to stop; after the same step all of them do.
     """
 
     def __init__(self, say: Callable[[str], None], seconds: float | None = None) -> None:
@@ -232,10 +222,8 @@ class Stop(TrainerCallback):
 class StepTimes(TrainerCallback):
     """How long each step took, data and optimiser included, evaluations left out: in seconds, and of the processor.
 
-    Other work on the machine changes the former, not the latter.
-
-    Args:
-        synchronize: Whether to wait for a GPU after every step: slower, and exact for single steps.
+    Other work on the machine changes the former, not the latter. To wait for a GPU after every step (`synchronize`) is
+    slower, and exact for single steps.
     """
 
     def __init__(self, synchronize: bool = False) -> None:
