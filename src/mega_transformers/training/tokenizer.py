@@ -1,6 +1,6 @@
 """Tokenizers: byte-level BPEs for running text and for pairs, and one of symbols for words and phonemes.
 
-Where `max_length` is asked for, it is the tokens that the model is trained for. What cannot be trained or loaded raises
+`max_length` is always the tokens that the model is trained for. What cannot be trained or loaded raises
 a RecipeError.
 """
 
