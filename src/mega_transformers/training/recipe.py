@@ -353,8 +353,8 @@ class SequenceClassificationRecipe(Recipe):
     """The task sequence-classification."""
 
     data: list[LabelledSource] = Field(min_length=1)
-    # tokens of the tokenizer; real numbers, such as pixels row by row or samples of sound; or grey levels as tokens, for
-    # architectures that read tokens only
+    # tokens of the tokenizer; real numbers, such as pixels row by row or samples of sound; or grey levels as tokens,
+    # for architectures that read tokens only
     input: Literal["tokens", "values", "pixels"] = "tokens"
     # as one text with the tokenizer's separator, or each by the same Mega (`MegaForSequencePairClassification`)
     text_pairs: Literal["together", "apart"] = "together"
