@@ -28,7 +28,7 @@ RESERVED = {
     "remove_unused_columns": "nothing: the task decides",
     "prediction_loss_only": "nothing: the task decides",
     "restore_callback_states_from_checkpoint": "nothing: the run decides",
-    "logging_nan_inf_filter": "nothing: a loss that is no number ends the run",
+    "logging_nan_inf_filter": "nothing: a loss that is not finite ends the run",
 }
 # what transformers does not check before it trains
 RANGES: dict[str, Any] = {

@@ -161,7 +161,7 @@ def _opened(path: Path) -> Any:
 
 
 def _check_json_lines(path: Path) -> None:
-    """Finds the first line that is no JSON: what datasets say counts rows from the start of a buffer."""
+    """Finds the first line that is not valid JSON: what datasets says counts rows from the start of a buffer."""
     with suppress(OSError, EOFError, UnicodeDecodeError), _opened(path) as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -299,11 +299,11 @@ def roles_of(keys: list[str], seed: int, validation: float, test: float) -> dict
     """Key -> role; see `by_role`."""
     ordered = sorted(set(keys), key=lambda key: hash_of(f"{seed} {key}"))
     tests, validations = (int(part) if part >= 1 else round(part * len(ordered)) for part in (test, validation))
-    judged = tests + validations
-    if ordered and judged >= len(ordered):
+    held_out = tests + validations
+    if ordered and held_out >= len(ordered):
         asked = f"split.test={test:g} and split.validation={validation:g}"
         raise RecipeError(f"{asked} leave nothing to train on: there are {len(ordered):,} different groups")
-    parts = {"test": ordered[:tests], "validation": ordered[tests:judged], "train": ordered[judged:]}
+    parts = {"test": ordered[:tests], "validation": ordered[tests:held_out], "train": ordered[held_out:]}
     return {key: role for role, some in parts.items() for key in some}
 
 

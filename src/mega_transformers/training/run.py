@@ -60,7 +60,7 @@ def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> 
         be continued.
 
     Raises:
-        RecipeError: before any work, for what cannot work; for a loss that is no number; and where the disk is full.
+        RecipeError: before any work, for what cannot work; for a loss that is not finite; and where the disk is full.
     """
     first = meet(recipe.training) == 0
     console = (console or Console()) if first else Console(quiet=True)

@@ -245,7 +245,7 @@ class StepTimes(TrainerCallback):
 
 
 class OnlyFinite(TrainerCallback):
-    """Ends a training whose loss is no number any more, before a checkpoint of it is written."""
+    """Ends a training whose loss is no longer finite, before a checkpoint of it is written."""
 
     def on_step_end(self, args, state, control, **kwargs):
         control.should_log |= control.should_save

@@ -108,7 +108,7 @@ class Task:
             return rows
         return rows.shuffle(seed=self.recipe.seed).select(range(limit))
 
-    def judged(self) -> list[str]:
+    def evaluated_roles(self) -> list[str]:
         """The roles whose rows a finished model is evaluated on."""
         return [role for role in ("validation", "test") if role in self.rows]
 
@@ -123,7 +123,7 @@ class Task:
     def evaluate(self, trainer: Any) -> dict[str, Any]:
         """For the results: `scores`, role -> system -> metric -> value, and what else the task reports."""
         scores = {}
-        for role in self.judged():
+        for role in self.evaluated_roles():
             found = trainer.evaluate(self.rows[role], metric_key_prefix=role)
             scores[role] = {"model": {key: found[f"{role}_{key}"] for key in self.columns if f"{role}_{key}" in found}}
         return {"scores": scores}

@@ -166,7 +166,7 @@ class CausalLM(LanguageModel):
         was_training = model.training
         model.eval()
         scores: dict[str, dict[str, Any]] = {}
-        for role in self.judged():
+        for role in self.evaluated_roles():
             tokens, size = self._line(role, tokenizer)
             nats = {name: score_tokens(model, tokens, reading, name) for name, reading in readings.items()}
             if ngram is not None:

@@ -102,7 +102,7 @@ class SentenceEmbedding(Task):
         """Of each text the rank of its partner among all partners of the role; or the correlation with scores."""
         model = trainer.accelerator.unwrap_model(trainer.model)
         scores = {}
-        for role in self.judged():
+        for role in self.evaluated_roles():
             found = self._evaluator(role, None)(model)
             kept = {key: float(found[key]) for key in self.columns if key in found}
             scores[role] = {"model": {**kept, "examples": len(self.rows[role])}}
