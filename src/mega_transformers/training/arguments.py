@@ -99,10 +99,8 @@ def build(recipe: Recipe, task: Task, output_dir: Path, **decided: Any) -> Any:
     reporters, there = fields["report_to"], get_available_reporting_integrations()
     for name in [reporters] if isinstance(reporters, str) else reporters or []:
         if name not in (*there, "none", "all"):
-            raise RecipeError(
-                f"training.report_to={name!r} is not installed: pip install {name}, or leave it out; installed: "
-                f"{', '.join(there) or 'none'}"
-            )
+            help_ = f"pip install {name}, or leave it out; installed: {', '.join(there) or 'none'}"
+            raise RecipeError(f"training.report_to={name!r} is not installed: {help_}")
     try:
         return task.arguments_class(**fields)
     except (TypeError, ValueError) as error:

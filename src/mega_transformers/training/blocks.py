@@ -47,9 +47,8 @@ def blocks_of(recipe: LanguageModelRecipe, role: str, tokenizer: Any, data_dir: 
     if not sources:
         return None
     isolated, length = recipe.packing == "isolated", recipe.sequence_length
-    columns = {"index": Value("int64"), "input_ids": Sequence(Value("int32"), length)}
-    if isolated:
-        columns["position_ids"] = columns["input_ids"]
+    ids = Sequence(Value("int32"), length)
+    columns = {"index": Value("int64"), "input_ids": ids, **({"position_ids": ids} if isolated else {})}
     kind = IterableDataset if any(isinstance(rows, IterableDataset) for rows in sources) else Dataset
     packed = {"sources": sources, "length": length, "isolated": isolated, "role": role}
     making = {"features": Features(columns), "gen_kwargs": packed}
@@ -155,9 +154,8 @@ def uniform(seed: int, stream: int, rows: np.ndarray, length: int) -> np.ndarray
     step = np.uint64(0x9E3779B97F4A7C15)
     with np.errstate(over="ignore"):
         state = mixed(np.array([seed], dtype=np.uint64) + step)
-        state = mixed(state + np.uint64(stream) * step)
-        state = mixed(state + rows.astype(np.uint64) * step)
-        state = mixed(state[:, None] + np.arange(1, length + 1, dtype=np.uint64) * step)
+        for number in (np.array([stream]), rows[:, None], np.arange(1, length + 1)):
+            state = mixed(state + number.astype(np.uint64) * step)
     return (state >> np.uint64(11)) * 2.0**-53
 
 

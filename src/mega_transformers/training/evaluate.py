@@ -52,9 +52,7 @@ def evaluate_model(
 def dry_run(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
     """What a training will take, by a few of its steps. Nothing is kept.
 
-    Returns:
-        `parameters`; `rows` by role; `steps` and `examples`; `seconds_per_step`; `hours`, without evaluations;
-        `memory`, the most that was used in bytes, and `device`.
+    `hours` are without evaluations, `memory` is the most that was used, in bytes.
     """
     task = task_of(recipe, data_dir)
     whole = arguments.build(recipe, task, Path("."), report_to="none")

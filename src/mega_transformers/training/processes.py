@@ -23,11 +23,8 @@ T = TypeVar("T")
 def meet(training: dict[str, Any]) -> int:
     """Connects the processes that torchrun or accelerate started, as transformers would do later.
 
-    Args:
-        training: The recipe's; its `use_cpu`, `ddp_backend` and `ddp_timeout` decide.
-
-    Returns:
-        This one's number. All but the first show no progress.
+    The recipe's `use_cpu`, `ddp_backend` and `ddp_timeout` decide how. Returns this one's number; all but the first
+    show no progress.
     """
     options: dict[str, Any] = {}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

