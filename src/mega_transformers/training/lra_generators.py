@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from ..errors import RecipeError
-from .tokenizer import PAIR_SPECIAL_TOKENS
+from .tokenizer import PAIR_SPECIAL_TOKENS, eos_tokenizer
 
 Row = dict[str, Any]
 
@@ -92,20 +93,10 @@ def _expression(rng: random.Random, max_length: int, max_depth: int, max_args: i
 
 def listops_tokenizer(max_length: int = 2002) -> Any:
     """A tokenizer of `LISTOPS_VOCABULARY`, behind `<s>`, `<pad>`, `</s>` and `<unk>`; a text ends with `</s>`."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
     words = {word: index for index, word in enumerate((*PAIR_SPECIAL_TOKENS, *LISTOPS_VOCABULARY))}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        **dict(zip(("bos_token", "pad_token", "eos_token", "unk_token"), PAIR_SPECIAL_TOKENS)),
-        model_max_length=max_length,
-        model_input_names=["input_ids", "attention_mask"],
-        clean_up_tokenization_spaces=False,
-    )
+    return eos_tokenizer(backend, max_length, model_input_names=["input_ids", "attention_mask"])
 
 
 def pathfinder(count: int, seed: int, size: int = 32) -> Iterator[Row]:

@@ -102,7 +102,7 @@ def train_pair_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int)
     """
     backend = _trained(texts, vocab_size, PAIR_SPECIAL_TOKENS, add_prefix_space=True)
     backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
-    return _pair_tokenizer(backend, max_length)
+    return eos_tokenizer(backend, max_length)
 
 
 def symbol_tokenizer(texts: Iterable[str], max_length: int) -> Any:
@@ -119,10 +119,11 @@ def symbol_tokenizer(texts: Iterable[str], max_length: int) -> Any:
     vocabulary = {token: index for index, token in enumerate([*PAIR_SPECIAL_TOKENS, *sorted(entries)])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     backend.pre_tokenizer = split
-    return _pair_tokenizer(backend, max_length, lowercase_source=True)
+    return eos_tokenizer(backend, max_length, lowercase_source=True)
 
 
-def _pair_tokenizer(backend: Tokenizer, max_length: int, **fields: Any) -> Any:
+def eos_tokenizer(backend: Tokenizer, max_length: int, **fields: Any) -> Any:
+    """A fast tokenizer of `backend`, which has `PAIR_SPECIAL_TOKENS`; it ends every text with `</s>`."""
     backend.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", backend.token_to_id("</s>"))]
     )
