@@ -72,6 +72,16 @@ PAIRS = Kind(
 )
 
 
+CLASSIFIER = Kind(
+    "AutoModelForSequenceClassification",
+    "text classifier",
+    "classify texts",
+    "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    "mega classify",
+)
+HEADS = (PAIRS, MASKED, CAUSAL, CLASSIFIER)
+
+
 @dataclass(frozen=True)
 class Location:
     """Where a model is: the name that was given, its folder or None for the hub, and whether the hub is silent."""
@@ -125,7 +135,7 @@ def kind_of(place: Location, *kinds: Kind) -> Kind:
     except Exception:  # loading the model tells what is wrong
         return kinds[0]
     for architecture in config.architectures or []:
-        own = [kind for kind in (PAIRS, MASKED, CAUSAL) if architecture in getattr(modeling_auto, kind.table).values()]
+        own = [kind for kind in HEADS if architecture in getattr(modeling_auto, kind.table).values()]
         for kind in kinds:
             if kind in own:
                 return kind
