@@ -237,6 +237,17 @@ def test_as_many_tokens_are_hidden_as_the_recipe_says(tokenizer, many):
     is_about(int((pairs & there).sum()), 0.09, int(there.sum()))
 
 
+def test_a_short_row_is_never_without_a_hidden_token(tokenizer):
+    ids = np.full((50, 4), 100)
+    ids[:, 0] = START
+    batch = collator(tokenizer, probability=0.001)(rows_with(ids, True))
+    assert (batch["labels"] != -100).sum(1).tolist() == [1] * 50
+    assert len(set((batch["labels"] != -100).int().argmax(1).tolist())) == 3
+    # nothing that could be hidden
+    only_special = collator(tokenizer, probability=0.5)(rows_with(np.full((2, 4), START), True))
+    assert (only_special["labels"] == -100).all()
+
+
 def test_numbers_are_uniform_and_differ():
     first = uniform(0, 0, np.arange(300), 100)
     assert first.min() >= 0 and first.max() < 1

@@ -130,7 +130,10 @@ class MaskingCollator:
             torch.from_numpy(uniform(self.seed, 3 * epoch + stream, rows, ids.shape[1])) for stream in range(3)
         )
         hidden = masking.probability if self.epoch is not None else masking.evaluation_probability
-        predicted = (chosen < hidden) & ~self.special[ids]
+        plain = ~self.special[ids]
+        # at least one in a row, however short: a batch without any would have no loss
+        least = torch.where(plain, chosen, 2.0).amin(1, keepdim=True)
+        predicted = plain & (chosen <= least.clamp(min=hidden))
         labels = torch.where(predicted, ids, -100)
         masked = predicted & (how < masking.mask)
         replaced = predicted & ~masked & (how < masking.mask + masking.random)
