@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -42,12 +41,9 @@ class Filler:
     @property
     def limit(self) -> int | None:
         """The most tokens the model takes; None for no limit."""
-        from ..evaluation.streaming import input_limit
+        from ..evaluation.streaming import text_limit
 
-        limit = input_limit(self.config)
-        return (
-            limit if self.config.model_type == "mega" else min(self.tokenizer.model_max_length, limit or sys.maxsize)
-        )
+        return text_limit(self.config, self.tokenizer)
 
 
 def fill_mask(
