@@ -2,9 +2,9 @@
 
 Integrated gradients (Sundararajan, Taly and Yan 2017, arXiv 1703.01365) follow a model's output f along the straight
 line from a baseline to the input, and give each token what its embedding contributes on the way. They are complete
-(their proposition 1): the scores add up to f(input) - f(baseline). What is differentiated is a log-probability, so that
-the sum has a meaning: the logarithm of how many times as likely the text makes the answer. A logit has none: what adds
-the same to all logits changes no answer, but would have a score.
+(their proposition 1): the scores add up to f(input) - f(baseline). What is differentiated is a log-probability: then
+the sum is the logarithm of how many times as likely the text makes the answer. A logit's sum says nothing such: what
+adds the same to all logits changes no answer, but would have a score.
 
 The baseline is the text with the embedding of the padding token (zero for a tokenizer without one) in place of every
 token but those that say nothing of this text: the tokens for its start and end, and masks. These are the same in both
@@ -27,6 +27,7 @@ from transformers.models.auto import modeling_auto
 
 from ..errors import RecipeError, check_package, did_you_mean, shortened
 from ..evaluation.streaming import text_limit
+from .defaults import MAX_STEPS, STEPS, TOKENS_AT_ONCE, TOLERANCE
 
 MASKED, CAUSAL, CLASSIFIER = "masked", "causal", "classifier"
 TABLES = {
@@ -36,10 +37,6 @@ TABLES = {
 }
 """What a model predicts -> transformers' table of the names of such classes."""
 
-STEPS = 32
-MAX_STEPS = 1024
-TOLERANCE = 0.01
-TOKENS_AT_ONCE = 4096
 UNFINISHED = "\ufffd"
 
 Watch = Callable[[int, int], None]
@@ -77,6 +74,11 @@ class Attribution:
     def text(self) -> str:
         """The whole text."""
         return "".join(self.pieces)
+
+    @property
+    def measure(self) -> str:
+        """What `value` is."""
+        return "value" if self.probability is None else "log-probability"
 
     def strongest(self, count: int | None = None) -> list[int]:
         """Indices of pieces by the size of their scores, largest first, without those of 0; at most `count`."""
@@ -159,15 +161,7 @@ def questions(model: Any, tokenizer: Any, text: str, target: str | Sequence[str]
     if limit is not None and len(ids) > limit:
         raise RecipeError(f"{shown} has {len(ids)} tokens, but the model takes at most {limit}; shorten it")
     same = {getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "cls", "sep", "mask")}
-    places: list[int | None] = [None]
-    if kind == CAUSAL:
-        places = [-1]
-    elif kind == MASKED:
-        if tokenizer.mask_token_id is None:
-            raise RecipeError("the tokenizer has no mask token, so no masked word can be explained")
-        places = [place for place, token in enumerate(ids) if token == tokenizer.mask_token_id]
-        if not places:
-            raise RecipeError(f"no mask in {shown}: write {tokenizer.mask_token} where a word is to be explained")
+    places = _masks(tokenizer, ids, shown) if kind == MASKED else [-1 if kind == CAUSAL else None]
     if all(token in same for token in ids):
         raise RecipeError(f"{shown} has no token beside special ones, so nothing explains an answer")
     targets = [target] if target is None or isinstance(target, str) else list(target)
@@ -327,7 +321,9 @@ def _attribution(
 ) -> Attribution:
     """The answer, with the scores of tokens summed over those of a piece."""
     place = None
-    pieces, scores, start = [], [], 0
+    pieces: list[str] = []
+    scores: list[float] = []
+    start = 0
     for end, tokens in question.pieces:
         if question.place in tokens:
             place = len(pieces)
@@ -363,6 +359,15 @@ def _pieces(text: str, offsets: Sequence[tuple[int, int]]) -> Iterator[tuple[int
         tokens.append(token)
         stop = max(stop, end)
     yield len(text), tuple(tokens)
+
+
+def _masks(tokenizer: Any, ids: list[int], shown: str) -> list[int | None]:
+    if tokenizer.mask_token_id is None:
+        raise RecipeError("the tokenizer has no mask token, so no masked word can be explained")
+    places: list[int | None] = [place for place, token in enumerate(ids) if token == tokenizer.mask_token_id]
+    if not places:
+        raise RecipeError(f"no mask in {shown}: write {tokenizer.mask_token} where a word is to be explained")
+    return places
 
 
 def _outputs(model: Any, tokenizer: Any, kind: str, target: str | None) -> tuple[int, ...]:
