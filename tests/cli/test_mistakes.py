@@ -61,6 +61,8 @@ finally:
         (["perplexity", SAMPLE, "--json", os.devnull], "that is not a regular file"),
         (["perplexity", SAMPLE, "--mode", "slide"], "mode='slide' is unknown"),
         (["perplexity", SAMPLE, "--clean", "soap"], "--clean soap is unknown"),
+        (["explain", "a mask"], "no mask in 'a mask': write <mask> where"),
+        (["explain", "a <mask>", "--html", "/nowhere/x.html"], "--html /nowhere/x.html: there is no folder /nowhere"),
         (["evaluate", "mega-prose-5m", "--data", SAMPLE, "--json", "/nowhere/x"], "there is no folder /nowhere"),
         (["evaluate", "mega-prose-5m", "--data", "none"], "there is no file none"),
         (["evaluate", "mega-prose-5m", "--data", SAMPLE, "--probability", "2"], "less than 1; got 2.0"),
@@ -156,7 +158,10 @@ def test_a_model_that_no_command_runs(tiny_checkpoint: Path, tmp_path: Path) -> 
     MegaForSequenceClassification(MegaConfig.from_pretrained(tiny_checkpoint)).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path)
     message = error_of(mega("fill-mask", "a <mask>", "-m", tmp_path))
-    assert "is a text classifier (MegaForSequenceClassification) and cannot fill masks; use it with mega classify" in message
+    assert (
+        "is a text classifier (MegaForSequenceClassification) and cannot fill masks; use it with mega classify"
+        in message
+    )
 
 
 def test_evaluate_knows_bundled_models_and_asks_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

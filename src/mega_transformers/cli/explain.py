@@ -30,8 +30,8 @@ EXAMPLE = f'mega explain "The {MASK} of the United States gave a speech."'
 CONTEXT = 14  # characters shown on either side of a token in the table
 BAR_WIDTH = 10  # of the largest score
 FAINT = 0.08  # share of the largest score below which a token has no colour
-GREY = (128, 128, 128)  # of the faintest colour: light and dark backgrounds both differ from it
-INK = "black"  # on all these colours
+GREY = (150, 150, 150)  # of the faintest colour: light and dark backgrounds both differ from it
+INK = "#000000"  # on all these colours
 SECONDS_WITHOUT_BAR = 2
 
 
@@ -62,6 +62,14 @@ def explain(
             f"{MAX_STEPS}.",
         ),
     ] = STEPS,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKEN",
+            help="What stands for the tokens of the text in the baseline; default: padding, or the mask where "
+            "padding's vector is zero.",
+        ),
+    ] = None,
     device: DeviceOption = AUTO,
     dtype: DTypeOption = AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text instead of colours.")] = False,
@@ -84,7 +92,9 @@ def explain(
         check_package("captum", "mega explain", "explain")
         place = locate(model)
         load_libraries()
-        _explain(place, wanted, target or None, top_k, steps, resolve_placement(device, dtype), as_json, html)
+        _explain(
+            place, wanted, target or None, baseline, top_k, steps, resolve_placement(device, dtype), as_json, html
+        )
     except RecipeError as error:
         raise UserError(str(error)) from error
 
@@ -93,6 +103,7 @@ def _explain(
     place: Location,
     texts: list[str],
     targets: list[str] | None,
+    baseline: str | None,
     top_k: int,
     steps: int,
     placement: Placement,
@@ -111,7 +122,7 @@ def _explain(
     if kind is MASKED and tokenizer.mask_token is not None:
         texts = [text.replace(MASK, tokenizer.mask_token) for text in texts]
     with spinner("Tokenising"):
-        asked = [questions(model, tokenizer, text, targets) for text in texts]
+        asked = [questions(model, tokenizer, text, targets, baseline) for text in texts]
     show = _print_json if as_json else _print_tables
     found = []
     for index, of_text in enumerate(asked):
@@ -154,7 +165,8 @@ def _print_json(answers: list[tuple[Attribution, float]], top_k: int) -> None:
             "target": found.target,
             "probability": found.probability,
             "value": found.value,
-            "baseline": found.baseline,
+            "baseline_value": found.baseline_value,
+            "baseline_token": found.baseline_token,
             "completeness_error": found.error if math.isfinite(found.error) else None,
             "steps": found.steps,
             "seconds": round(seconds, 3),

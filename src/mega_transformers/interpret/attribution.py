@@ -6,9 +6,11 @@ line from a baseline to the input, and give each token what its embedding contri
 the sum is the logarithm of how many times as likely the text makes the answer. A logit's sum says nothing such: what
 adds the same to all logits changes no answer, but would have a score.
 
-The baseline is the text with the embedding of the padding token (zero for a tokenizer without one) in place of every
-token but those that say nothing of this text: the tokens for its start and end, and masks. These are the same in both
-and so have a score of exactly 0. All positions stay visible, so that it differs from the text in nothing else.
+The baseline is the text with one token in place of all others but those that say nothing of this text: the tokens for
+its start and end, and masks. These are the same in both and so have a score of exactly 0. The token is padding, which
+stands for no word. But the vector of padding is zero in many models, and a norm makes any direction of zero: the
+output then jumps where the line begins, and a thousand steps may be too few. Such models get the mask, their other
+sign for no word. Without either the vector is zero, the paper's baseline for texts.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import regex
@@ -55,8 +57,9 @@ class Attribution:
         target: The answer: a token, with the space before it, or a label.
         probability: Of the answer; None for a model that gives numbers (regression).
         value: Its log-probability in nats, or the number.
-        baseline: The same for the baseline.
-        error: |sum of scores - (value - baseline)| / |value - baseline|, which is 0 for an exact integral.
+        baseline_value: The same for the baseline.
+        baseline_token: What stands in it for the tokens of the text; None for a vector of zeros.
+        error: |sum of scores - change| / |change| for change = value - baseline_value; 0 for an exact integral.
         steps: Points at which the gradient was computed.
     """
 
@@ -66,7 +69,8 @@ class Attribution:
     target: str
     probability: float | None
     value: float
-    baseline: float
+    baseline_value: float
+    baseline_token: str | None
     error: float
     steps: int
 
@@ -97,6 +101,7 @@ class Question:
         pieces: End in the text, and tokens, of each piece.
         place: The token at which the output is read: a mask, or -1 for the last; None for a class.
         outputs: The outputs among which the likeliest is explained; empty for all.
+        blank: The token that stands for others in the baseline; None for a vector of zeros.
     """
 
     text: str
@@ -105,10 +110,16 @@ class Question:
     pieces: tuple[tuple[int, tuple[int, ...]], ...]
     place: int | None
     outputs: tuple[int, ...]
+    blank: int | None
 
 
 def attribute(
-    model: Any, tokenizer: Any, text: str, target: str | Sequence[str] | None = None, **settings: Any
+    model: Any,
+    tokenizer: Any,
+    text: str,
+    target: str | Sequence[str] | None = None,
+    baseline: str | None = None,
+    **settings: Any,
 ) -> list[Attribution]:
     """Explains what a model says about a text: `explain` of all that `questions` finds in it.
 
@@ -119,6 +130,7 @@ def attribute(
         text: The text, with one or more masks for a model of masked words.
         target: What to explain, by default what the model finds likeliest: a word of one token, or a label. For a text
             with several masks, one for all or one for each.
+        baseline: The token that stands for others in the baseline; by default padding, or the mask.
         settings: As in `explain`.
 
     Returns:
@@ -127,7 +139,7 @@ def attribute(
     Raises:
         RecipeError: for a model, text or target that cannot be explained, and without captum.
     """
-    asked = questions(model, tokenizer, text, target)
+    asked = questions(model, tokenizer, text, target, baseline)
     return [explain(model, tokenizer, question, **settings) for question in asked]
 
 
@@ -146,7 +158,13 @@ def predicts(model: Any) -> str:
     )
 
 
-def questions(model: Any, tokenizer: Any, text: str, target: str | Sequence[str] | None = None) -> list[Question]:
+def questions(
+    model: Any,
+    tokenizer: Any,
+    text: str,
+    target: str | Sequence[str] | None = None,
+    baseline: str | None = None,
+) -> list[Question]:
     """What is asked of a text, checked without running the model; arguments and exceptions as in `attribute`."""
     kind = predicts(model)
     if not tokenizer.is_fast:
@@ -169,11 +187,11 @@ def questions(model: Any, tokenizer: Any, text: str, target: str | Sequence[str]
         masks = f"{len(places)} masks" if kind == MASKED and len(places) > 1 else "one place to explain"
         raise RecipeError(f"{len(targets)} targets for {shown}, which has {masks}; give one, or one for each")
     outputs = [_outputs(model, tokenizer, kind, name) for name in targets]
-    question = Question(
-        text, tuple(ids), tuple(token in same for token in ids), tuple(_pieces(text, offsets[: len(ids)])), None, ()
-    )
+    kept = tuple(token in same for token in ids)
+    pieces, blank = tuple(_pieces(text, offsets[: len(ids)])), _blank(model, tokenizer, baseline)
     return [
-        replace(question, place=place, outputs=outputs[index % len(outputs)]) for index, place in enumerate(places)
+        Question(text, tuple(ids), kept, pieces, place, outputs[index % len(outputs)], blank)
+        for index, place in enumerate(places)
     ]
 
 
@@ -210,8 +228,7 @@ def explain(
     done = 0
 
     with _ready(model) as ready:
-        ids = torch.tensor([question.ids], device=ready.device)
-        inputs, baseline = _path(ready, tokenizer, ids, question)
+        inputs, baseline = _path(ready, question)
 
         def values(embeddings: torch.Tensor) -> torch.Tensor:
             return _values(ready, question, embeddings)
@@ -261,17 +278,17 @@ def _ready(model: Any) -> Iterator[Any]:
             module.training = True
 
 
-def _path(model: Any, tokenizer: Any, ids: torch.Tensor, question: Question) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings (1, L, d) of the text, and of its baseline."""
-    embed = model.get_input_embeddings()
+def _vectors(model: Any, ids: Sequence[int]) -> torch.Tensor:
+    """The embeddings (1, L, d) of ids."""
     with torch.no_grad():
-        inputs = embed(ids)
-        if tokenizer.pad_token_id is None:
-            blank = torch.zeros_like(inputs)
-        else:
-            blank = embed(torch.full_like(ids, tokenizer.pad_token_id))
-        kept = torch.tensor(question.kept, device=ids.device)
-        return inputs, torch.where(kept[:, None], inputs, blank)
+        return model.get_input_embeddings()(torch.tensor([ids], device=model.device))
+
+
+def _path(model: Any, question: Question) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings (1, L, d) of the text, and of its baseline."""
+    inputs = _vectors(model, question.ids)
+    blank = torch.zeros_like(inputs) if question.blank is None else _vectors(model, [question.blank])
+    return inputs, torch.where(torch.tensor(question.kept, device=inputs.device)[:, None], inputs, blank)
 
 
 def _values(model: Any, question: Question, embeddings: torch.Tensor) -> torch.Tensor:
@@ -314,7 +331,7 @@ def _attribution(
     question: Question,
     index: int,
     value: float,
-    baseline: float,
+    before: float,
     token_scores: list[float],
     error: float,
     steps: int,
@@ -338,7 +355,8 @@ def _attribution(
         target=model.config.id2label[index] if is_class else _written(tokenizer, index),
         probability=None if is_class and _gives_numbers(model.config) else math.exp(value),
         value=value,
-        baseline=baseline,
+        baseline_value=before,
+        baseline_token=None if question.blank is None else tokenizer.convert_ids_to_tokens(question.blank),
         error=error,
         steps=steps,
     )
@@ -370,6 +388,19 @@ def _masks(tokenizer: Any, ids: list[int], shown: str) -> list[int | None]:
     return places
 
 
+def _blank(model: Any, tokenizer: Any, baseline: str | None) -> int | None:
+    if baseline is None:
+        pad, mask = tokenizer.pad_token_id, tokenizer.mask_token_id
+        if pad is None or (mask is not None and not _vectors(model, [pad]).any()):
+            return mask
+        return pad
+    vocabulary = tokenizer.get_vocab()
+    if baseline not in vocabulary:
+        hint = did_you_mean(baseline, vocabulary, f"give one such as {tokenizer.mask_token or tokenizer.pad_token}")
+        raise RecipeError(f"baseline {baseline!r} is not a token of the model; {hint}")
+    return vocabulary[baseline]
+
+
 def _outputs(model: Any, tokenizer: Any, kind: str, target: str | None) -> tuple[int, ...]:
     """The outputs that a target may mean: a label's, or the tokens of a word with and without a space before it."""
     if target is None:
@@ -385,6 +416,8 @@ def _outputs(model: Any, tokenizer: Any, kind: str, target: str | None) -> tuple
     found = [ids[0] for ids in encoded if len(ids) == 1]
     named = tokenizer.get_vocab().get(target)  # as a tokenizer writes it: "##s"
     found = [token for token in [*found, *([] if named is None else [named])] if token != tokenizer.unk_token_id]
+    if not target:
+        raise RecipeError("target '' is empty; give a word of one token")
     if not found:
         shortest = min(encoded, key=len)
         if not shortest or tokenizer.unk_token_id in shortest:

@@ -10,7 +10,7 @@ from .attribution import Attribution
 
 FOR = (240, 120, 0)
 """Red, green and blue of what speaks for an answer: orange; with blue, colour-blind people can tell the two apart."""
-AGAINST = (30, 110, 240)
+AGAINST = (70, 145, 255)
 STRONGEST = 0.7
 """Opacity of the largest score: over white black text, and over black white text, can be read on it."""
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
@@ -32,8 +32,9 @@ footer {{ font-size: .85rem; opacity: .8; }}
 <body>
 <h1>{title}</h1>
 {body}
-<footer>Integrated gradients (Sundararajan, Taly and Yan 2017) along the line from a baseline of padding tokens. The
-scores of a text add up to what it changes in the model's answer, but for the completeness error.</footer>
+<footer>Integrated gradients (Sundararajan, Taly and Yan 2017) along the line from a baseline, in which one token
+stands for all others. The scores add up to what the text changes in the model's answer, but for the completeness
+error.</footer>
 </body>
 </html>
 """
@@ -75,7 +76,7 @@ def page(title: str, attributions: Sequence[Attribution]) -> str:
 def _answer(attribution: Attribution) -> str:
     found = "" if attribution.probability is None else f"probability {attribution.probability:.1%}, "
     return (
-        f"{found}{attribution.measure} {attribution.value:.2f}, {attribution.baseline:.2f} without the text "
+        f"{found}{attribution.measure} {attribution.value:.2f}, of the baseline {attribution.baseline_value:.2f} "
         f"(completeness error {attribution.error:.2%})"
     )
 
