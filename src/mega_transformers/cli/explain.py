@@ -143,7 +143,8 @@ def _answer(model: Any, tokenizer: Any, question: Question, steps: int) -> tuple
     from ..interpret import attribution
 
     began = time.monotonic()
-    with Progress(console=stderr_console(), transient=True) as progress:
+    console = stderr_console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("Explaining", total=steps, visible=False)
 
         def watch(done: int, total: int) -> None:
