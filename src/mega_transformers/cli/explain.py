@@ -58,7 +58,7 @@ def explain(
         typer.Option(
             min=1,
             max=MAX_STEPS,
-            help="Steps of the integral to begin with; doubled while the completeness error is 1% or more, up to "
+            help="Steps of the integral to begin with; doubled while the completeness error is above 1%, up to "
             f"{MAX_STEPS}.",
         ),
     ] = STEPS,
