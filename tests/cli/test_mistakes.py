@@ -61,6 +61,8 @@ finally:
         (["perplexity", SAMPLE, "--json", os.devnull], "that is not a regular file"),
         (["perplexity", SAMPLE, "--mode", "slide"], "mode='slide' is unknown"),
         (["perplexity", SAMPLE, "--clean", "soap"], "--clean soap is unknown"),
+        (["explain", "a mask"], "no mask in 'a mask': write <mask> where"),
+        (["explain", "a <mask>", "--html", "/nowhere/x.html"], "--html /nowhere/x.html: there is no folder /nowhere"),
         (["evaluate", "mega-prose-5m", "--data", SAMPLE, "--json", "/nowhere/x"], "there is no folder /nowhere"),
         (["evaluate", "mega-prose-5m", "--data", "none"], "there is no file none"),
         (["evaluate", "mega-prose-5m", "--data", SAMPLE, "--probability", "2"], "less than 1; got 2.0"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +12,7 @@ from ..assets import BUNDLED_MODELS, DEFAULT_MODEL
 from .device import AUTO, DeviceOption, DTypeOption, check_names, resolve_placement
 from .loading import MASKED, ModelOption, kind_of, load, locate
 from .runtime import UserError, gather_texts, load_libraries, print_note, shortened, spinner
+from .tables import visible
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,12 +42,9 @@ class Filler:
     @property
     def limit(self) -> int | None:
         """The most tokens the model takes; None for no limit."""
-        from ..evaluation.streaming import input_limit
+        from ..evaluation.streaming import text_limit
 
-        limit = input_limit(self.config)
-        return (
-            limit if self.config.model_type == "mega" else min(self.tokenizer.model_max_length, limit or sys.maxsize)
-        )
+        return text_limit(self.config, self.tokenizer)
 
 
 def fill_mask(
@@ -191,7 +188,7 @@ def _tables(filler: Filler, text: str, masks: list[list[dict[str, Any]]], with_t
             token, score = candidate["token_str"], candidate["score"]
             table.add_row(
                 str(rank),
-                Text(_visible(token), style="bold"),
+                Text(visible(token), style="bold"),
                 f"{score:.1%}",
                 Bar(size=1, begin=0, end=score, width=BAR_WIDTH, color="cyan"),
                 *([_filled(before, token, after, swallows_space)] if with_text else []),
@@ -213,12 +210,4 @@ def _filled(before: str, token: str, after: str, swallows_space: bool) -> Text:
         token = token.lstrip(" ")
     left = before if len(before) <= CONTEXT else "…" + before[-CONTEXT:]
     right = after if len(after) <= CONTEXT else after[:CONTEXT] + "…"
-    return Text.assemble(left, (_visible(token, keep_spaces=True), "bold cyan"), right)
-
-
-def _visible(token: str, keep_spaces: bool = False) -> str:
-    """A token as it can stand in a table: control characters escaped, blanks alone quoted."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in token)
-    if keep_spaces:
-        return shown
-    return shown.strip() or repr(shown)
+    return Text.assemble(left, (visible(token, keep_spaces=True), "bold cyan"), right)

@@ -10,6 +10,7 @@ from .._version import __version__
 from .bench import bench
 from .convert import convert
 from .doctor import doctor
+from .explain import explain
 from .fill_mask import fill_mask
 from .generate import generate
 from .perplexity import perplexity
@@ -50,6 +51,7 @@ for _command in (
     generate,
     text2text,
     perplexity,
+    explain,
     train,
     evaluate,
     convert,

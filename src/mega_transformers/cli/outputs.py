@@ -43,6 +43,13 @@ def check_output_folder(option: str, path: Path) -> None:
     _try_to_write(option, path, there)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Writes beside, then renames."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 def _try_to_write(option: str, path: Path, folder: Path) -> None:
     try:
         tempfile.TemporaryFile(dir=folder).close()

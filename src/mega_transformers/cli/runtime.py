@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 import typer
 
+from ..errors import shortened
+
 if TYPE_CHECKING:
     from rich.console import Console
 
 T = TypeVar("T")
 STDIN = "-"
-SHOWN = 96  # characters of a text in a message
 
 
 class UserError(Exception):
@@ -112,11 +113,6 @@ def gather_texts(arguments: list[str], *, metavar: str, example: str, kind: str,
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise UserError(f"{shortened(text)!r} is not valid UTF-8")
     return texts
-
-
-def shortened(text: str) -> str:
-    """The beginning of a text, for a message."""
-    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
 
 
 def silence_stdout() -> None:

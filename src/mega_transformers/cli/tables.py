@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+JOINERS = "\u200c\u200d"  # what makes one character of several: a part of emoji and of Persian and Indian scripts
+
 
 def print_scores(
     title: str, scores: Mapping[str, Mapping[str, float]], columns: Mapping[str, tuple[str, str]]
@@ -37,3 +39,11 @@ def print_scores(
         for header, number in zip(headers, row):
             narrow.add_row(header, number)
         console.print(narrow)
+
+
+def visible(token: str, keep_spaces: bool = False) -> str:
+    """A token as it can stand in a table: control characters escaped, blanks alone quoted."""
+    shown = "".join(c if c.isprintable() or c in JOINERS else repr(c)[1:-1] for c in token)
+    if keep_spaces:
+        return shown
+    return shown.strip() or repr(shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -129,6 +130,12 @@ def input_limit(config: Any) -> int | None:
     if config.model_type != "mega":
         return getattr(config, "max_position_embeddings", None)
     return positions_limit(config)
+
+
+def text_limit(config: Any, tokenizer: Any) -> int | None:
+    """The most tokens that a text may have: those the model takes and, but for Mega, its tokenizer too."""
+    limit = input_limit(config)
+    return limit if config.model_type == "mega" else min(tokenizer.model_max_length, limit or sys.maxsize)
 
 
 def _check_limit(config: Any, length: int, reading: Reading) -> None:

@@ -1,0 +1,1 @@
+"""Looking into models: why one says what it says, and what its layers do."""

@@ -1,0 +1,435 @@
+"""Which tokens made a model say this: integrated gradients over a text's embeddings, by captum.
+
+Integrated gradients (Sundararajan, Taly and Yan 2017, arXiv 1703.01365) follow a model's output f along the straight
+line from a baseline to the input, and give each token what its embedding contributes on the way. They are complete
+(their proposition 1): the scores add up to f(input) - f(baseline). What is differentiated is a log-probability: then
+the sum is the logarithm of how many times as likely the text makes the answer. A logit's sum says nothing such: what
+adds the same to all logits changes no answer, but would have a score.
+
+The baseline is the text with one token in place of all others but those that say nothing of this text: the tokens for
+its start and end, and masks. These are the same in both and so have a score of exactly 0. The token is padding, which
+stands for no word. But the vector of padding is zero in many models, and a norm makes any direction of zero: the
+output then jumps where the line begins, and a thousand steps may be too few. Such models get the mask, their other
+sign for no word. Without either the vector is zero, the paper's baseline for texts.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import regex
+import torch
+import torch.nn.functional as F
+from transformers.models.auto import modeling_auto
+
+from ..errors import RecipeError, check_package, did_you_mean, shortened
+from ..evaluation.streaming import text_limit
+from .defaults import MAX_STEPS, STEPS, TOKENS_AT_ONCE, TOLERANCE
+
+MASKED, CAUSAL, CLASSIFIER = "masked", "causal", "classifier"
+TABLES = {
+    CLASSIFIER: "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    MASKED: "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+    CAUSAL: "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+}
+"""What a model predicts -> transformers' table of the names of such classes."""
+
+UNFINISHED = "\ufffd"
+
+Watch = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """What the pieces of a text contribute to an answer.
+
+    Args:
+        pieces: The text in order: a token each, with the white space before it. A character that is cut over several
+            tokens is one piece with the sum of their scores.
+        scores: Of each piece, in the unit of `value`: above 0 for what speaks for the answer, below 0 for what speaks
+            against it. Masks have 0.
+        place: The index of the piece that the answer stands for, which is a mask; None for a next word or a class.
+        target: The answer: a token, with the space before it, or a label.
+        probability: Of the answer; None for a model that gives numbers (regression).
+        value: Its log-probability in nats, or the number.
+        baseline_value: The same for the baseline.
+        baseline_token: What stands in it for the tokens of the text; None for a vector of zeros.
+        error: |sum of scores - change| / |change| for change = value - baseline_value; 0 for an exact integral.
+        steps: Points at which the gradient was computed.
+    """
+
+    pieces: tuple[str, ...]
+    scores: tuple[float, ...]
+    place: int | None
+    target: str
+    probability: float | None
+    value: float
+    baseline_value: float
+    baseline_token: str | None
+    error: float
+    steps: int
+
+    @property
+    def text(self) -> str:
+        """The whole text."""
+        return "".join(self.pieces)
+
+    @property
+    def measure(self) -> str:
+        """What `value` is."""
+        return "value" if self.probability is None else "log-probability"
+
+    def strongest(self, count: int | None = None) -> list[int]:
+        """Indices of pieces by the size of their scores, largest first, without those of 0; at most `count`."""
+        order = sorted(range(len(self.scores)), key=lambda index: -abs(self.scores[index]))
+        return [index for index in order if self.scores[index]][:count]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A text as a model reads it, and the one output of it that is asked about.
+
+    Args:
+        text: The text.
+        ids: Of its tokens (L,), with those that the tokenizer adds.
+        kept: (L,) whether a token stays as it is in the baseline.
+        pieces: End in the text, and tokens, of each piece.
+        place: The token at which the output is read: a mask, or -1 for the last; None for a class.
+        outputs: The outputs among which the likeliest is explained; empty for all.
+        blank: The token that stands for others in the baseline; None for a vector of zeros.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    kept: tuple[bool, ...]
+    pieces: tuple[tuple[int, tuple[int, ...]], ...]
+    place: int | None
+    outputs: tuple[int, ...]
+    blank: int | None
+
+
+def attribute(
+    model: Any,
+    tokenizer: Any,
+    text: str,
+    target: str | Sequence[str] | None = None,
+    baseline: str | None = None,
+    **settings: Any,
+) -> list[Attribution]:
+    """Explains what a model says about a text: `explain` of all that `questions` finds in it.
+
+    Args:
+        model: For masked words, next words or classes; any of transformers' that takes `inputs_embeds`. It is used in
+            float32 or float64 and in evaluation mode, and left as it was: a model in 16 bits is copied for this.
+        tokenizer: Its tokenizer, a fast one.
+        text: The text, with one or more masks for a model of masked words.
+        target: What to explain, by default what the model finds likeliest: a word of one token, or a label. For a text
+            with several masks, one for all or one for each.
+        baseline: The token that stands for others in the baseline; by default padding, or the mask.
+        settings: As in `explain`.
+
+    Returns:
+        One for each mask, in their order; for other models a single one.
+
+    Raises:
+        RecipeError: for a model, text or target that cannot be explained, and without captum.
+    """
+    asked = questions(model, tokenizer, text, target, baseline)
+    return [explain(model, tokenizer, question, **settings) for question in asked]
+
+
+def predicts(model: Any) -> str:
+    """What a model predicts: MASKED, CAUSAL or CLASSIFIER.
+
+    Raises:
+        RecipeError: for other models.
+    """
+    name = type(model).__name__
+    for kind, table in TABLES.items():
+        if name in getattr(modeling_auto, table).values():
+            return kind
+    raise RecipeError(
+        f"{name} cannot be explained; give a masked or causal language model, or a model that classifies texts"
+    )
+
+
+def questions(
+    model: Any,
+    tokenizer: Any,
+    text: str,
+    target: str | Sequence[str] | None = None,
+    baseline: str | None = None,
+) -> list[Question]:
+    """What is asked of a text, checked without running the model; arguments and exceptions as in `attribute`."""
+    kind = predicts(model)
+    if not tokenizer.is_fast:
+        raise RecipeError("the tokenizer has no tokenizer.json, so it does not tell where tokens are in a text")
+    shown = repr(shortened(text))
+    encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
+    ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
+    if kind == CAUSAL:  # a text that continues is not closed
+        while len(ids) > 1 and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+            ids.pop()
+    limit = text_limit(model.config, tokenizer)
+    if limit is not None and len(ids) > limit:
+        raise RecipeError(f"{shown} has {len(ids)} tokens, but the model takes at most {limit}; shorten it")
+    same = {getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "cls", "sep", "mask")}
+    places = _masks(tokenizer, ids, shown) if kind == MASKED else [-1 if kind == CAUSAL else None]
+    if all(token in same for token in ids):
+        raise RecipeError(f"{shown} has no token beside special ones, so nothing explains an answer")
+    targets = [target] if target is None or isinstance(target, str) else list(target)
+    if len(targets) not in (1, len(places)):
+        masks = f"{len(places)} masks" if kind == MASKED and len(places) > 1 else "one place to explain"
+        raise RecipeError(f"{len(targets)} targets for {shown}, which has {masks}; give one, or one for each")
+    outputs = [_outputs(model, tokenizer, kind, name) for name in targets]
+    kept = tuple(token in same for token in ids)
+    pieces, blank = tuple(_pieces(text, offsets[: len(ids)])), _blank(model, tokenizer, baseline)
+    return [
+        Question(text, tuple(ids), kept, pieces, place, outputs[index % len(outputs)], blank)
+        for index, place in enumerate(places)
+    ]
+
+
+def explain(
+    model: Any,
+    tokenizer: Any,
+    question: Question,
+    *,
+    steps: int = STEPS,
+    max_steps: int = MAX_STEPS,
+    tolerance: float = TOLERANCE,
+    tokens_at_once: int = TOKENS_AT_ONCE,
+    watch: Watch | None = None,
+) -> Attribution:
+    """Answers a question by integrated gradients.
+
+    Args:
+        model, tokenizer: As in `attribute`.
+        question: One that `questions` gave for them.
+        steps: Points of Gauss-Legendre quadrature to begin with. They are doubled until the error is at most
+            `tolerance`, or would be more than `max_steps`.
+        max_steps: The most.
+        tolerance: The relative error of completeness that is good enough.
+        tokens_at_once: How many tokens, over all steps computed together, fit into memory; at least one step is
+            computed at a time.
+        watch: Called after each such group of steps with how many are done, and how many there are.
+
+    Raises:
+        RecipeError: without captum, and where the model gives no finite numbers.
+    """
+    check_package("captum", "an explanation", "explain")
+    from captum.attr import IntegratedGradients
+
+    done = 0
+
+    with _ready(model) as ready:
+        inputs, baseline = _path(ready, question)
+
+        def values(embeddings: torch.Tensor) -> torch.Tensor:
+            return _values(ready, question, embeddings)
+
+        with torch.no_grad():
+            given = values(inputs)[0]
+            index = _likeliest(given, question.outputs)
+            value, before = given[index].item(), values(baseline)[0, index].item()
+        if not (math.isfinite(value) and math.isfinite(before)):
+            raise RecipeError(
+                f"the model gives no finite numbers for {shortened(question.text)!r}: {value} and {before}"
+            )
+
+        def watched(embeddings: torch.Tensor) -> torch.Tensor:
+            nonlocal done
+            result = values(embeddings)[:, index]
+            done += len(embeddings)
+            if watch is not None:
+                watch(done, steps)
+            return result
+
+        method = IntegratedGradients(watched)
+        rows = max(1, tokens_at_once // len(question.ids))
+        while True:
+            done = 0
+            parts = method.attribute(inputs, baseline, n_steps=steps, internal_batch_size=rows)
+            scores = parts[0].sum(-1).cpu().double()
+            error = _relative_error(scores.sum().item(), value - before)
+            if error <= tolerance or 2 * steps > max_steps:
+                break
+            steps *= 2
+    return _attribution(model, tokenizer, question, index, value, before, scores.tolist(), error, steps)
+
+
+@contextmanager
+def _ready(model: Any) -> Iterator[Any]:
+    """The model, or a copy in float32, in evaluation mode; as it was, afterwards."""
+    if any(weights.dtype in (torch.float16, torch.bfloat16) for weights in model.parameters()):
+        model = copy.deepcopy(model).float()
+    training = [module for module in model.modules() if module.training]
+    if training:
+        model.eval()
+    try:
+        yield model
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _vectors(model: Any, ids: Sequence[int]) -> torch.Tensor:
+    """The embeddings (1, L, d) of ids."""
+    with torch.no_grad():
+        return model.get_input_embeddings()(torch.tensor([ids], device=model.device))
+
+
+def _path(model: Any, question: Question) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings (1, L, d) of the text, and of its baseline."""
+    inputs = _vectors(model, question.ids)
+    blank = torch.zeros_like(inputs) if question.blank is None else _vectors(model, [question.blank])
+    return inputs, torch.where(torch.tensor(question.kept, device=inputs.device)[:, None], inputs, blank)
+
+
+def _values(model: Any, question: Question, embeddings: torch.Tensor) -> torch.Tensor:
+    """Embeddings (B, L, d) -> what may be explained (B, outputs): log-probabilities, or a regression's numbers."""
+    options: dict[str, Any] = {}
+    if question.place == -1:
+        options["use_cache"] = False
+        if model._supports_logits_to_keep():
+            options["logits_to_keep"] = 1
+    logits = model(inputs_embeds=embeddings, **options).logits
+    if question.place is not None:
+        return F.log_softmax(logits[:, question.place], dim=-1)
+    if _gives_numbers(model.config):
+        return logits
+    if model.config.problem_type == "multi_label_classification":
+        return F.logsigmoid(logits)
+    return F.log_softmax(logits, dim=-1)
+
+
+def _gives_numbers(config: Any) -> bool:
+    return config.problem_type == "regression" or (config.problem_type is None and config.num_labels == 1)
+
+
+def _likeliest(values: torch.Tensor, outputs: tuple[int, ...]) -> int:
+    """Of values (outputs,) the index of the largest, or of the largest of some."""
+    if not outputs:
+        return int(values.argmax())
+    return outputs[int(values[list(outputs)].argmax())]
+
+
+def _relative_error(total: float, difference: float) -> float:
+    if difference == 0:
+        return 0.0 if total == 0 else math.inf
+    return abs(total - difference) / abs(difference)
+
+
+def _attribution(
+    model: Any,
+    tokenizer: Any,
+    question: Question,
+    index: int,
+    value: float,
+    before: float,
+    token_scores: list[float],
+    error: float,
+    steps: int,
+) -> Attribution:
+    """The answer, with the scores of tokens summed over those of a piece."""
+    place = None
+    pieces: list[str] = []
+    scores: list[float] = []
+    start = 0
+    for end, tokens in question.pieces:
+        if question.place in tokens:
+            place = len(pieces)
+        pieces.append(question.text[start:end])
+        scores.append(sum(token_scores[token] for token in tokens))
+        start = end
+    is_class = question.place is None
+    return Attribution(
+        pieces=tuple(pieces),
+        scores=tuple(scores),
+        place=place,
+        target=model.config.id2label[index] if is_class else _written(tokenizer, index),
+        probability=None if is_class and _gives_numbers(model.config) else math.exp(value),
+        value=value,
+        baseline_value=before,
+        baseline_token=None if question.blank is None else tokenizer.convert_ids_to_tokens(question.blank),
+        error=error,
+        steps=steps,
+    )
+
+
+def _pieces(text: str, offsets: Sequence[tuple[int, int]]) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """End in the text, and tokens, of each piece. A cut is where a token ends, and no character is cut by it.
+
+    A character is what a reader takes for one (an extended grapheme cluster of Unicode's annex 29).
+    """
+    ends = {match.end() for match in regex.finditer(r"\X", text)}
+    begin, stop = 0, 0
+    tokens: list[int] = []
+    for token, (start, end) in enumerate(offsets):
+        if stop > begin and stop in ends and start >= stop:
+            yield stop, tuple(tokens)
+            begin, tokens = stop, []
+        tokens.append(token)
+        stop = max(stop, end)
+    yield len(text), tuple(tokens)
+
+
+def _masks(tokenizer: Any, ids: list[int], shown: str) -> list[int | None]:
+    if tokenizer.mask_token_id is None:
+        raise RecipeError("the tokenizer has no mask token, so no masked word can be explained")
+    places: list[int | None] = [place for place, token in enumerate(ids) if token == tokenizer.mask_token_id]
+    if not places:
+        raise RecipeError(f"no mask in {shown}: write {tokenizer.mask_token} where a word is to be explained")
+    return places
+
+
+def _blank(model: Any, tokenizer: Any, baseline: str | None) -> int | None:
+    if baseline is None:
+        pad, mask = tokenizer.pad_token_id, tokenizer.mask_token_id
+        if pad is None or (mask is not None and not _vectors(model, [pad]).any()):
+            return mask
+        return pad
+    vocabulary = tokenizer.get_vocab()
+    if baseline not in vocabulary:
+        hint = did_you_mean(baseline, vocabulary, f"give one such as {tokenizer.mask_token or tokenizer.pad_token}")
+        raise RecipeError(f"baseline {baseline!r} is not a token of the model; {hint}")
+    return vocabulary[baseline]
+
+
+def _outputs(model: Any, tokenizer: Any, kind: str, target: str | None) -> tuple[int, ...]:
+    """The outputs that a target may mean: a label's, or the tokens of a word with and without a space before it."""
+    if target is None:
+        return ()
+    if kind == CLASSIFIER:
+        labels = {str(label): int(index) for index, label in model.config.id2label.items()}
+        if target not in labels:
+            hint = did_you_mean(target, labels, f"the model's labels are {', '.join(labels)}")
+            raise RecipeError(f"target {target!r} is not a label of the model; {hint}")
+        return (labels[target],)
+    forms = [target] if target[:1].isspace() else [target, " " + target]
+    encoded = [tokenizer.encode(form, add_special_tokens=False) for form in forms]
+    found = [ids[0] for ids in encoded if len(ids) == 1]
+    named = tokenizer.get_vocab().get(target)  # as a tokenizer writes it: "##s"
+    found = [token for token in [*found, *([] if named is None else [named])] if token != tokenizer.unk_token_id]
+    if not target:
+        raise RecipeError("target '' is empty; give a word of one token")
+    if not found:
+        shortest = min(encoded, key=len)
+        if not shortest or tokenizer.unk_token_id in shortest:
+            raise RecipeError(f"target {target!r} is not in the model's vocabulary; give a word of one token")
+        tokens = ", ".join(repr(_written(tokenizer, token)) for token in shortest)
+        raise RecipeError(
+            f"target {target!r} is not one token of the model but {len(shortest)}: {tokens}; give a word of one token"
+        )
+    return tuple(dict.fromkeys(found))
+
+
+def _written(tokenizer: Any, token: int) -> str:
+    """A token as text; as the tokenizer names it where it is a part of a character."""
+    text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    return text if text and UNFINISHED not in text else str(tokenizer.convert_ids_to_tokens(token))

@@ -1,0 +1,118 @@
+"""How attributions look: colours of scores, and HTML for a page of its own or as a part of another one."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Sequence
+
+from .attribution import Attribution
+
+FOR = (240, 120, 0)
+"""Red, green and blue of what speaks for an answer: orange; with blue, colour-blind people can tell the two apart."""
+AGAINST = (70, 145, 255)
+STRONGEST = 0.7
+"""Opacity of the largest score: over white black text, and over black white text, can be read on it."""
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.3rem; overflow-wrap: anywhere; }}
+section {{ margin: 2.5rem 0; }}
+footer {{ font-size: .85rem; opacity: .8; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+{body}
+<footer>Integrated gradients (Sundararajan, Taly and Yan 2017) along the line from a baseline, in which one token
+stands for all others. The scores add up to what the text changes in the model's answer, but for the completeness
+error.</footer>
+</body>
+</html>
+"""
+
+
+def shares(scores: Sequence[float]) -> list[float]:
+    """Each score in relation to the largest by size: from -1 to 1, 0 for all where all are 0."""
+    largest = max(map(abs, scores), default=0.0)
+    return [score / largest if largest else 0.0 for score in scores]
+
+
+def without_space(piece: str) -> tuple[str, str]:
+    """The white space before a token, and the token, which has the colour; white space alone is one."""
+    token = piece.lstrip() or piece
+    return piece[: len(piece) - len(token)], token
+
+
+def fragment(attribution: Attribution) -> str:
+    """One attribution as a `<div>` with styles inline: answer, coloured text, legend.
+
+    Everything that comes from the text or the model is escaped, and nothing is loaded or run. Colours are
+    translucent, so that it can stand on light and dark pages. Each piece has its score as a tooltip.
+    """
+    return (
+        '<div style="margin: 1em 0">'
+        f'<p style="margin: .5em 0"><strong dir="auto">{_escaped(attribution.target.strip() or attribution.target)}'
+        f"</strong> {_answer(attribution)}</p>"
+        '<p dir="auto" style="margin: .5em 0; line-height: 1.9; white-space: pre-wrap; overflow-wrap: anywhere">'
+        f"{_coloured(attribution)}</p>{_legend(attribution)}</div>"
+    )
+
+
+def page(title: str, attributions: Sequence[Attribution]) -> str:
+    """A whole page of attributions, which needs no other file."""
+    body = "\n".join(f"<section>{fragment(attribution)}</section>" for attribution in attributions)
+    return PAGE.format(title=_escaped(title), body=body)
+
+
+def _answer(attribution: Attribution) -> str:
+    found = "" if attribution.probability is None else f"probability {attribution.probability:.1%}, "
+    return (
+        f"{found}{attribution.measure} {attribution.value:.2f}, of the baseline {attribution.baseline_value:.2f} "
+        f"(completeness error {attribution.error:.2%})"
+    )
+
+
+def _coloured(attribution: Attribution) -> str:
+    """The pieces as spans."""
+    parts = []
+    for index, (piece, share) in enumerate(zip(attribution.pieces, shares(attribution.scores))):
+        space, token = without_space(piece)
+        style = "border-radius: .2em; padding: .15em 0;"
+        if index == attribution.place:
+            style += " outline: 1px dashed currentColor;"
+        if share:
+            style += f" background: {_background(share)};"
+        title = "explained here" if index == attribution.place else f"{attribution.scores[index]:+.3f}"
+        parts.append(f'{_escaped(space)}<span style="{style}" title="{title}">{_escaped(token)}</span>')
+    return "".join(parts)
+
+
+def _legend(attribution: Attribution) -> str:
+    """A bar from the largest score against the answer to the largest for it, and what they are."""
+    largest = max(map(abs, attribution.scores), default=0.0)
+    return (
+        '<p style="margin: .5em 0; font-size: .85em; display: flex; flex-wrap: wrap; gap: .2em .6em; '
+        f'align-items: center"><span>against it {-largest:+.2f}</span>'
+        '<span style="width: 8em; height: .9em; border-radius: .2em; background: linear-gradient(to right, '
+        f'{_background(-1)}, transparent, {_background(1)})"></span><span>{largest:+.2f} for it</span>'
+        f"<span>({attribution.measure})</span></p>"
+    )
+
+
+def _background(share: float) -> str:
+    red, green, blue = FOR if share > 0 else AGAINST
+    return f"rgba({red}, {green}, {blue}, {abs(share) * STRONGEST:.3f})"
+
+
+def _escaped(text: str) -> str:
+    """As HTML shows it: markup and control characters, which HTML does not allow, are escaped; line ends stay."""
+    return html.escape(CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text))
