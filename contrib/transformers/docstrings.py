@@ -31,6 +31,8 @@ KNOWN = {
     "use_cache",
 }
 """Arguments that `auto_docstring` describes itself."""
+RENAMED = '    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")\n'
+"""As transformers has it on all models that take a cache."""
 EXAMPLE = '''
     Example:
 
@@ -98,7 +100,8 @@ def of_model(text: str) -> str:
             if docstring is None:
                 continue
             place = source.starts[method.lineno - 1]
-            edits.append((place, place, "    @auto_docstring\n"))
+            renamed = RENAMED if "cache" in [each.arg for each in method.args.args] else ""
+            edits.append((place, place, f"    @auto_docstring\n{renamed}"))
             own = {name: words for name, words in _entries(docstring) if name not in KNOWN}
             edits.append((*source.lines_of(method.body[0]), _docstring(method, source, own)))
     return edited(text, edits)

@@ -21,6 +21,7 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, auto_docstring, logging
+from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import maybe_autocast, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -146,7 +147,7 @@ class MegaCacheLayer:
 def prepare_cache(cache: Cache | None, config: MegaConfig) -> Cache:
     """The cache to use in a forward pass: a new one for None, else what was given, checked."""
     if cache is None:
-        return DynamicCache(config=config)
+        cache = DynamicCache(config=config)
     if not any(layer.is_initialized for layer in cache.layers):
         # made without a configuration: nothing is stored yet, so it can still become one of ours
         if len(cache.layers) != config.num_hidden_layers or type(cache.layers[0]) is not MegaCacheLayer:
@@ -197,6 +198,7 @@ class MegaModel:
     @merge_with_config_defaults
     @capture_outputs
     @auto_docstring
+    @deprecate_kwarg("past_key_values", "5.40.0", new_name="cache")
     def forward(
         self,
         input_ids: torch.Tensor | None = None,

@@ -61,7 +61,10 @@ OUTSIDE = {
 }
 """Names that come from transformers, or from the other file, where this package has its own."""
 
-ALWAYS = {"auto_docstring": OUTSIDE["auto_docstring"]}
+ALWAYS = {
+    "auto_docstring": OUTSIDE["auto_docstring"],
+    "deprecate_kwarg": ("transformers.utils.deprecation", "deprecate_kwarg"),
+}
 """Imports of every modeling file."""
 
 WHOLE = ("Columns", "MegaLanguageModel")
