@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -54,14 +56,43 @@ def test_all_files_are_there_and_valid(built):
 
 
 def test_transformers_style(built):
-    settings = ["--no-cache", "--config", str(FOLDER / "ruff.toml"), str(built)]
+    settings = ["--no-cache", "--config", str(FOLDER / "style.toml"), str(built)]
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run([sys.executable, "-m", "ruff", *command, *settings], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout
 
 
-def test_equal_to_this_package(built):
-    done = run(FOLDER / "compare.py", built, OMP_NUM_THREADS="1")
+@pytest.fixture(scope="module")
+def conversions(tmp_path_factory) -> Path:
+    """Checkpoints of the authors' code and of transformers 4, and what this package makes of them."""
+    sys.path.insert(0, str(ROOT / "tests/convert"))
+    try:
+        import samples
+    finally:
+        sys.path.remove(str(ROOT / "tests/convert"))
+    import mega_transformers
+    from mega_transformers.convert import convert_checkpoint
+
+    cases = tmp_path_factory.mktemp("conversions")
+    for name in ("lm_prenorm_tied_chunk4", "lra_text_mp_layernorm", "rotary"):
+        (cases / name).mkdir()
+        source = cases / name / "source"
+        if name == "rotary":
+            samples.save_language_model(source, rel_pos_bias="rotary", normalize_embedding=True, decoder_input_dim=6)
+        else:
+            samples.save_sample(name, source)
+        convert_checkpoint(source, cases / name / "converted", verify=False)
+    folder = next(each for each in samples.FOLDERS if "rmsnorm" in each)
+    (cases / folder).mkdir()
+    shutil.copytree(samples.TRANSFORMERS / folder, cases / folder / "source")
+    source = cases / folder / "source"
+    architecture = json.loads((source / "config.json").read_text())["architectures"][0]
+    getattr(mega_transformers, architecture).from_pretrained(source).save_pretrained(cases / folder / "converted")
+    return cases
+
+
+def test_equal_to_this_package(built, conversions):
+    done = run(FOLDER / "compare.py", built, conversions, OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -86,7 +117,7 @@ def test_registered_once_in_a_clone(tmp_path):
     assert "mbart import *\n    from .mega import *\n    from .megatron_bert" in text
     assert '("mega", "MegaConfig"),\n        ("megatron-bert"' in text
     assert text.count('("mega", "MegaModel")') == 2 and text.count('("mega", "MegaForMaskedLM")') == 2
-    assert "Classification\")" not in text and "MegaForCausalLM" not in text
+    assert 'Classification")' not in text and "MegaForCausalLM" not in text
     assert registrations.register(tmp_path, ["MegaModel", "MegaForMaskedLM"]) == []
     (root / "models/auto/auto_mappings.py").write_text("CONFIG_MAPPING_NAMES = {}\n")
     with pytest.raises(registrations.UnknownTableError, match="CONFIG_MAPPING_NAMES"):

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping
+from datetime import date
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -29,8 +30,8 @@ from sources import Package, collect, read_module, with_quoted_annotations  # no
 MODEL = Path("src/transformers/models/mega")
 TEMPLATES = {
     "init.py.txt": MODEL / "__init__.py",
-    "convert_mega_to_hf.py": MODEL / "convert_mega_to_hf.py",
-    "test_modeling_mega.py": Path("tests/models/mega/test_modeling_mega.py"),
+    "convert_mega_to_hf.py.txt": MODEL / "convert_mega_to_hf.py",
+    "test_modeling_mega.py.txt": Path("tests/models/mega/test_modeling_mega.py"),
     "mega.md": Path("docs/source/en/model_doc/mega.md"),
 }
 LICENSE = (HERE / "templates" / "license.txt").read_text(encoding="utf-8")
@@ -140,8 +141,18 @@ def _import(name: str, source: tuple[str, str | None]) -> str:
 
 
 def filled(template: str) -> str:
-    """A template with the license in its place."""
-    return template.replace("# {{LICENSE}}\n", LICENSE)
+    """A template with license, date and tables of this package's conversion in their places."""
+    package = Package(ROOT / "src/mega_transformers", read_module(HERE / "plain.py", ""), ())
+
+    def table(place: re.Match[str]) -> str:
+        module, _, name = place[1].rpartition(".")
+        definition = package.module(module).definitions.get(name)
+        if definition is None:
+            raise OutdatedError(f"templates: {module} does not define {name}")
+        return definition
+
+    template = template.replace("# {{LICENSE}}\n", LICENSE).replace("{{TODAY}}", date.today().isoformat())
+    return re.sub(r"# \{\{([\w.]+)\}\}\n", table, template)
 
 
 def tidy(files: list[Path]) -> None:
@@ -150,7 +161,7 @@ def tidy(files: list[Path]) -> None:
     Raises:
         RuntimeError: if ruff is missing, or finds a file that is not valid.
     """
-    settings = str(HERE / "ruff.toml")
+    settings = str(HERE / "style.toml")
     for command in (["check", "--fix", "--quiet"], ["format", "--quiet"]):
         command = [sys.executable, "-m", "ruff", *command, "--no-cache", "--config", settings, *map(str, files)]
         done = subprocess.run(command, capture_output=True, text=True)

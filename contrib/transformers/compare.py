@@ -1,11 +1,15 @@
 """Compares the models that build.py wrote with those of this package, in float64: outputs, losses, gradients, caches.
 
-    python contrib/transformers/compare.py PATH
+    python contrib/transformers/compare.py PATH [CASES]
+
+CASES is a folder of checkpoints and of what this package makes of them: `NAME/source` and `NAME/converted`. What the
+conversion script makes of the first is compared with the second.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +17,7 @@ from typing import Any
 
 import torch
 import transformers.models
+from safetensors.torch import load_file
 
 SIZES = {
     "vocab_size": 31,
@@ -63,12 +68,17 @@ HEADS = {
 }
 
 
-def main(path: Path) -> None:
+def main(path: Path, cases: Path | None = None) -> None:
     transformers.models.__path__.append(str(path / "src/transformers/models"))
     # before this package's, which take the place of a `transformers.models.mega`
-    modules = [importlib.import_module(f"transformers.models.mega.{name}_mega") for name in ("configuration", "modeling")]
+    modules = [
+        importlib.import_module(f"transformers.models.mega.{name}_mega") for name in ("configuration", "modeling")
+    ]
     theirs = SimpleNamespace(**{name: getattr(module, name) for module in modules for name in module.__all__})
 
+    if cases is not None:
+        for case in sorted(cases.iterdir()):
+            compare_conversion(theirs, case)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     for fields in VARIANTS:
@@ -156,6 +166,24 @@ def compare_head(theirs: Any, name: str, fields: dict[str, Any]) -> None:
                 equal(left, right)
 
 
+def compare_conversion(theirs: Any, case: Path) -> None:
+    for name, each in vars(theirs).items():  # as if registered; transformers may have made its namespace anew
+        setattr(sys.modules["transformers"], name, each)
+    script = importlib.import_module("transformers.models.mega.convert_mega_to_hf")
+    convert = script.convert_transformers if (case / "source").is_dir() else script.convert_original
+    model = convert(case / "source")
+    expected = json.loads((case / "converted/config.json").read_text(encoding="utf-8"))
+    assert expected["architectures"] == [type(model).__name__], case
+    for name in set(theirs.MegaConfig.__annotations__) & set(expected):
+        assert getattr(model.config, name) == expected[name], f"{case}: another {name}"
+    state = model.state_dict()
+    weights = load_file(case / "converted/model.safetensors")
+    for name, weight in weights.items():
+        assert torch.equal(state[name], weight), f"{case}: another {name}"
+    tied = {weight.data_ptr() for name, weight in state.items() if name in weights}
+    assert all(name in weights or weight.data_ptr() in tied for name, weight in state.items()), case
+
+
 def equal(left: torch.Tensor, right: torch.Tensor) -> None:
     torch.testing.assert_close(right, left, rtol=1e-9, atol=1e-9)
 
@@ -179,6 +207,6 @@ def equal_logits(ours: Any, other: Any, results: list[Any], real: torch.Tensor) 
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not (Path(sys.argv[1]) / "src/transformers/models/mega").is_dir():
+    if len(sys.argv) not in (2, 3) or not (Path(sys.argv[1]) / "src/transformers/models/mega").is_dir():
         sys.exit(__doc__)
-    main(Path(sys.argv[1]))
+    main(*map(Path, sys.argv[1:]))

@@ -9,13 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from mega_transformers.layers import MegaBlock, MegaMovingAverageGatedAttention
-from mega_transformers.models.mega.cache_mega import Padding
-from mega_transformers.ops.activations import laplace, relu2
-from mega_transformers.ops.attention import _in_equal_chunks, bias_table
-from mega_transformers.ops.attention.reference import attention_reference
-from mega_transformers.ops.layout import self_attention_layout
-from mega_transformers.ops.relative_bias import RelativeBias
 from torch import nn
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
@@ -24,6 +17,14 @@ from transformers.utils import TransformersKwargs, auto_docstring, logging
 from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import maybe_autocast, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
+
+from mega_transformers.layers import MegaBlock, MegaMovingAverageGatedAttention
+from mega_transformers.models.mega.cache_mega import Padding
+from mega_transformers.ops.activations import laplace, relu2
+from mega_transformers.ops.attention import _in_equal_chunks, bias_table
+from mega_transformers.ops.attention.reference import attention_reference
+from mega_transformers.ops.layout import self_attention_layout
+from mega_transformers.ops.relative_bias import RelativeBias
 
 logger = logging.get_logger(__name__)
 

@@ -242,7 +242,8 @@ class _Pass(ast.NodeVisitor):
             if argument is None or argument.arg in known:
                 continue
             star = "*" if argument is given.vararg else ""
-            value = "" if default is None else f" = {self.source.text(default)}"
+            equals = "=" if argument.annotation is None else " = "
+            value = "" if default is None else equals + self.source.text(default)
             parts.append(star + self.source.text(argument) + value)
         parts += [] if given.kwarg is None else [f"**{self.source.text(given.kwarg)}"]
         nodes = filter(None, [*(each for pair in pairs for each in pair), given.kwarg])
