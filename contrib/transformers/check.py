@@ -98,6 +98,11 @@ def documented(tree: Path) -> bool:
     return done.returncode == 0 and not done.stdout.strip()
 
 
+def usable(tree: Path) -> bool:
+    """Whether Auto classes and pipelines find the model."""
+    return subprocess.run([sys.executable, str(HERE / "usable.py")], env=_environment(tree)).returncode == 0
+
+
 def tested(tree: Path, arguments: Sequence[str]) -> bool:
     """Whether transformers' model tests pass."""
     start = time.monotonic()
@@ -132,7 +137,7 @@ def main() -> None:
         written = overlay(source, tree)
         for path in written:
             print(f"{len(re.findall(chr(10), path.read_text(encoding='utf-8'))):6} lines  {path.relative_to(tree)}")
-        passed = [style(tree, written), documented(tree), tested(tree, rest)]
+        passed = [style(tree, written), documented(tree), usable(tree), tested(tree, rest)]
     if not all(passed):
         parser.exit(1, "something failed\n")
 

@@ -343,9 +343,19 @@ CONFIGURATION_TEXTS = {
     "Always False with an adaptive input or softmax, which are none; see `tie_adaptive_weights`.": "",
     "a layer of `cache_mega` for every block": "a `MegaCacheLayer` for every block",
     ", in self-attention or in cross-attention": "",
+    "as pre-norm models of the authors have": "as the original pre-norm models have",
+    "stands behind": "follows",
 }
 """What docstrings and comments say in this package -> what they say in transformers."""
 MODELING_TEXTS = {
+    "authors' `": "original `",
+    "authors' class of this name": "the original class of this name",
+    "as the authors' do": "as in the original code",
+    "(authors' code)": "(original code)",
+    "as in the authors' code": "as in the original code",
+    "offset: int | torch.Tensor = 0": "offset: int = 0",
+    "0 where there is none; None if 0 everywhere": "0 where there is none; None without a mask",
+    "who asks for a loss does not go on from there": "who asks for a loss does not continue from there",
     "See `mega_transformers.ops.ema.ema`.": "See `ema`.",
     "see `mega_transformers.ops.attention.attention` for the arguments": "see `attention` for the arguments",
     "that are fastest at that length (docs/performance.md)": "that are fastest at that length",
