@@ -106,22 +106,35 @@ def test_registered_once_in_a_clone(tmp_path):
 
     root = tmp_path / "src/transformers"
     (root / "models/auto").mkdir(parents=True)
-    assert registrations.register(tmp_path, ["MegaModel"]) == []  # not a clone
+    names = ["MegaModel", "MegaForMaskedLM"]
+    assert registrations.registered(tmp_path, names) == {}  # not a clone
     for name, text in TABLES.items():
         (root / name).write_text(text)
+    contents = tmp_path / registrations.CONTENTS
+    contents.parent.mkdir(parents=True)
+    contents.write_text("      - local: model_doc/megatron-bert\n        title: MegatronBERT\n")
     tables = "".join(MODEL_TABLE.format(name=table) for table, _ in MODEL_NAMES.values())
     (root / "models/auto/modeling_auto.py").write_text(tables)
-    changed = registrations.register(tmp_path, ["MegaModel", "MegaForMaskedLM"])
-    assert [path.name for path in changed] == ["__init__.py", "auto_mappings.py", "modeling_auto.py"]
-    text = "".join(path.read_text() for path in changed)
+    changed = registrations.registered(tmp_path, names)
+    assert [path.name for path in changed] == ["__init__.py", "auto_mappings.py", "modeling_auto.py", "_toctree.yml"]
+    for path, text in changed.items():
+        (tmp_path / path).write_text(text)
+    assert contents.read_text().startswith(
+        "      - local: model_doc/mega\n        title: MEGA\n      - local: model_doc/mega"
+    )
+    text = "".join(changed.values())
     assert "mbart import *\n    from .mega import *\n    from .megatron_bert" in text
     assert '("mega", "MegaConfig"),\n        ("megatron-bert"' in text
     assert text.count('("mega", "MegaModel")') == 2 and text.count('("mega", "MegaForMaskedLM")') == 2
     assert 'Classification")' not in text and "MegaForCausalLM" not in text
-    assert registrations.register(tmp_path, ["MegaModel", "MegaForMaskedLM"]) == []
+    assert registrations.registered(tmp_path, names) == {}
     (root / "models/auto/auto_mappings.py").write_text("CONFIG_MAPPING_NAMES = {}\n")
     with pytest.raises(registrations.UnknownTableError, match="CONFIG_MAPPING_NAMES"):
-        registrations.register(tmp_path, ["MegaModel"])
+        registrations.registered(tmp_path, names)
+    (root / "models/__init__.py").unlink()
+    done = run(FOLDER / "build.py", tmp_path)
+    assert done.returncode == 1 and "it has no src/transformers/models/__init__.py" in done.stderr
+    assert not (root / "models/mega").exists()
 
 
 def test_outdated_rules_are_named():

@@ -50,21 +50,24 @@ def build(target: Path) -> list[Path]:
         The files that were written or changed.
 
     Raises:
-        OutdatedError: where plan.py or plain.py do not fit the sources; nothing is written then.
+        OutdatedError: where plan.py or plain.py do not fit the sources; nothing is written then, nor after the others.
+        registrations.UnknownTableError: where transformers' tables are not where they were.
+        RuntimeError: where ruff does not accept a file.
     """
     files = {MODEL / "configuration_mega.py": configuration(), MODEL / "modeling_mega.py": modeling()}
     for name, place in TEMPLATES.items():
         files[place] = filled((HERE / "templates" / name).read_text(encoding="utf-8"))
     files[Path("tests/models/mega/__init__.py")] = ""
+    files |= registrations.registered(target, plan.EXPORTED)
     with tempfile.TemporaryDirectory() as scratch:
         for place, text in files.items():
             (scratch / place).parent.mkdir(parents=True, exist_ok=True)
             (scratch / place).write_text(text, encoding="utf-8")
-        tidy([scratch / place for place in files if place.suffix == ".py"])
+        tidy([scratch / place for place in files if MODEL.name in place.parts and place.suffix == ".py"])
         for place in files:
             (target / place).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(scratch / place, target / place)
-    return [*(target / place for place in files), *registrations.register(target, plan.EXPORTED)]
+    return [target / place for place in files]
 
 
 def configuration() -> str:
@@ -179,7 +182,7 @@ def main() -> None:
         parser.error("ruff is missing: pip install ruff")
     try:
         written = build(target)
-    except (OutdatedError, ValueError) as error:
+    except (RuntimeError, ValueError) as error:
         parser.exit(1, f"{error}\n")
     for path in written:
         print(f"{len(path.read_text(encoding='utf-8').splitlines()):6} lines  {path}")

@@ -59,7 +59,7 @@ def unpacked(release: str) -> Path:
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         archive = cache / f"transformers-{release}.tar.gz"
         if not archive.is_file():
-            upstream_tests._download(release, Path(scratch)).rename(archive)
+            upstream_tests.download(release, Path(scratch)).rename(archive)
         with tarfile.open(archive) as tar:
             tar.extractall(scratch, filter="data")
         Path(scratch, f"transformers-{release}").rename(folder)

@@ -25,21 +25,24 @@ def is_clone(tree: Path) -> bool:
     return (tree / MODELS / "auto/auto_mappings.py").is_file()
 
 
-def register(tree: Path, exported: Collection[str]) -> list[Path]:
-    """Registers Mega in a clone of transformers; running it again changes nothing.
+def registered(tree: Path, exported: Collection[str]) -> dict[Path, str]:
+    """The files of a clone of transformers that change where Mega is registered; none where it is already.
 
     Args:
-        tree: The clone; any other folder stays as it is.
+        tree: The clone; in any other folder nothing changes.
         exported: The classes that the model's module has.
 
     Returns:
-        The files that were changed.
+        File within the clone -> its new text.
 
     Raises:
-        UnknownTableError: naming the table that was not found.
+        UnknownTableError: naming the table or file that was not found.
     """
     if not is_clone(tree):
-        return []
+        return {}
+    missing = [str(name) for name in _files(tree) if not (tree / name).is_file()]
+    if missing:
+        raise UnknownTableError(f"{tree} is not a whole clone of transformers: it has no {', '.join(missing)}")
     texts = {name: (tree / name).read_text(encoding="utf-8") for name in _files(tree)}
     edited = dict(texts)
     imports, configurations, models = MODELS / "__init__.py", MODELS / "auto/auto_mappings.py", _files(tree)[2]
@@ -50,10 +53,7 @@ def register(tree: Path, exported: Collection[str]) -> list[Path]:
             edited[models] = _entered(edited[models], table, names[MODEL_TYPE])
     if CONTENTS in edited and "model_doc/mega\n" not in edited[CONTENTS]:
         edited[CONTENTS] = _in_contents(edited[CONTENTS])
-    changed = [name for name in texts if edited[name] != texts[name]]
-    for name in changed:
-        (tree / name).write_text(edited[name], encoding="utf-8")
-    return [tree / name for name in changed]
+    return {name: text for name, text in edited.items() if text != texts[name]}
 
 
 def _files(tree: Path) -> list[Path]:

@@ -21,8 +21,8 @@ from transformers import (
     pipeline,
 )
 
-WORDS = "<s> <pad> </s> <unk> <mask> the captain of ship gave an order and sailors obeyed".split()
 TEXT = "the captain of the ship gave an order"
+WORDS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(set(TEXT.split()))]
 SIZES = {"vocab_size": len(WORDS), "hidden_size": 8, "num_hidden_layers": 2, "intermediate_size": 12}
 CAUSAL = {"is_decoder": True, "bidirectional": False}
 TASKS = {
