@@ -133,6 +133,7 @@ MODELING_RULES = Rules(
         "isinstance(layout.offset, int)": "True",
         "isinstance(self.offset, int)": "True",
         "layout.reset": "None",
+        "layout.exchange": "None",
         "kept_positions(_1, _2)": "slice_logits_to_keep(_1, _2)",
         "MegaGenerationMixin": "GenerationMixin",
         "MegaCausalLMOutput": "CausalLMOutputWithPast",
@@ -180,9 +181,6 @@ MODELING_RULES = Rules(
             "factor * (factor if keep is None else __)": "factor * factor",
             "shift < (__ if __ else _1)": "shift < _1",
         },
-        "_truncated": {
-            "past = past if same is None else __": "pass",
-        },
         "ema_chunked": {
             "return (y if packed is None else __), last": "return y, last",
         },
@@ -195,7 +193,6 @@ MODELING_RULES = Rules(
             "y, entering, H = _blocks_forward(*tensors, bidirectional)": (
                 "y, entering = _blocks_forward(*tensors, bidirectional)"
             ),
-            "entering = __ if unknown else entering": "pass",
         },
         "MegaMultiDimensionDampedEma.forward": {
             "cache_layer.remembered(__, self.coefficients)": "self.coefficients()",
@@ -282,6 +279,7 @@ MODELING_RULES = Rules(
             "encoder_attention_mask": "None",
             "source": "None",
             "next_words": "None",
+            "shifted": "None",
         },
         "MegaForSequenceClassification.forward": {"input_values": "None"},
     },
@@ -306,6 +304,7 @@ MODELING_RULES = Rules(
         "AttentionLayout._part",
         "AttentionLayout._parts",
         "AttentionLayout.documents",
+        "AttentionLayout.exchange",
         "AttentionLayout.offset_bound",
         "AttentionLayout.parts",
         "AttentionLayout.pieces",
@@ -320,6 +319,8 @@ MODELING_RULES = Rules(
         "MegaModel._input_embeddings_name",
         "MegaModel._input_types",
         "MegaMovingAverageGatedAttention._pieces",
+        "MegaMultiDimensionDampedEma._continued",
+        "MegaMultiDimensionDampedEma.boundary",
         "MegaPreTrainedModel.__init__",
         "MegaPreTrainedModel._input_types",
         "MegaPreTrainedModel._supports_attention_backend",
@@ -327,10 +328,20 @@ MODELING_RULES = Rules(
         "MegaPreTrainedModel.from_pretrained",
         "MegaPreTrainedModel.resize_token_embeddings",
         "RotaryBias._rotated",
+        "SimpleBias.at",
         "RotaryBias.key_features",
         "RotaryBias.query_features",
         "RotaryBias.reach",
         "SimpleBias.reach",
+    ),
+    # rows in pieces, and graphs for ONNX
+    optional=(
+        "AttentionLayout.exchange",
+        "MegaForCausalLM.forward: shifted",
+        "MegaMultiDimensionDampedEma._continued",
+        "MegaMultiDimensionDampedEma.boundary",
+        "SimpleBias.at",
+        "layout.exchange",
     ),
 )
 

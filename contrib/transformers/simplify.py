@@ -31,6 +31,7 @@ class Rules:
         dropped: Functions that are called for an effect which is not wanted, and decorators.
         members: Qualified names of fields and methods that classes are to lose.
         words: Strings, as elements of a tuple or first in an element, that lists are to lose.
+        optional: What need not fit anything, of all these.
     """
 
     rewrites: Mapping[str, str] = field(default_factory=dict)
@@ -40,6 +41,7 @@ class Rules:
     dropped: Sequence[str] = ()
     members: Sequence[str] = ()
     words: Sequence[str] = ()
+    optional: Sequence[str] = ()
     used: set[str] = field(default_factory=set)
 
     def unused(self) -> list[str]:
@@ -48,7 +50,7 @@ class Rules:
         known += [f"{where}: {pattern}" for where, patterns in self.within.items() for pattern in patterns]
         known += [f"{where}: {name}" for where, names in self.facts.items() for name in names]
         known += [f"{name}({argument}=)" for name, arguments in self.arguments.items() for argument in arguments]
-        return sorted(set(known) - self.used)
+        return sorted(set(known) - self.used - set(self.optional))
 
 
 def simplified(text: str, rules: Rules) -> str:
@@ -181,6 +183,8 @@ class _Pass(ast.NodeVisitor):
                     return True
         if isinstance(statement, ast.AnnAssign) and statement.value is None and len(self.scope) > 1:
             return True  # a type, for the checker
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == ast.unparse(statement.value):
+            return True
         if isinstance(statement, (ast.Assign, ast.AnnAssign)) and self.facts:
             names = _bound(statement)
             if names and all(name in self.facts for name in names):
