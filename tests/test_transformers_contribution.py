@@ -158,6 +158,9 @@ def f(x, packed=None, *, keep=True):
         keep: Whether.
     """
     check(x)
+    if x:
+        check(x)
+        packed = packed or x
     if packed is not None:
         y = packed(x)  # never
     elif is_open(x) or keep:

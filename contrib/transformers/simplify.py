@@ -146,22 +146,22 @@ class _Pass(ast.NodeVisitor):
     def replace(self, node: ast.AST, new: str) -> None:
         self.edits.append((*self.source.span(node), new))
 
-    def remove(self, statement: ast.stmt, block: Sequence[ast.stmt]) -> None:
-        """Removes a statement from its block, in which at least `pass` is left."""
-        if len(block) == 1:
-            self.replace(statement, "pass")
-        else:
-            self.edits.append((*self.source.lines_of(statement), ""))
-
     # statements
 
     def visit_block(self, block: Sequence[ast.stmt]) -> None:
+        dropped = [self._is_dropped(statement) for statement in block]
         for number, statement in enumerate(block):
             is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-            if is_text and number and self._is_dropped(block[number - 1]):
-                self.remove(statement, block)  # the description of a field
-            elif (isinstance(statement, ast.Pass) and len(block) > 1) or self._is_dropped(statement):
-                self.remove(statement, block)
+            if is_text and number and dropped[number - 1]:
+                dropped[number] = True  # the description of a field
+            elif isinstance(statement, ast.Pass) and not all(dropped[:number] + dropped[number + 1 :]):
+                dropped[number] = True
+        for number, statement in enumerate(block):
+            if dropped[number] and number == 0 and all(dropped):
+                if not isinstance(statement, ast.Pass):
+                    self.replace(statement, "pass")
+            elif dropped[number]:
+                self.edits.append((*self.source.lines_of(statement), ""))
             else:
                 self.visit(statement)
             if isinstance(statement, (ast.Return, ast.Raise)) and number + 1 < len(block):
