@@ -26,7 +26,9 @@ def refused(result: Result, *parts: str, code: int = 1) -> None:
 
 def test_a_folder_for_the_hub(tiny_checkpoint, tmp_path):
     output = tmp_path / "output"
-    result = mega(tiny_checkpoint, output, "--standalone", "--license", "mit", "--repo-id", "me/small")
+    result = mega(
+        tiny_checkpoint, output, "--standalone", "--license", "mit", "--language", "en", "--repo-id", "me/small"
+    )
     assert result.exit_code == 0, result.output
     shown = " ".join(result.stdout.split())
     for part in (
@@ -34,7 +36,7 @@ def test_a_folder_for_the_hub(tiny_checkpoint, tmp_path):
         "model.safetensors",
         "model card",
         "files *.py",
-        "Added to the card: library_name, pipeline_tag, license",
+        "Added to the card: library_name, pipeline_tag, license, language",
         f"hf upload me/small {output} .",
     ):
         assert part in shown

@@ -111,6 +111,43 @@ def test_code_in_cards_names_what_there_is(architecture, standalone, has_tokeniz
         assert complete(text, facts)[0] == text
 
 
+def test_language_and_base_model():
+    facts = Facts("small", "me/small", "MegaForMaskedLM", mask_token="<mask>", language="en")
+    text, added = complete(None, facts)
+    assert "language" in added and fields(text)["language"] == "en"
+    with pytest.raises(PublishError, match=r"--language says 'en', but README\.md says language: 'fr'"):
+        complete("---\nlanguage: fr\n---\n", facts)
+
+
+@pytest.mark.parametrize(
+    ("front", "message"),
+    [
+        ("language: English", "language: 'English' is not valid; the hub takes codes of ISO 639"),
+        ("language: [en, 5]", "language: 5 is not valid"),
+        ("license: My License", "license: 'My License' is not valid"),
+        ("pipeline_tag: Fill Mask", "pipeline_tag: 'Fill Mask' is not valid"),
+        ("pipeline_tag: [fill-mask]", "pipeline_tag: ['fill-mask'] is not valid"),
+        ("tags: [1]", "tags: 1 is not valid"),
+        ("base_model: somewhere", "base_model: 'somewhere' is not valid; the hub takes ids of models"),
+        ("datasets: [a b]", "datasets: 'a b' is not valid"),
+        ("widget: One [MASK].", "widget: must be a list of examples"),
+        ("widget:\n- text: One <mask>.", "widget: 'One <mask>.' must hold the tokenizer's mask token '[MASK]' once"),
+        ("widget:\n- text: '[MASK] [MASK]'", "must hold the tokenizer's mask token '[MASK]' once"),
+        ("mask_token: <mask>", "mask_token: '<mask>' is not the tokenizer's, which is '[MASK]'"),
+    ],
+)
+def test_front_matter_that_the_hub_would_refuse(front, message):
+    facts = Facts("small", "me/small", "MegaForMaskedLM", mask_token="[MASK]")
+    with pytest.raises(PublishError, match=re.escape(message)):
+        complete(f"---\n{front}\n---\n", facts)
+
+
+def test_a_widget_of_another_task_needs_no_mask():
+    facts = Facts("small", "me/small", "MegaForMaskedLM", mask_token="[MASK]")
+    front = "pipeline_tag: feature-extraction\nwidget:\n- text: Words."
+    assert fields(complete(f"---\n{front}\n---\n", facts)[0])["widget"] == [{"text": "Words."}]
+
+
 @pytest.mark.parametrize(
     ("text", "facts", "message"),
     [

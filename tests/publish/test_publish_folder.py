@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from folders import inputs_of, make, outputs_of, save
+from huggingface_hub import ModelCard, ModelCardData
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 import mega_transformers
 from mega_transformers.publish import ConversionError, PublishError, publish_folder
@@ -41,7 +42,7 @@ def source(tiny_checkpoint, tmp_path) -> Path:
 
 def test_publish(source, tmp_path):
     before = snapshot(source)
-    report = publish_folder(source, tmp_path / "output", base_model="me/base")
+    report = publish_folder(source, tmp_path / "output", base_model="me/base", language="en")
     assert snapshot(source) == before
     there = snapshot(tmp_path / "output")
     tokenizer = {"tokenizer.json", "tokenizer_config.json"}
@@ -195,6 +196,7 @@ def test_places_and_arguments(source, tmp_path):
         ({"output": tmp_path / "none" / "output"}, "there is no folder"),
         ({"source": tmp_path / "none"}, "there is no folder"),
         ({"license": "MIT license"}, "'MIT license' is no id of a licence"),
+        ({"language": "English"}, "'English' is not the code of a language"),
         ({"base_model": "../x"}, "'../x' is no id of a model"),
         ({"private": True}, "--private is for a repository"),
         ({"license": "apache-2.0"}, "README.md says license: 'mit'"),
@@ -265,7 +267,31 @@ def test_what_it_was_trained_from(source, tmp_path):
         assert str(tmp_path) not in (tmp_path / "output" / "config.json").read_text()
 
 
+def test_the_page_of_a_masked_language_model_can_fill_its_examples(tiny_checkpoint, tmp_path):
+    """The hub takes the task and the examples from the card, and the mask token from the tokenizer's settings."""
+    publish_folder(tiny_checkpoint, tmp_path / "output", license="mit", language="en")
+    data = ModelCard.load(tmp_path / "output" / "README.md").data
+    assert isinstance(data, ModelCardData)
+    assert (data.library_name, data.pipeline_tag, data.license, data.language) == (
+        "transformers",
+        "fill-mask",
+        "mit",
+        "en",
+    )
+    assert ModelCardData(**data.to_dict()).to_dict() == data.to_dict()
+    mask = json.loads((tmp_path / "output" / "tokenizer_config.json").read_text())["mask_token"]
+    assert data.mask_token == mask
+    fill = pipeline("fill-mask", model=str(tmp_path / "output"))
+    for example in data.widget:
+        assert len(fill(example["text"], top_k=2)) == 2
+
+
 def test_notes(tmp_path):
-    report = publish_folder(save(make("MegaForMaskedLM"), tmp_path / "source"), tmp_path / "output")
-    assert any("--license" in note for note in report.notes) and any("no tokenizer" in note for note in report.notes)
+    source = save(make("MegaForMaskedLM"), tmp_path / "source")
+    report = publish_folder(source, tmp_path / "output")
+    assert all(any(word in note for note in report.notes) for word in ("--license", "--language", "no tokenizer"))
+    assert len(report.notes) == 3
+    (source / "README.md").write_text("---\npipeline_tag: feature-extraction\n---\n")
+    report = publish_folder(source, tmp_path / "output", license="mit", language="en", force=True)
+    assert "the card says pipeline_tag: feature-extraction, but the model is made for fill-mask" in report.notes[0]
     assert issubclass(PublishError, ConversionError)

@@ -43,7 +43,7 @@ class UnavailableError(RuntimeError):
     """The source distribution is neither in the cache nor can it be downloaded."""
 
 
-def _download(release: str, folder: Path) -> Path:
+def download(release: str, folder: Path) -> Path:
     """Has pip download the source distribution of transformers `release` into `folder`; returns the archive."""
     print(f"Downloading the source distribution of transformers {release} for its model tests (once)", flush=True)
     requirement = f"transformers=={release}"
@@ -75,7 +75,7 @@ def fetch() -> Path:
     archive = CACHE / f"transformers-{release}.tar.gz"
     with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
         if not archive.is_file():
-            _download(release, Path(scratch)).rename(archive)
+            download(release, Path(scratch)).rename(archive)
         package = Path(scratch, "unpacked", PACKAGE)
         package.mkdir(parents=True)
         (package / "__init__.py").touch()

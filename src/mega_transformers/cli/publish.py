@@ -38,6 +38,10 @@ def publish(
     license_id: Annotated[
         str | None, typer.Option("--license", metavar="ID", help="The model's licence; default: what its card says.")
     ] = None,
+    language: Annotated[
+        str | None,
+        typer.Option(metavar="CODE", help="The language of its texts, such as en; default: what its card says."),
+    ] = None,
     base_model: Annotated[
         str | None, typer.Option(metavar="NAME/MODEL", help="What it was trained from; default: what its card says.")
     ] = None,
@@ -65,6 +69,7 @@ def publish(
             private=private,
             with_code=standalone,
             license=license_id,
+            language=language,
             base_model=base_model,
             force=force,
             stage=stage,

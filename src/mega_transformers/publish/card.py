@@ -14,11 +14,10 @@ from huggingface_hub.repocard_data import eval_results_to_model_index
 from ..convert.card import AUTO
 from ..convert.transformers_folder import KINDS
 from .errors import PublishError
+from .metadata import check_fields, check_masks
 from .standalone import PACKAGE, PAIRS, flat
 
 FRONT_MATTER = re.compile(r"\A(?:\ufeff)?\s*---[ \t]*\n(.*?\n)?---[ \t]*(?:\n|\Z)", flags=re.DOTALL)
-HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-LICENSE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 STANDALONE_HEADING = "## Without mega-transformers"
 
 PIPELINE_TAGS = {name: kind.tag for name, kind in KINDS.items()} | {
@@ -54,6 +53,7 @@ class Facts:
         has_tokenizer: Whether it has a tokenizer.
         standalone: Whether the modelling code is beside it.
         license: Id of the licence that the user gives, or None.
+        language: Code of the language that the user gives, or None.
         base_model: What it was trained from, if that is known.
         scores: results.json's "scores": text -> model -> metric -> value; "model" is this one.
     """
@@ -67,6 +67,12 @@ class Facts:
     license: str | None = None
     base_model: str | None = None
     scores: dict[str, Any] | None = None
+    language: str | None = None
+
+    @property
+    def task(self) -> str:
+        """The hub's name of what the model does."""
+        return PIPELINE_TAGS[self.architecture]
 
 
 def complete(text: str | None, facts: Facts) -> tuple[str, list[str]]:
@@ -84,10 +90,12 @@ def complete(text: str | None, facts: Facts) -> tuple[str, list[str]]:
     """
     front, body = _parts(text or "")
     given = front_matter(text or "")
-    if facts.license is not None and given.get("license") not in (None, facts.license):
-        raise PublishError(
-            f"--license says {facts.license!r}, but README.md says license: {given['license']!r}; change one of them"
-        )
+    for name in ("license", "language"):
+        asked = getattr(facts, name)
+        if asked is not None and given.get(name) not in (None, asked):
+            raise PublishError(
+                f"--{name} says {asked!r}, but README.md says {name}: {given[name]!r}; change one of them"
+            )
     wanted = _fields(facts)
     missing = {key: value for key, value in wanted.items() if given.get(key) is None and value not in (None, [])}
     # a field that is there, but empty, would be there twice
@@ -99,7 +107,11 @@ def complete(text: str | None, facts: Facts) -> tuple[str, list[str]]:
     if facts.standalone and STANDALONE_HEADING not in body:
         body = f"{body.rstrip()}\n\n{_without_package(facts)}\n"
     card = f"---\n{front}---\n{body}"
-    _check(card, {**given, **missing})
+    fields = {**given, **missing}
+    _check(card, fields)
+    check_fields(fields)
+    if facts.mask_token is not None and fields["pipeline_tag"] == facts.task == "fill-mask":
+        check_masks(fields, facts.mask_token)
     return card, list(missing)
 
 
@@ -129,13 +141,14 @@ def front_matter(text: str) -> dict[str, Any]:
 
 def _fields(facts: Facts) -> dict[str, Any]:
     """Front matter of a card that has none yet; None for what is not known."""
-    tag = PIPELINE_TAGS[facts.architecture]
+    tag = facts.task
     mask = facts.mask_token if tag == "fill-mask" else None
     widget = [] if mask is None else [{"text": example.format(mask=mask)} for example in MASKED_EXAMPLES]
     return {
         "library_name": "transformers",
         "pipeline_tag": tag,
         "license": facts.license,
+        "language": facts.language,
         "base_model": facts.base_model,
         "tags": ["mega", "mega-transformers"],
         "mask_token": mask,
@@ -211,7 +224,7 @@ def _loading(facts: Facts, trusted: bool) -> list[str]:
     where = f'"{facts.location}"'
     ours = [] if trusted else ["import mega_transformers  # registers the model with transformers"]
     trust = ", trust_remote_code=True" if trusted else ""
-    tag = PIPELINE_TAGS[facts.architecture]
+    tag = facts.task
     if tag in PIPELINES and facts.has_tokenizer:
         text = MASKED_EXAMPLES[0].format(mask=facts.mask_token) if tag == "fill-mask" else "The door"
         return [

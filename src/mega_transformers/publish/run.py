@@ -12,7 +12,7 @@ from ..convert.reading import read_json
 from ..convert.run import TARGET
 from ..convert.transformers_folder import CONFIG, GENERATION, WEIGHTS
 from ..convert.writing import new_folder
-from . import card, hub, standalone
+from . import card, hub, metadata, standalone
 from .errors import PublishError
 from .folder import Folder, Stage, check_places, listed, open_folder, save_tokenizer, stored_weights, write_weights
 
@@ -69,6 +69,7 @@ def publish_folder(
     private: bool = False,
     with_code: bool = False,
     license: str | None = None,
+    language: str | None = None,
     base_model: str | None = None,
     force: bool = False,
     stage: Stage = lambda _: None,
@@ -83,6 +84,7 @@ def publish_folder(
         private: Whether the repository is to be private.
         with_code: Whether to put the modelling code beside the model, for people without this package.
         license: Id of the model's licence, if its card does not say.
+        language: Code of the language of its texts ("en"), if its card does not say.
         base_model: Id of the model it was trained from, if its card does not say.
         force: Whether to replace a model that is there.
         stage: Called with what is being done.
@@ -95,7 +97,7 @@ def publish_folder(
             uploading fails, after it is.
     """
     source, output = Path(source), Path(output)
-    _check_ids(license, base_model)
+    _check_ids(license, language, base_model)
     if push:
         hub.check_access(repo_id)
     elif private:
@@ -107,7 +109,7 @@ def publish_folder(
     classes: dict[str, str] = {}
     if with_code:
         classes, code = standalone.auto_map(folder.model.config), standalone.modules_of(folder.model.config)
-    facts = _facts(folder, repo_id, license, base_model, with_code)
+    facts = _facts(folder, repo_id, license, language, base_model, with_code)
     readme, added = card.complete(_read(source / README), facts)
     kept = {name: what for name, what in KEPT.items() if (source / name).is_file()}
     kept |= {name: "picture" for name in PICTURE.findall(readme) if (source / name).is_file()}
@@ -129,7 +131,7 @@ def publish_folder(
         files=listed(output, {**kept, **dict.fromkeys(code, CODE), README: "model card"}),
         left_out=_left_out(source, output, kept),
         added=added,
-        notes=_notes(folder, readme),
+        notes=_notes(folder, readme, facts.task),
     )
     if push:
         assert repo_id is not None
@@ -138,11 +140,15 @@ def publish_folder(
     return report
 
 
-def _check_ids(license_id: str | None, base_model: str | None) -> None:
-    """Raises PublishError for what cannot be a licence's or a model's id."""
-    if license_id is not None and not card.LICENSE_ID.fullmatch(license_id):
+def _check_ids(license_id: str | None, language: str | None, base_model: str | None) -> None:
+    """Raises PublishError for what cannot be a licence's or a model's id, or a language's code."""
+    if language is not None and not metadata.LANGUAGE.fullmatch(language):
+        raise PublishError(
+            f"--language {language!r} is not the code of a language; the hub has en, fr or multilingual"
+        )
+    if license_id is not None and not metadata.LICENSE_ID.fullmatch(license_id):
         raise PublishError(f"--license {license_id!r} is no id of a licence; the hub has apache-2.0, mit, other")
-    if base_model is not None and not card.HUB_ID.fullmatch(base_model):
+    if base_model is not None and not metadata.HUB_ID.fullmatch(base_model):
         raise PublishError(f"--base-model {base_model!r} is no id of a model; the hub has them as NAME/MODEL")
 
 
@@ -160,12 +166,17 @@ def _check_decided(folder: Folder) -> None:
 
 
 def _facts(
-    folder: Folder, repo_id: str | None, license_id: str | None, base_model: str | None, with_code: bool
+    folder: Folder,
+    repo_id: str | None,
+    license_id: str | None,
+    language: str | None,
+    base_model: str | None,
+    with_code: bool,
 ) -> card.Facts:
     name = folder.path.resolve().name if repo_id is None else repo_id.rpartition("/")[2]
     # transformers 4 wrote what a model was loaded from
     known = str(folder.raw.get("_name_or_path") or "")
-    is_id = card.HUB_ID.fullmatch(known) is not None and not known.startswith(".") and not Path(known).exists()
+    is_id = metadata.HUB_ID.fullmatch(known) is not None and not known.startswith(".") and not Path(known).exists()
     results = read_json(folder.path / RESULTS) if (folder.path / RESULTS).is_file() else {}
     scores = results.get("scores")
     return card.Facts(
@@ -176,6 +187,7 @@ def _facts(
         has_tokenizer=folder.tokenizer is not None,
         standalone=with_code,
         license=license_id,
+        language=language,
         base_model=base_model or (known if is_id else None),
         scores=scores if isinstance(scores, dict) else None,
     )
@@ -210,10 +222,9 @@ def _left_out(source: Path, output: Path, kept: dict[str, str]) -> list[str]:
     return sorted(name for name in names if name.rstrip("/") not in there and not shards.fullmatch(name))
 
 
-def _notes(folder: Folder, readme: str) -> list[str]:
-    notes = []
-    if not card.front_matter(readme).get("license"):
-        notes.append("the card names no licence, and without one nobody may use the model: give --license")
-    if folder.tokenizer is None and getattr(folder.model.config, "input_type", "tokens") == "tokens":
+def _notes(folder: Folder, readme: str, task: str) -> list[str]:
+    reads_tokens = getattr(folder.model.config, "input_type", "tokens") == "tokens"
+    notes = metadata.remarks(card.front_matter(readme), task, reads_tokens)
+    if folder.tokenizer is None and reads_tokens:
         notes.append("the folder has no tokenizer: the model reads ids only")
     return notes
