@@ -156,7 +156,10 @@ def test_a_model_that_no_command_runs(tiny_checkpoint: Path, tmp_path: Path) -> 
     MegaForSequenceClassification(MegaConfig.from_pretrained(tiny_checkpoint)).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path)
     message = error_of(mega("fill-mask", "a <mask>", "-m", tmp_path))
-    assert "is a text classifier (MegaForSequenceClassification) and cannot fill masks; use it with mega classify" in message
+    assert (
+        "is a text classifier (MegaForSequenceClassification) and cannot fill masks; use it with mega classify"
+        in message
+    )
 
 
 def test_evaluate_knows_bundled_models_and_asks_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -217,7 +220,7 @@ def test_a_full_bar_is_a_probability_of_1(monkeypatch: pytest.MonkeyPatch) -> No
     from mega_transformers.cli import fill_mask
 
     candidates = [{"token_str": "a", "score": 0.5}, {"token_str": "b", "score": 0.1}]
-    monkeypatch.setattr(fill_mask, "_candidates", lambda *_: [candidates])
+    monkeypatch.setattr(fill_mask, "candidates_of", lambda *_: [candidates])
     shown = mega("fill-mask", "The <mask>.", COLUMNS="60").stdout
     assert shown.count("█") == fill_mask.BAR_WIDTH // 2 + 1  # of five blocks and one
 
