@@ -62,7 +62,9 @@ def make_app(served: list[Served]) -> FastAPI:
         response.headers.update(POLICY)
         return response
 
-    theme = gr.themes.Base(primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=MONOSPACED)
+    theme = gr.themes.Base(primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=MONOSPACED).set(
+        button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800"
+    )
     return gr.mount_gradio_app(
         app,
         make_page(served),

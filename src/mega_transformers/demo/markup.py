@@ -46,12 +46,12 @@ def masks(parts: list[str], choices: list[list[Choice]], swallows_space: bool) -
             for choice in candidates
         )
         groups.append(f'<section aria-label="{title}"><h3>{title}</h3><ol class="bars">{rows}</ol>{_SCALE}</section>')
-    return f'<p class="prose">{text}</p><div class="groups">{"".join(groups)}</div>'
+    return f'<p class="text">{text}</p><div class="groups">{"".join(groups)}</div>'
 
 
 def filled(text: str) -> str:
     """A text without masks left; takes the focus that the last candidate had."""
-    return f'<p class="prose" tabindex="-1">{shown(text)}</p>' + note("All masks are filled.")
+    return f'<p class="text" tabindex="-1">{shown(text)}</p>' + note("All masks are filled.")
 
 
 def labels(choices: list[Choice]) -> str:
@@ -76,7 +76,7 @@ def _width(choice: Choice) -> str:
 
 def prose(prompt: str, text: str, numbers: str = "") -> str:
     """A prompt, the text that continues it, and what is to be said about them at the end."""
-    return f'<p class="prose"><b>{shown(prompt)}</b>{shown(text)}</p>' + (note(numbers) if numbers else "")
+    return f'<p class="text"><b>{shown(prompt)}</b>{shown(text)}</p>' + (note(numbers) if numbers else "")
 
 
 def pairs(rows: Iterable[tuple[str, str]], unknown: list[str]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..assets import RECIPES
-from ..cli.loading import CAUSAL
+from ..cli.loading import CAUSAL, MASKED
 from ..cli.runtime import UserError
 from ..errors import RecipeError
 from ..evaluation.memory import peak_memory, reset_peak_memory
@@ -24,6 +24,10 @@ from .models import Served
 
 MAX_CHARACTERS = 1_000_000
 PIECE = 1024  # tokens
+_HOW = {
+    CAUSAL: "Each point is a piece that was read on from the state that the one before left, whose size is constant.",
+    MASKED: "Each point is a beginning of the text, read as a whole, since the model looks both ways.",
+}
 
 
 @dataclass(frozen=True)
@@ -95,14 +99,15 @@ def read(served: Served, text: str) -> Iterator[Reading]:
         raise UserError(f"the tokenizer of {served.name} has no tokenizer.json; save it with a fast tokenizer")
     with served.lock:
         tokens, _ = read_tokens(text, served.ready.tokenizer, [], "lines")
-    length = len(tokens) - 1
+    first = int(served.kind == CAUSAL)  # which is not predicted
+    length = len(tokens) - first
     limit = min(served.limit or length, length)
-    notes = []
+    notes = [_HOW[served.kind]]
     if limit < length:
         notes.append(f"{served.name} takes at most {limit:,} tokens at once, so it reads these and no more.")
     steps = _continued if served.kind == CAUSAL else _beginnings
     points: tuple[Point, ...] = ()
-    for point in steps(served.model, tokens[: limit + 1]):
+    for point in steps(served.model, tokens[: limit + first]):
         points += (point,)
         yield Reading(limit, points, tuple(notes))
 
@@ -118,9 +123,9 @@ def _continued(model: Any, tokens: np.ndarray) -> Iterator[Point]:
 
 
 def _beginnings(model: Any, tokens: np.ndarray) -> Iterator[Point]:
-    total, length = len(tokens) - 1, PIECE // 2
-    while length < total:
-        length = min(2 * length, total)
+    total = len(tokens)
+    shorter = (PIECE << step for step in range(total.bit_length()))
+    for length in (*(length for length in shorter if length < total), total):
         ids = torch.from_numpy(tokens[:length].astype(np.int64)).to(model.device)[None]
         before, began = reset_peak_memory(model.device), time.perf_counter()
         with torch.inference_mode():
