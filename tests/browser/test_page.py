@@ -85,10 +85,13 @@ def test_text_comes_as_it_is_made_and_stops(visit: Visit) -> None:
 
 
 def test_words_become_phonemes(visit: Visit) -> None:
-    shown = ask(visit(), "Convert", "moving average")
+    page = visit()
+    shown = ask(page, "Convert", "moving average")
     expect(shown.locator("th")).to_have_text(["moving", "average"])
     for phonemes in shown.locator("td").all_inner_texts():
         assert re.fullmatch(r"[A-Z]+( [A-Z]+)*", phonemes)
+    page.get_by_role("button", name="A whale of a tale!").click()  # an example
+    expect(shown.locator("th")).to_have_text(["A", "whale", "of", "a", "tale!"])
 
 
 @pytest.mark.parametrize("tab", ["Fill masks", "Write", "Convert"])

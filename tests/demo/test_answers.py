@@ -122,7 +122,7 @@ def test_an_error_while_writing_is_not_lost(causal: Served, monkeypatch: pytest.
         (("a", 5, -1, 1), "temperature -1 must be 0 to 10"),
         (("a", 5, float("nan"), 1), "temperature nan must be 0 to 10"),
         (("a", 5, 0, 0), "top-p 0 above 0"),
-        (("ship " * 3000, 5, 0, 1), "takes at most 2,048; shorten it"),
+        (("ship " * 3000, 5, 0, 1), "with those to be written, .* takes at most 2,048; shorten it"),
     ],
 )
 def test_prompts_that_cannot_be_continued(causal: Served, arguments: tuple, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from importlib.util import find_spec
 from typing import Annotated
@@ -42,7 +43,7 @@ def demo(
     for package in ("gradio", "matplotlib"):
         if find_spec(package) is None:
             raise UserError(f"the page needs the package {package}: pip install 'mega-transformers[demo]'")
-    check_address(host, port)
+    listener = listen(host, port)
     from ..demo.models import load_models
 
     served = load_models(model or list(BUNDLED_MODELS), device, dtype)
@@ -52,38 +53,38 @@ def demo(
         app = make_app(served)
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     if host not in LOOPBACK:
-        print_note(f"whoever reaches this machine under {host} can use the page")
+        print_note(f"whoever reaches this machine at {host} can use the page")
     typer.echo(f"The page is at {address} (Ctrl-C ends it)")
     if open_browser:
         import webbrowser
 
         webbrowser.open(address)
-    serve(app, host, port)
+    serve(app, listener)
 
 
-def check_address(host: str, port: int) -> None:
-    """Refuses an address that cannot be listened at.
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that visitors can connect to from now on.
 
     Raises:
-        UserError: naming the option and what would be right.
+        UserError: if the address cannot be listened at, naming the option and what would be right.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
         raise UserError(f"--host {host}: there is no such address ({error.strerror}); leave it out") from None
-    with socket.socket(family, kind, protocol) as listener:
+    listener = socket.socket(family, kind, protocol)
+    try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind(address)
-        except PermissionError:
-            raise UserError(f"--port {port}: this user may not listen there; give one above 1023") from None
-        except OSError as error:
-            import errno
-
-            if error.errno == errno.EADDRINUSE:
-                other = port + 1 if port < 65535 else PORT
-                raise UserError(
-                    f"--port {port} is in use, by another mega demo perhaps; stop that, or give another, such as "
-                    f"--port {other}"
-                ) from None
-            raise UserError(f"--host {host}: cannot listen there ({error.strerror}); leave it out") from None
+        listener.bind(address)
+        listener.listen()
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            other = port + 1 if port < 65535 else PORT
+            message = f"--port {port} is in use, by another mega demo perhaps; stop that, or give --port {other}"
+        elif error.errno == errno.EACCES:
+            message = f"--port {port}: this user may not listen there; give a port above 1023"
+        else:
+            message = f"--host {host}: cannot listen there ({error.strerror}); leave it out"
+        raise UserError(message) from None
+    return listener

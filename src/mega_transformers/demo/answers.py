@@ -123,8 +123,9 @@ def write(served: Served, prompt: str, new_tokens: int, temperature: float, top_
     settings = Settings(max_new_tokens=int(new_tokens), do_sample=bool(temperature), **sampling)
     generator = replace(served.ready, settings=settings, stats=Stats(), interrupted=False)
     with served.lock:
+        tokens = len(generator.tokenizer(prompt, verbose=False)["input_ids"]) + settings.max_new_tokens
+        served.check_tokens(tokens, "the text has, with those to be written,")
         encoded = generator.encode(prompt)
-    served.check_tokens(len(encoded.ids) + settings.max_new_tokens)
     return _stream(generator, encoded)
 
 

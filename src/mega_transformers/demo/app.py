@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
 
 import gradio as gr
+import uvicorn
 from fastapi import FastAPI, Request, Response
 
 from .. import __version__
@@ -82,8 +83,7 @@ def make_app(served: list[Served]) -> FastAPI:
     )
 
 
-def serve(app: Any, host: str, port: int) -> None:
-    """Serves the page until Ctrl-C."""
-    import uvicorn
-
-    uvicorn.run(app, host=host, port=port, log_level="error", timeout_graceful_shutdown=1)
+def serve(app: FastAPI, listener: socket.socket) -> None:
+    """Serves the page to those who connect to a socket, until Ctrl-C."""
+    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
+    uvicorn.Server(config).run(sockets=[listener])

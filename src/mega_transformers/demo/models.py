@@ -48,15 +48,15 @@ class Served:
         limits = [own, config.max_positions if whole else None]
         return min((limit for limit in limits if limit is not None), default=None)
 
-    def check_tokens(self, tokens: int) -> None:
-        """Refuses a text with more tokens than the page answers at once.
+    def check_tokens(self, tokens: int, subject: str = "the text has") -> None:
+        """Refuses more tokens than the model takes, or the page answers at once; the message begins with `subject`.
 
         Raises:
             UserError: with the limit.
         """
         limit = min(self.limit or MAX_TOKENS, MAX_TOKENS)
         if tokens > limit:
-            raise UserError(f"the text has {tokens:,} tokens, but {self.name} takes at most {limit:,}; shorten it")
+            raise UserError(f"{subject} {tokens:,} tokens, but {self.name} takes at most {limit:,}; shorten it")
 
 
 def load_models(names: list[str], device: str, dtype: str) -> list[Served]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, Literal
 
 import gradio as gr
 
@@ -67,44 +66,38 @@ def told(function: Callable[..., Any]) -> Callable[..., Any]:
     return stream if inspect.isgeneratorfunction(function) else answer
 
 
-@dataclass(frozen=True)
-class Form:
-    """A text to give, what answers it, and the events that make it do so."""
-
-    model: gr.Radio
-    text: gr.Textbox
-    answer: gr.HTML
-    events: list[Any]
-
-
-def _form(
-    models: Models,
+def _asked(
     function: Callable[..., Any],
-    api_name: str,
+    inputs: list[Any],
     button: str,
-    label: str,
-    examples: list[str],
-    more: Callable[[], list[Any]] = list,
+    examples: tuple[str, ...] = (),
+    at_a_time: int | Literal["default"] | None = "default",
     **options: Any,
-) -> Form:
-    """A text box with a button and examples; `more` makes further inputs, and a last one that may stop the work."""
-    model = _chooser(models)
-    text = gr.Textbox(examples[0], label=label, max_lines=10, **options.pop("box", {}))
-    inputs = [model, text, *more()]
+) -> gr.HTML:
+    """The answer to inputs, of which the second is a text if there are examples; below the buttons that ask and stop.
+
+    Args:
+        function: Makes the answer, at once or growing.
+        inputs: Its arguments.
+        button: What is on the button.
+        examples: Texts for the second input, asked with a click.
+        at_a_time: Visitors who are answered at the same time.
+        options: Of `gr.HTML`.
+    """
+    grows = inspect.isgeneratorfunction(function)
     with gr.Row():
         ask = gr.Button(button, variant="primary", scale=0, min_width=160)
-        stop = (
-            gr.Button("Stop", scale=0, min_width=100)
-            if inspect.isgeneratorfunction(inspect.unwrap(function))
-            else None
-        )
+        stop = gr.Button("Stop", scale=0, min_width=100, visible=grows)
     answer = gr.HTML(elem_classes="answer", **options)
-    chosen = gr.Examples([[example] for example in examples], text, label="Examples")
-    asked = gr.on([ask.click, text.submit], function, inputs, answer, api_name=api_name, show_progress="hidden")
-    events = [asked, chosen.load_input_event.then(function, inputs, answer, api_visibility="private")]
-    if stop is not None:
-        stop.click(None, cancels=events)
-    return Form(model, text, answer, events)
+    progress: Any = "minimal" if grows else "hidden"
+    work: dict[str, Any] = {"fn": function, "inputs": inputs, "outputs": answer, "show_progress": progress}
+    work |= {"concurrency_limit": at_a_time, "api_visibility": "private"}
+    events: list[Any] = [ask.click(**{**work, "api_visibility": "public"})]
+    if examples:
+        chosen = gr.Examples([[example] for example in examples], inputs[1], label="Examples")
+        events += [inputs[1].submit(**work), chosen.load_input_event.then(**work)]
+    stop.click(None, cancels=events)
+    return answer
 
 
 def _chooser(models: Models) -> gr.Radio:
@@ -125,23 +118,22 @@ def fill_masks(models: Models) -> None:
             return text, markup.mistake(str(error))
         return text, fill(name, text) if MASK in text else markup.filled(text)
 
-    examples = [
+    examples = (
         f"The {MASK} of the United States gave a {MASK}.",
         f"We shall win this {MASK}, and the {MASK} that follows.",
         f"In the {MASK} of 1942 the ship left the {MASK}.",
-    ]
-    label = f"Text with {MASK} where a word is missing"
-    form = _form(models, fill, "fill", "Fill masks", label, examples, js_on_load=PICK)
-    form.answer.pick(
-        pick, [form.model, form.text], [form.text, form.answer], show_progress="hidden", api_visibility="private"
     )
+    model = _chooser(models)
+    text = gr.Textbox(examples[0], label=f"Text with {MASK} where a word is missing", max_lines=10)
+    answer = _asked(fill, [model, text], "Fill masks", examples, js_on_load=PICK)
+    answer.pick(pick, [model, text], [text, answer], show_progress="hidden", api_visibility="private")
 
 
 def write(models: Models) -> None:
     """A text that continues, shown as it is made."""
 
     @told
-    def continue_(name: str, prompt: str, length: int, temperature: float, top_p: float) -> Iterator[str]:
+    def write(name: str, prompt: str, length: int, temperature: float, top_p: float) -> Iterator[str]:
         text, sent = "", 0.0
         for piece in answers.write(models[name], prompt, length, temperature, top_p):
             if isinstance(piece, str):
@@ -154,16 +146,14 @@ def write(models: Models) -> None:
                 numbers = f"{piece.tokens} tokens in {piece.seconds:.1f} s: {rate:,.0f} tokens per second"
                 yield markup.prose(prompt, piece.text, numbers)
 
-    def settings() -> list[Any]:
-        with gr.Row():
-            return [
-                gr.Slider(1, answers.MAX_NEW_TOKENS, 100, step=1, label="Length in tokens", min_width=220),
-                gr.Slider(0, 2, TEMPERATURE, step=0.1, label="Temperature (0: no chance)", min_width=220),
-                gr.Slider(0.05, 1, TOP_P, step=0.05, label="Top-p (1: all tokens)", min_width=220),
-            ]
-
-    examples = ["The ship", "The history of the city began", "It is a truth universally acknowledged, that"]
-    _form(models, continue_, "write", "Write", "The beginning of a text", examples, settings)
+    examples = ("The ship", "The history of the city began", "It is a truth universally acknowledged, that")
+    model = _chooser(models)
+    text = gr.Textbox(examples[0], label="The beginning of a text", max_lines=10)
+    with gr.Row():
+        length = gr.Slider(1, answers.MAX_NEW_TOKENS, 100, step=1, label="Length in tokens", min_width=220)
+        temperature = gr.Slider(0, 2, TEMPERATURE, step=0.1, label="Temperature (0: no chance)", min_width=220)
+        top_p = gr.Slider(0.05, 1, TOP_P, step=0.05, label="Top-p (1: all tokens)", min_width=220)
+    _asked(write, [model, text, length, temperature, top_p], "Write", examples)
 
 
 def text_to_text(models: Models) -> None:
@@ -173,11 +163,11 @@ def text_to_text(models: Models) -> None:
     def convert(name: str, text: str) -> str:
         return markup.pairs(*answers.convert(models[name], text))
 
+    label, examples = "Texts, one per line", ("The ship left the port.", "How are you?\nThank you, I am well.")
     if DEFAULT_PAIR_MODEL in models:
-        label, examples = "Words, which become phonemes", ["moving average", "transformers", "A whale of a tale!"]
-    else:
-        label, examples = "Texts, one per line", ["The ship left the port.", "How are you?\nThank you, I am well."]
-    _form(models, convert, "convert", "Convert", label, examples, box={"lines": 2})
+        label, examples = "Words, which become phonemes", ("moving average", "A whale of a tale!")
+    model = _chooser(models)
+    _asked(convert, [model, gr.Textbox(examples[0], label=label, lines=2, max_lines=10)], "Convert", examples)
 
 
 def classify(models: Models) -> None:
@@ -187,8 +177,9 @@ def classify(models: Models) -> None:
     def classify(name: str, text: str) -> str:
         return markup.labels(answers.classify(models[name], text))
 
-    examples = ["The nicest book that I have read this year.", "The ship arrived two weeks late, and empty."]
-    _form(models, classify, "classify", "Classify", "Text", examples)
+    examples = ("The nicest book that I have read this year.", "The ship arrived two weeks late, and empty.")
+    model = _chooser(models)
+    _asked(classify, [model, gr.Textbox(examples[0], label="Text", max_lines=10)], "Classify", examples)
 
 
 def read_long(models: Models) -> None:
@@ -216,13 +207,8 @@ def read_long(models: Models) -> None:
         api_visibility="private",
         show_progress="hidden",
     )
-    with gr.Row():
-        ask = gr.Button("Read", variant="primary", scale=0, min_width=160)
-        stop = gr.Button("Stop", scale=0, min_width=100)
-    answer = gr.HTML(elem_classes="answer")
     # one at a time, since time and memory are measured
-    asked = ask.click(read, [model, source, typed, file], answer, api_name="read", concurrency_limit=1)
-    stop.click(None, cancels=[asked])
+    _asked(read, [model, source, typed, file], "Read", at_a_time=1)
 
 
 # title of a tab, the kinds of models that serve it, and what makes it
