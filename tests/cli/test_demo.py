@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -44,3 +46,9 @@ def test_other_mistakes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--device gpu: expected auto" in refused("--device", "gpu")
     monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "gradio" else name)
     assert "the page needs the package gradio: pip install 'mega-transformers[demo]'" in refused()
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys, mega_transformers.cli; print({'torch', 'gradio', 'matplotlib'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "set()\n", result.stderr

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
 
 import gradio as gr
 import uvicorn
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .. import __version__
 from .markup import shown
@@ -53,16 +56,27 @@ def make_page(served: list[Served]) -> gr.Blocks:
     return page.queue(max_size=WAITING, default_concurrency_limit=VISITORS)
 
 
+class KeptHere:
+    """Adds `POLICY` to every response of an application."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a request."""
+
+        async def send_with_policy(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(POLICY)
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
+
+
 def make_app(served: list[Served]) -> FastAPI:
     """The page with its web server's side: headers that keep the browser here, and none of gradio's extras."""
     app = FastAPI(openapi_url=None)
-
-    @app.middleware("http")
-    async def keep_here(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = await call_next(request)
-        response.headers.update(POLICY)
-        return response
-
+    app.add_middleware(KeptHere)
     theme = gr.themes.Base(primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=MONOSPACED).set(
         button_primary_background_fill="*primary_700", button_primary_background_fill_hover="*primary_800"
     )
@@ -86,4 +100,11 @@ def make_app(served: list[Served]) -> FastAPI:
 def serve(app: FastAPI, listener: socket.socket) -> None:
     """Serves the page to those who connect to a socket, until Ctrl-C."""
     config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
+    logging.getLogger("uvicorn.error").addFilter(_is_fault)
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _is_fault(record: logging.LogRecord) -> bool:
+    """Whether a message of the server's is about more than Ctrl-C, which cuts the connections of open pages."""
+    cut = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
+    return not cut and "graceful shutdown exceeded" not in record.msg
