@@ -25,7 +25,7 @@ from .models import Served
 MAX_CHARACTERS = 1_000_000
 PIECE = 1024  # tokens
 _HOW = {
-    CAUSAL: "Each point is a piece that was read on from the state that the one before left, whose size is constant.",
+    CAUSAL: "Each point is a piece of the text, which the model reads with what it kept of the pieces before.",
     MASKED: "Each point is a beginning of the text, read as a whole, since the model looks both ways.",
 }
 
