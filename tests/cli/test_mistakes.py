@@ -220,7 +220,7 @@ def test_a_full_bar_is_a_probability_of_1(monkeypatch: pytest.MonkeyPatch) -> No
     from mega_transformers.cli import fill_mask
 
     candidates = [{"token_str": "a", "score": 0.5}, {"token_str": "b", "score": 0.1}]
-    monkeypatch.setattr(fill_mask, "_candidates", lambda *_: [candidates])
+    monkeypatch.setattr(fill_mask, "candidates_of", lambda *_: [candidates])
     shown = mega("fill-mask", "The <mask>.", COLUMNS="60").stdout
     assert shown.count("█") == fill_mask.BAR_WIDTH // 2 + 1  # of five blocks and one
 

@@ -40,6 +40,11 @@ class Filler:
         return str(self.tokenizer.mask_token)
 
     @property
+    def swallows_space(self) -> bool:
+        """Whether a mask takes the place of the space before it too, as RoBERTa's does."""
+        return bool(self.tokenizer.added_tokens_decoder[self.tokenizer.mask_token_id].lstrip)
+
+    @property
     def limit(self) -> int | None:
         """The most tokens the model takes; None for no limit."""
         from ..evaluation.streaming import text_limit
@@ -78,7 +83,7 @@ def fill_mask(
     for index, text in enumerate(prepared):
         if index and not as_json:
             typer.echo()
-        show(filler, text, _candidates(filler, text, top_k))
+        show(filler, text, candidates_of(filler, text, top_k))
 
 
 def load_filler(name: str, device: str = AUTO, dtype: str = AUTO) -> Filler:
@@ -141,7 +146,7 @@ def check_texts(filler: Filler, texts: list[str]) -> None:
             )
 
 
-def _candidates(filler: Filler, text: str, top_k: int) -> list[list[dict[str, Any]]]:
+def candidates_of(filler: Filler, text: str, top_k: int) -> list[list[dict[str, Any]]]:
     """Per mask of `text`, in their order, its candidates as the pipeline gives them."""
     with spinner("Filling masks"):
         result: Any = filler.pipeline(text, top_k=top_k)
@@ -168,8 +173,6 @@ def _tables(filler: Filler, text: str, masks: list[list[dict[str, Any]]], with_t
     from rich.table import Column, Table
     from rich.text import Text
 
-    tokenizer = filler.tokenizer
-    swallows_space = tokenizer.added_tokens_decoder[tokenizer.mask_token_id].lstrip
     parts = text.split(filler.mask_token)
     for index, candidates in enumerate(masks):
         title = f"mask {index + 1} of {len(masks)}" if len(masks) > 1 else None
@@ -191,23 +194,27 @@ def _tables(filler: Filler, text: str, masks: list[list[dict[str, Any]]], with_t
                 Text(visible(token), style="bold"),
                 f"{score:.1%}",
                 Bar(size=1, begin=0, end=score, width=BAR_WIDTH, color="cyan"),
-                *([_filled(before, token, after, swallows_space)] if with_text else []),
+                *([_filled(before, token, after, filler.swallows_space)] if with_text else []),
             )
         yield table
 
 
-def _filled(before: str, token: str, after: str, swallows_space: bool) -> Text:
-    """The surroundings of a mask with a candidate in its place.
+def fitted(before: str, token: str, swallows_space: bool) -> tuple[str, str]:
+    """The text before a mask, and a candidate, as they stand side by side.
 
     RoBERTa's mask swallows the space before it, and its tokens bring their own; a word piece `##s` is glued on.
     """
-    from rich.text import Text
-
     if swallows_space or token.startswith("##"):
         before = before.rstrip(" ")
     token = token.removeprefix("##")
-    if not before:
-        token = token.lstrip(" ")
+    return before, token if before else token.lstrip(" ")
+
+
+def _filled(before: str, token: str, after: str, swallows_space: bool) -> Text:
+    """The surroundings of a mask with a candidate in its place."""
+    from rich.text import Text
+
+    before, token = fitted(before, token, swallows_space)
     left = before if len(before) <= CONTEXT else "…" + before[-CONTEXT:]
     right = after if len(after) <= CONTEXT else after[:CONTEXT] + "…"
     return Text.assemble(left, (visible(token, keep_spaces=True), "bold cyan"), right)

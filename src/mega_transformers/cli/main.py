@@ -9,6 +9,7 @@ import typer
 from .._version import __version__
 from .bench import bench
 from .convert import convert
+from .demo import demo
 from .doctor import doctor
 from .explain import explain
 from .fill_mask import fill_mask
@@ -56,6 +57,7 @@ for _command in (
     evaluate,
     convert,
     publish,
+    demo,
     bench,
     doctor,
 ):

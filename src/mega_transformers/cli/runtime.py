@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -131,9 +132,9 @@ def stderr_console() -> Console:
 
 @contextmanager
 def spinner(text: str) -> Iterator[None]:
-    """A spinner on stderr while something takes seconds; nothing where stderr is no terminal."""
+    """A spinner on stderr while something takes seconds; nothing where stderr is no terminal, nor in other threads."""
     console = stderr_console()
-    if not console.is_terminal:
+    if not console.is_terminal or threading.current_thread() is not threading.main_thread():
         yield
         return
     with console.status(text):

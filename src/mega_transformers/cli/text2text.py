@@ -85,7 +85,10 @@ def text2text(
     wanted = _gather(texts or [], file)
     arguments = _arguments(num_beams, num_return_sequences, max_new_tokens, length_penalty)
     transducer = load_transducer(model, arguments, device, dtype)
-    check_texts(transducer, wanted)
+    unknown = check_texts(transducer, wanted)
+    if unknown:
+        more = f", and {len(unknown) - 1} more texts" if len(unknown) > 1 else ""
+        print_note(f"{shortened(unknown[0])!r}{more}: the model has no token for some of the characters")
     for index, (text, outputs) in enumerate(_shown_late(transducer.run(wanted), len(wanted))):
         if as_json:
             typer.echo(json.dumps({"text": text, "outputs": outputs}, ensure_ascii=False))
@@ -133,8 +136,11 @@ def _check_outputs(outputs: int, beams: int) -> None:
         )
 
 
-def check_texts(transducer: Transducer, texts: list[str]) -> None:
-    """Refuses texts longer than the model takes, before any is read by it; says what the model has no token for.
+def check_texts(transducer: Transducer, texts: list[str]) -> list[str]:
+    """Refuses texts longer than the model takes, before it reads any.
+
+    Returns:
+        Those with characters that the model has no token for.
 
     Raises:
         UserError: naming the text and what would be right.
@@ -154,9 +160,7 @@ def check_texts(transducer: Transducer, texts: list[str]) -> None:
             )
         if tokenizer.unk_token_id in ids:
             unknown.append(text)
-    if unknown:
-        more = f", and {len(unknown) - 1} more texts" if len(unknown) > 1 else ""
-        print_note(f"{shortened(unknown[0])!r}{more}: the model has no token for some of the characters")
+    return unknown
 
 
 def _gather(arguments: list[str], file: Path | None) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,6 +102,21 @@ def score_tokens(model: Any, tokens: np.ndarray, reading: Reading, description: 
             without a cache.
     """
     length = len(tokens) - 1
+    with _LateBar(description, max(length, 1)) as bar:
+        total = 0.0
+        for new, nats in score_pieces(model, tokens, reading):
+            total += nats
+            bar.advance(new)
+    return total
+
+
+def score_pieces(model: Any, tokens: np.ndarray, reading: Reading) -> Iterator[tuple[int, float]]:
+    """What `score_tokens` adds up: for each input, the number of tokens that it predicts, and their nats.
+
+    Raises:
+        RecipeError: as `score_tokens`.
+    """
+    length = len(tokens) - 1
     if length < 1:
         raise RecipeError(f"{len(tokens)} tokens leave nothing to predict; give a longer text")
     _check_limit(model.config, length, reading)
@@ -108,21 +124,19 @@ def score_tokens(model: Any, tokens: np.ndarray, reading: Reading, description: 
     if reading.mode == "full":
         arguments = {"use_cache": True, _cache_argument(model): DynamicCache(config=model.config)}
     few_logits = model._supports_logits_to_keep()
-    total = 0.0
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), _LateBar(description, length) as bar:
-            for begin, new, end in reading.spans(length):
-                ids = torch.from_numpy(tokens[begin : end + 1].astype(np.int64)).to(model.device)
-                if few_logits:
-                    arguments["logits_to_keep"] = end - new
+        for begin, new, end in reading.spans(length):
+            ids = torch.from_numpy(tokens[begin : end + 1].astype(np.int64)).to(model.device)
+            if few_logits:
+                arguments["logits_to_keep"] = end - new
+            with torch.inference_mode():  # not around the loop: whoever takes the pieces would be in it too
                 logits = model(input_ids=ids[:-1].unsqueeze(0), **arguments).logits[0, new - end :].float()
-                total += F.cross_entropy(logits, ids[new - end :], reduction="sum").item()
-                bar.advance(end - new)
+                nats = F.cross_entropy(logits, ids[new - end :], reduction="sum").item()
+            yield end - new, nats
     finally:
         model.train(was_training)
-    return total
 
 
 def input_limit(config: Any) -> int | None:

@@ -1,0 +1,198 @@
+"""What the page answers: functions of a model and of what a visitor typed. Mistakes raise UserError."""
+
+from __future__ import annotations
+
+import math
+import string
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from queue import SimpleQueue
+from typing import Any
+
+from ..cli.fill_mask import MASK, candidates_of, check_masks, fitted
+from ..cli.generate import Settings
+from ..cli.generator import Generated, Prompt, Stats
+from ..cli.runtime import UserError, shortened
+from ..cli.text2text import check_texts
+from .models import Served
+
+MAX_CHARACTERS = 20_000
+MAX_MASKS = 8
+MAX_LINES = 50
+MAX_NEW_TOKENS = 500
+CANDIDATES = 5
+LABELS = 10
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A candidate for a mask, with its token, or a label; and its probability."""
+
+    text: str
+    probability: float
+    token: int = -1
+
+
+def check_text(text: str, limit: int = MAX_CHARACTERS) -> None:
+    """Refuses a text that is empty, too long or not Unicode, before anything is made of it.
+
+    Raises:
+        UserError: with the limit, and the length that was given.
+    """
+    if not text.strip():
+        raise UserError("there is no text yet; type one, or choose an example")
+    if len(text) > limit:
+        raise UserError(f"the text has {len(text):,} characters, but the page takes at most {limit:,}; shorten it")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{shortened(text)!r} is not valid Unicode: it has half a character")
+
+
+def fill(served: Served, text: str) -> tuple[list[str], list[list[Choice]]]:
+    """The text between masks, one more piece than there are masks, and the candidates for each mask, best first.
+
+    Raises:
+        UserError: for a text without a mask, with too many, or too long.
+    """
+    check_text(text)
+    filler = served.ready
+    parts = _parts(served, text)
+    prepared = filler.mask_token.join(parts)
+    check_masks([prepared], filler.mask_token)
+    if len(parts) - 1 > MAX_MASKS:
+        raise UserError(f"the text has {len(parts) - 1} masks, but the page fills at most {MAX_MASKS}; leave some out")
+    special = set(filler.tokenizer.all_special_ids)
+    wanted = min(CANDIDATES + len(special), filler.config.vocab_size)
+    with served.lock:
+        served.check_tokens(len(filler.tokenizer(prepared, verbose=False)["input_ids"]))
+        masks = candidates_of(filler, prepared, wanted)
+    choices = [
+        [Choice(found["token_str"], found["score"], found["token"]) for found in mask if found["token"] not in special]
+        for mask in masks
+    ]
+    return parts, [mask[:CANDIDATES] for mask in choices]
+
+
+def put_in(served: Served, text: str, mask: Any, token: Any) -> str:
+    """The text with a candidate in place of a mask.
+
+    Args:
+        served: The model.
+        text: The text as it is now.
+        mask: Index of the mask.
+        token: Id of the candidate.
+
+    Raises:
+        UserError: where the text has changed and there is no such mask any more.
+    """
+    parts, tokenizer = _parts(served, text), served.ready.tokenizer
+    if not (isinstance(mask, int) and 0 <= mask < len(parts) - 1 and isinstance(token, int)):
+        raise UserError("the text has changed since its masks were filled; fill them again")
+    if not 0 <= token < len(tokenizer):
+        raise UserError(f"the model has no token {token}")
+    before, word = fitted(MASK.join(parts[: mask + 1]), tokenizer.decode([token]), served.ready.swallows_space)
+    return before + word + MASK.join(parts[mask + 1 :])
+
+
+def _parts(served: Served, text: str) -> list[str]:
+    mask = served.ready.mask_token
+    return text.replace(MASK, mask).split(mask)
+
+
+def write(served: Served, prompt: str, new_tokens: int, temperature: float, top_p: float) -> Iterator[str | Generated]:
+    """Text that continues a prompt, in pieces as they are made, and what they are together at the end.
+
+    Closing the iterator ends the work at the next token.
+
+    Args:
+        served: The model.
+        prompt: The text to continue.
+        new_tokens: Tokens to add at most.
+        temperature: Of sampling; 0 takes the likeliest token every time.
+        top_p: Of sampling.
+
+    Raises:
+        UserError: for numbers out of range and a prompt that is too long.
+    """
+    check_text(prompt)
+    if not 1 <= new_tokens <= MAX_NEW_TOKENS:
+        raise UserError(f"the length {new_tokens} must be 1 to {MAX_NEW_TOKENS} tokens")
+    if not 0 <= temperature <= 10 or not 0 < top_p <= 1:
+        raise UserError(f"temperature {temperature:g} must be 0 to 10, and top-p {top_p:g} above 0 and at most 1")
+    sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
+    settings = Settings(max_new_tokens=int(new_tokens), do_sample=bool(temperature), **sampling)
+    generator = replace(served.ready, settings=settings, stats=Stats(), interrupted=False)
+    with served.lock:
+        tokens = len(generator.tokenizer(prompt, verbose=False)["input_ids"]) + settings.max_new_tokens
+        served.check_tokens(tokens, "the text has, with those to be written,")
+        encoded = generator.encode(prompt)
+    return _stream(generator, encoded)
+
+
+def _stream(generator: Any, prompt: Prompt) -> Iterator[str | Generated]:
+    made: SimpleQueue[str | Generated | Exception] = SimpleQueue()
+    stopped = threading.Event()
+
+    def put(piece: str) -> None:
+        if stopped.is_set():
+            raise InterruptedError
+        made.put(piece)
+
+    def work() -> None:
+        try:
+            made.put(generator.run([prompt], write=put)[0])
+        except Exception as error:  # raised again where the pieces are taken
+            made.put(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        while isinstance(piece := made.get(), str):
+            yield piece
+        if isinstance(piece, Exception):
+            raise piece
+        yield piece
+    finally:
+        stopped.set()
+
+
+def convert(served: Served, text: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """Each line, or word, with its output; and those with characters that the model has no token for.
+
+    A model whose tokenizer drops spaces is one of words: there every word is a text, in lower case and without
+    punctuation around it where the model would not know it otherwise.
+
+    Raises:
+        UserError: for too many lines, or one that is too long.
+    """
+    check_text(text)
+    transducer = served.ready
+    tokenizer = transducer.tokenizer
+    with served.lock:
+        words = tokenizer("a b")["input_ids"] == tokenizer("ab")["input_ids"]
+        lines = text.split() if words else [line.strip() for line in text.splitlines() if line.strip()]
+        if len(lines) > MAX_LINES:
+            raise UserError(
+                f"the text has {len(lines)} {'words' if words else 'lines'}, but the page takes at most {MAX_LINES}; "
+                "leave some out"
+            )
+        sources = {line: line for line in lines}
+        if words:
+            strange = check_texts(transducer, lines)
+            sources |= {line: line.lower().strip(string.punctuation) or line for line in strange}
+        unknown = check_texts(transducer, list(sources.values()))
+        outputs = dict(transducer.run(list(dict.fromkeys(sources.values()))))
+    return [(line, outputs[sources[line]][0]) for line in lines], unknown
+
+
+def classify(served: Served, text: str) -> list[Choice]:
+    """The likeliest labels of a text, best first.
+
+    Raises:
+        UserError: for a text that is too long.
+    """
+    check_text(text)
+    pipeline = served.ready
+    with served.lock:
+        served.check_tokens(len(pipeline.tokenizer(text, verbose=False)["input_ids"]))
+        (found,) = pipeline([text])
+    return [Choice(label["label"], label["score"]) for label in found[:LABELS] if math.isfinite(label["score"])]

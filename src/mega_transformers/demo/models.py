@@ -1,0 +1,96 @@
+"""The models behind the page, each loaded once by the command that it belongs to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..cli.device import resolve_placement
+from ..cli.fill_mask import load_filler
+from ..cli.generate import Settings, load_generator
+from ..cli.loading import CAUSAL, CLASSIFIER, HEADS, MASKED, PAIRS, Kind, kind_of, load, locate
+from ..cli.runtime import UserError, load_libraries
+from ..cli.text2text import load_transducer
+from ..evaluation.streaming import input_limit
+
+MAX_TOKENS = 2048  # of a text, but for the tab that reads long ones
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model that serves visitors.
+
+    Args:
+        name: As it was given.
+        kind: What it can do.
+        ready: What the command's loader returns: `Filler`, `Generator`, `Transducer`, or a pipeline that classifies.
+    """
+
+    name: str
+    kind: Kind
+    ready: Any
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held for each short answer, since a tokenizer must not be used by two threads at once."""
+
+    @property
+    def model(self) -> Any:
+        """The model itself."""
+        return self.ready.pipeline.model if self.kind == MASKED else self.ready.model
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens that the model takes at once, or is made for; None for any number."""
+        config = self.model.config
+        own = self.ready.limit if self.kind == MASKED else input_limit(getattr(config, "encoder", config))
+        whole = config.model_type == "mega" and not config.use_chunking
+        limits = [own, config.max_positions if whole else None]
+        return min((limit for limit in limits if limit is not None), default=None)
+
+    def check_tokens(self, tokens: int, subject: str = "the text has") -> None:
+        """Refuses more tokens than the model takes, or the page answers at once; the message begins with `subject`.
+
+        Raises:
+            UserError: with the limit.
+        """
+        limit = min(self.limit or MAX_TOKENS, MAX_TOKENS)
+        if tokens > limit:
+            raise UserError(f"{subject} {tokens:,} tokens, but {self.name} takes at most {limit:,}; shorten it")
+
+
+def load_models(names: list[str], device: str, dtype: str) -> list[Served]:
+    """The models of these names, each once, in their order.
+
+    Args:
+        names: Bundled models, folders and hub ids.
+        device, dtype: As the command line gives them.
+
+    Raises:
+        UserError: for a name that is wrong, before any model is loaded, and for a model that no tab can use.
+    """
+    places = [locate(name) for name in dict.fromkeys(names)]
+    load_libraries()
+    loaders: dict[Kind, Callable[[str], Any]] = {
+        MASKED: lambda name: load_filler(name, device, dtype),
+        CAUSAL: lambda name: load_generator(name, Settings(max_new_tokens=1, do_sample=False), device, dtype),
+        PAIRS: lambda name: load_transducer(name, {"num_return_sequences": 1}, device, dtype),
+        CLASSIFIER: lambda name: load_classifier(name, device, dtype),
+    }
+    kinds = [kind_of(place, *HEADS) for place in places]
+    return [Served(place.name, kind, loaders[kind](place.name)) for place, kind in zip(places, kinds)]
+
+
+def load_classifier(name: str, device: str, dtype: str) -> Any:
+    """A classifier under transformers' text-classification pipeline.
+
+    Raises:
+        UserError: if it cannot be loaded, or predicts a number and not labels.
+    """
+    from transformers import TextClassificationPipeline
+
+    place, placement = locate(name), resolve_placement(device, dtype)
+    model, tokenizer = load(place, CLASSIFIER, placement)
+    if model.config.problem_type == "regression":
+        raise UserError(f"the model {name} predicts a number; the page shows classifiers, which predict labels")
+    return TextClassificationPipeline(model=model, tokenizer=tokenizer, device=placement.device, top_k=None)
