@@ -84,6 +84,23 @@ def test_text_comes_as_it_is_made_and_stops(visit: Visit) -> None:
     expect(ask(page, "Write", "Again")).to_contain_text("Again")
 
 
+@pytest.mark.parametrize("tab", ["Fill masks", "Write"])
+def test_why_is_told_in_colours(visit: Visit, tab: str) -> None:
+    page = visit()
+    text = "The <mask> of the <b>ship</b>" if tab == "Fill masks" else "The <b>ship</b>"
+    page.get_by_role("tab", name=tab).click()
+    panel(page).get_by_role("textbox").first.fill(text)
+    panel(page).get_by_role("button", name="Why?").click()
+    shown = panel(page).locator(".prose.why")
+    expect(shown).to_contain_text("completeness error")
+    expect(shown).to_contain_text(text)  # its markup is shown
+    assert shown.locator("b").count() == 0
+    assert shown.locator("span[title][style*=rgba]").count() > 2
+    panel(page).get_by_role("textbox").first.fill("")
+    panel(page).get_by_role("button", name="Why?").click()
+    expect(shown.get_by_role("alert")).to_have_text("There is no text yet; type one, or choose an example.")
+
+
 def test_words_become_phonemes(visit: Visit) -> None:
     page = visit()
     shown = ask(page, "Convert", "moving average")

@@ -14,6 +14,7 @@ from mega_transformers.cli.generator import Generated
 from mega_transformers.cli.runtime import UserError
 from mega_transformers.demo import answers, reading
 from mega_transformers.demo.models import Served, load_models
+from mega_transformers.errors import RecipeError
 from mega_transformers.evaluation.streaming import read_tokens
 
 TEXT = "The <mask> of the ship gave an <mask>."
@@ -191,3 +192,37 @@ def test_texts_that_cannot_be_read(masked: Served, tmp_path: Path) -> None:
         reading.text_of(str(file))
     file.write_text("Ein Schiff über dem Meer", "utf-8")
     assert reading.text_of(str(file)) == "Ein Schiff über dem Meer"
+
+
+def test_why_a_model_answers(masked: Served, causal: Served, classifier: Served) -> None:
+    first, second = answers.explain(masked, TEXT)
+    assert first.pieces[first.place] == " <mask>" and second.place > first.place
+    best = [choices[0] for choices in answers.fill(masked, TEXT)[1]]
+    assert [found.target for found in (first, second)] == [choice.text for choice in best]
+    assert first.probability == pytest.approx(best[0].probability, rel=1e-4)
+    for served, text in ((masked, TEXT), (causal, "The ship"), (classifier, "The ship left")):
+        for found in answers.explain(served, text):
+            assert found.error < 0.01
+            assert found.text == text
+            assert sum(found.scores) == pytest.approx(found.value - found.baseline_value, rel=0.02)
+    (found,) = answers.explain(classifier, "The ship left")
+    assert found.target == answers.classify(classifier, "The ship left")[0].text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "there is no text yet"),
+        ("a ship", "no mask in 'a ship'"),
+        ("<mask> " * 9 + "ship", "the text has 9 masks, but the page fills at most 8"),
+    ],
+)
+def test_what_cannot_be_explained(masked: Served, text: str, message: str) -> None:
+    with pytest.raises((UserError, RecipeError), match=message):
+        answers.explain(masked, text)
+
+
+def test_a_text_too_long_to_explain(causal: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "MAX_EXPLAINED", 3)
+    with pytest.raises(UserError, match="tokens, but the page explains at most 3; shorten it"):
+        answers.explain(causal, "The ship left the port.")

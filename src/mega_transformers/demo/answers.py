@@ -13,8 +13,11 @@ from typing import Any
 from ..cli.fill_mask import MASK, candidates_of, check_masks, fitted
 from ..cli.generate import Settings
 from ..cli.generator import Generated, Prompt, Stats
+from ..cli.loading import MASKED
 from ..cli.runtime import UserError, shortened
 from ..cli.text2text import check_texts
+from ..interpret import attribution
+from ..interpret.attribution import Attribution, questions
 from .models import Served
 
 MAX_CHARACTERS = 20_000
@@ -23,6 +26,7 @@ MAX_LINES = 50
 MAX_NEW_TOKENS = 500
 CANDIDATES = 5
 LABELS = 10
+MAX_EXPLAINED = 512  # tokens: an explanation computes a text some fifty times
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,27 @@ def convert(served: Served, text: str) -> tuple[list[tuple[str, str]], list[str]
         unknown = check_texts(transducer, list(sources.values()))
         outputs = dict(transducer.run(list(dict.fromkeys(sources.values()))))
     return [(line, outputs[sources[line]][0]) for line in lines], unknown
+
+
+def explain(served: Served, text: str) -> list[Attribution]:
+    """Which tokens of a text made the model's answer: the first candidate of each mask, the next token, or the class.
+
+    Raises:
+        UserError, RecipeError: for a text that cannot be answered or explained.
+    """
+    tokenizer, best = served.ready.tokenizer, []
+    if served.kind == MASKED:
+        parts, masks = fill(served, text)
+        text, best = tokenizer.mask_token.join(parts), [choices[0].token for choices in masks]
+    check_text(text)
+    with served.lock:
+        asked = questions(served.model, tokenizer, text)
+    if best:
+        asked = [replace(question, outputs=(token,)) for question, token in zip(asked, best, strict=True)]
+    tokens = len(asked[0].ids)
+    if tokens > MAX_EXPLAINED:
+        raise UserError(f"the text has {tokens:,} tokens, but the page explains at most {MAX_EXPLAINED}; shorten it")
+    return [attribution.explain(served.model, tokenizer, question) for question in asked]
 
 
 def classify(served: Served, text: str) -> list[Choice]:

@@ -17,11 +17,12 @@ CSS = """
 .head p { font-size: 1.05rem; line-height: 1.55; margin: 0; }
 .head p.quiet, .quiet { color: var(--quiet); font-size: .9rem; margin-top: .35rem; }
 .tab-container button.selected { color: var(--accent) !important; }
+.why { overflow-wrap: anywhere; }
 .answer { min-height: 2rem; overflow-wrap: anywhere; }
 .answer h3 { font-size: .9rem; font-weight: 600; color: var(--quiet); margin: 0 0 .4rem; }
 .answer .text { font-size: 1.15rem; line-height: 1.65; white-space: pre-wrap; margin: .25rem 0 1rem; }
 .answer mark { background: var(--bar); color: inherit; border-radius: .25rem; padding: .05rem .3rem; }
-.answer .mistake { color: var(--wrong); border-left: 4px solid var(--wrong); padding: .35rem .75rem; margin: .5rem 0; }
+.mistake { color: var(--wrong); border-left: 4px solid var(--wrong); padding: .35rem .75rem; margin: .5rem 0; }
 .answer .note { color: var(--quiet); font-size: .9rem; margin: .5rem 0; }
 .answer .result { font-size: 1.1rem; margin: .5rem 0 1rem; }
 .groups { display: grid; gap: 1.5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); }

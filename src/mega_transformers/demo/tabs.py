@@ -16,6 +16,7 @@ from ..cli.generate import TEMPERATURE, TOP_P
 from ..cli.loading import CAUSAL, CLASSIFIER, MASKED, PAIRS
 from ..cli.runtime import UserError, is_out_of_memory
 from ..errors import RecipeError
+from ..interpret import rendering
 from . import answers, chart, markup, reading
 from .models import Served
 
@@ -100,6 +101,18 @@ def _asked(
     return answer
 
 
+def _why(models: Models, inputs: list[Any]) -> None:
+    """A button that shows which tokens of a text the likeliest answer comes from."""
+
+    @told
+    def explain(name: str, text: str) -> str:
+        return "".join(map(rendering.fragment, answers.explain(models[name], text)))
+
+    button = gr.Button("Why?", scale=0, min_width=100)
+    shown = gr.HTML(elem_classes="why")
+    button.click(explain, inputs, shown, show_progress="minimal", api_visibility="private")
+
+
 def _chooser(models: Models) -> gr.Radio:
     return gr.Radio(list(models), value=next(iter(models)), label="Model", visible=len(models) > 1)
 
@@ -127,6 +140,7 @@ def fill_masks(models: Models) -> None:
     text = gr.Textbox(examples[0], label=f"Text with {MASK} where a word is missing", max_lines=10)
     answer = _asked(fill, [model, text], "Fill masks", examples, js_on_load=PICK)
     answer.pick(pick, [model, text], [text, answer], show_progress="hidden", api_visibility="private")
+    _why(models, [model, text])
 
 
 def write(models: Models) -> None:
@@ -154,6 +168,7 @@ def write(models: Models) -> None:
         temperature = gr.Slider(0, 2, TEMPERATURE, step=0.1, label="Temperature (0: no chance)", min_width=220)
         top_p = gr.Slider(0.05, 1, TOP_P, step=0.05, label="Top-p (1: all tokens)", min_width=220)
     _asked(write, [model, text, length, temperature, top_p], "Write", examples)
+    _why(models, [model, text])
 
 
 def text_to_text(models: Models) -> None:
@@ -179,7 +194,9 @@ def classify(models: Models) -> None:
 
     examples = ("The nicest book that I have read this year.", "The ship arrived two weeks late, and empty.")
     model = _chooser(models)
-    _asked(classify, [model, gr.Textbox(examples[0], label="Text", max_lines=10)], "Classify", examples)
+    text = gr.Textbox(examples[0], label="Text", max_lines=10)
+    _asked(classify, [model, text], "Classify", examples)
+    _why(models, [model, text])
 
 
 def read_long(models: Models) -> None:
