@@ -170,6 +170,8 @@ class _Pass(ast.NodeVisitor):
                 return
 
     def _is_dropped(self, statement: ast.stmt) -> bool:
+        if isinstance(statement, ast.If) and _is_empty(statement.body) and not statement.orelse:
+            return True
         if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
             name = _last_name(statement.value.func)
             if name in self.rules.dropped:
@@ -266,9 +268,6 @@ class _Pass(ast.NodeVisitor):
         value = self.value(node.test)
         is_elif = self.source.data[slice(*self.source.span(node))].startswith(b"elif")
         if value is UNKNOWN:
-            if _is_empty(node.body) and not node.orelse and not is_elif:
-                self.edits.append((*self.source.lines_of(node), "\n"))
-                return
             self.visit(node.test)
             self.visit_block(node.body)
             if _is_empty(node.orelse) and node.orelse:
