@@ -12,6 +12,7 @@ from .convert import convert
 from .doctor import doctor
 from .fill_mask import fill_mask
 from .generate import generate
+from .inspect import inspect
 from .perplexity import perplexity
 from .publish import publish
 from .run import SETTINGS, run
@@ -22,7 +23,7 @@ from .train import evaluate, train
 app = typer.Typer(
     name="mega",
     help="Mega: moving average equipped gated attention. "
-    "Fill masks, write, score texts, train, evaluate, convert, measure, check.",
+    "Fill masks, write, score texts, train, evaluate, convert, inspect, measure, check.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -54,6 +55,7 @@ for _command in (
     evaluate,
     convert,
     publish,
+    inspect,
     bench,
     doctor,
 ):

@@ -1,0 +1,1 @@
+"""What models have learnt, and what their answers rest on."""
