@@ -55,9 +55,10 @@ def inspect(
     device: DeviceOption = AUTO,
     dtype: DTypeOption = AUTO,
 ) -> None:
-    """Show what a Mega has learnt, in one HTML file: EMA kernels, half-lives, position biases, gates, attention, speed.
+    """Write a report of what a Mega has learnt, as one HTML file with pictures and tables.
 
-    The file refers to nothing outside of it. Its pictures are SVG, for papers too.
+    It shows parameters, EMA kernels and their half-lives, position biases, gates and attention on a text, and time and
+    memory by length. The file refers to nothing outside of it; its pictures are SVG, fit for a paper.
     """
     check_names(device, dtype)
     wanted_lengths = _lengths(lengths, no_timing)
@@ -71,7 +72,9 @@ def inspect(
         check_output_folder("--figures", figures)
     given = _text(text, text_file)
     if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("mega inspect draws with matplotlib, which is missing: pip install 'mega-transformers[inspect]'")
+        raise UserError(
+            "mega inspect draws with matplotlib, which is missing: pip install 'mega-transformers[inspect]'"
+        )
     place = locate(model, "MODEL")
     load_libraries()
     placement = resolve_placement(device, dtype)
@@ -143,9 +146,7 @@ def _load(place: Location, placement: Placement) -> tuple[Any, Any]:
     with loading(place):
         if place.folder is None or any((place.folder / name).is_file() for name in TOKENIZER_FILES):
             tokenizer = transformers.AutoTokenizer.from_pretrained(**place.arguments)
-        model, loaded = model_class.from_pretrained(
-            **place.arguments, dtype=placement.dtype, output_loading_info=True
-        )
+        model, loaded = model_class.from_pretrained(**place.arguments, dtype=placement.dtype, output_loading_info=True)
     missing = sorted(loaded["missing_keys"])
     if missing:
         raise UserError(
@@ -196,7 +197,8 @@ def _inspected(
             costs = measure_costs(model, lengths, seconds, lambda what: tell(f"Measuring {what}"))
         around = surroundings([model.device])
         described = around["devices"][str(model.device)]
-        threads = f", {around['threads']} threads" if model.device.type == "cpu" else ""
+        plural = "" if around["threads"] == 1 else "s"
+        threads = f", {around['threads']} thread{plural}" if model.device.type == "cpu" else ""
         inspection = Inspection(
             name=Path(place.name).expanduser().resolve().name if place.folder else place.name,
             architecture=type(model).__name__,

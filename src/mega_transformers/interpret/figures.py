@@ -29,6 +29,8 @@ from .reading import Attention, LayerReading, Spread
 INK = "#1f2328"
 """Colour of text and axes, which a page may replace by its own."""
 
+MINUS = "\N{MINUS SIGN}"
+
 # Okabe and Ito's palette, which colour-blind readers tell apart
 BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY = (
     "#0072B2",
@@ -43,9 +45,10 @@ _OF_PART = dict(zip(PARTS, (GREY, ORANGE, BLUE, SKY, GREEN, YELLOW, PINK)))
 _OF_DIRECTION = {FORWARD: BLUE, BACKWARD: ORANGE}
 _DEPTH = LinearSegmentedColormap.from_list("depth", [BLUE, GREEN, YELLOW, ORANGE])
 _WIDTH = 7.0  # inches: the text of a page of two columns
+_MARGIN = 1.0  # inches of that for what stands beside panels
 _FEW_LAYERS = 8  # that a legend can list
-_FEW_TOKENS = 24  # that an axis can name
-_STYLE: dict[str, Any] = {
+_FEW_TOKENS = 16  # that an axis can name
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mega",
     "text.parse_math": False,  # tokens are text
@@ -59,6 +62,7 @@ _STYLE: dict[str, Any] = {
     "ytick.labelsize": 7,
     "legend.fontsize": 7.5,
     "legend.frameon": False,
+    "axes.facecolor": "none",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.7,
@@ -86,6 +90,11 @@ class Picture:
     name: str
     description: str
     svg: str
+
+    @property
+    def width(self) -> float:
+        """Its width as a share of that of a page."""
+        return float(re.search(r'viewBox="0 0 ([\d.]+)', self.svg)[1]) / (72 * _WIDTH)  # type: ignore[index]
 
     def file(self) -> str:
         """The SVG as a file of its own, on white."""
@@ -122,7 +131,7 @@ def parameters(counts: Sequence[ParameterCount]) -> tuple[Figure, str, str]:
         where = each.part if each.layer is None else f"layer {each.layer}"
         row = rows.setdefault(f"{each.side} {where}".strip(), {})
         row[each.part] = row.get(each.part, 0) + each.count
-    figure, axis = _figure(0.7 + 0.2 * len(rows))
+    figure, axis = _figure(0.8 + 0.2 * len(rows))
     present = [part for part in PARTS if any(part in row for row in rows.values())]
     for index, row in enumerate(rows.values()):
         left = 0
@@ -154,14 +163,18 @@ def kernels(side: Side) -> tuple[Figure, str, str]:
             shown[order], cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto", interpolation="none", origin="lower"
         )
         axis.set_title(f"layer {index + 1}")
-        labelled = (0, 4, 32, 256, 2048)
+        labelled = (0, 2 ** round(math.log2(distances[0] ** 2) / 4), -distances[0])
         places = [place for place, distance in enumerate(distances) if abs(distance) in labelled]
         axis.set_xticks(places, [_number(distances[place]) for place in places])
         axis.set_yticks([0, len(order) - 1], ["1", str(len(order))])
     _label_outer(axes, "distance of the token, in tokens", "channel by half-life")
     assert image is not None
     _colourbar(figure, image, axes, "share of the greatest weight", [-1, 0, 1])
-    return figure, _named(side.name, "kernels"), f"Heat maps: EMA kernels{_of(side.name)} by layer, channel and distance"
+    return (
+        figure,
+        _named(side.name, "kernels"),
+        f"Heat maps: EMA kernels{_of(side.name)} by layer, channel and distance",
+    )
 
 
 @_picture
@@ -180,7 +193,10 @@ def memory_curves(side: Side) -> tuple[Figure, str, str]:
         axis.set_xlabel("tokens, the current one included")
         axis.set_title(f"{direction} EMA")
         axis.grid()
-        _mark_chunk(axis, side.chunk)
+        if side.chunk is not None and side.chunk <= side.curve_lags[-1]:
+            axis.axvline(side.chunk, color=GREY, linewidth=0.9, linestyle="--")
+            place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+            axis.annotate("chunk", (side.chunk, 0.02), (-2, 0), ha="right", fontsize=7, **place)
     axes[0].set_ylabel("share of absolute mass")
     _layer_key(figure, axes, len(side.layers))
     return figure, _named(side.name, "memory"), f"Lines: share of the EMA kernels' mass{_of(side.name)} within lags"
@@ -189,7 +205,7 @@ def memory_curves(side: Side) -> tuple[Figure, str, str]:
 @_picture
 def half_lives(side: Side) -> tuple[Figure, str, str]:
     """Distributions of the half-lives of kernels and of their single exponentials, by layer and direction."""
-    figure, (left, right) = _figure(0.75 + 0.3 * len(side.layers), columns=2, sharey=True)
+    figure, (left, right) = _figure(0.95 + 0.3 * len(side.layers), columns=2, sharey=True)
     lows, highs = [], []
     for index, layer in enumerate(side.layers):
         for place, memory in enumerate(layer.memory):
@@ -198,6 +214,7 @@ def half_lives(side: Side) -> tuple[Figure, str, str]:
                 low, high = _distribution(axis, row, values, _OF_DIRECTION[memory.direction])
                 lows.append(low)
                 highs.append(high)
+    within_sight = side.chunk is not None and min(lows) < side.chunk < 1.3 * max(highs)
     for axis, title in ((left, "kernels of channels"), (right, "single exponentials")):
         axis.set_xscale("log", base=2)
         _octaves(axis.xaxis, min(lows), max(highs))
@@ -205,8 +222,8 @@ def half_lives(side: Side) -> tuple[Figure, str, str]:
         axis.set_xlabel("half-life in tokens")
         axis.set_title(title)
         axis.grid(axis="x")
-        if side.chunk is not None and side.chunk <= 4 * max(highs):
-            _mark_chunk(axis, side.chunk)
+        if within_sight:
+            axis.axvline(side.chunk, color=GREY, linewidth=0.9, linestyle="--")
         _rows(axis, [f"layer {index + 1}" for index in range(len(side.layers))])
     handles = [
         *(
@@ -218,6 +235,8 @@ def half_lives(side: Side) -> tuple[Figure, str, str]:
         Line2D([], [], color=GREY, linewidth=1, label="5% to 95%"),
         Line2D([], [], color=GREY, marker="|", markersize=6, linestyle="", label="longest"),
     ]
+    if within_sight:
+        handles.append(Line2D([], [], color=GREY, linewidth=0.9, linestyle="--", label="chunk"))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), columnspacing=1.4)
     return figure, _named(side.name, "half-lives"), f"Distributions of half-lives{_of(side.name)} by layer"
 
@@ -237,7 +256,7 @@ def position_biases(side: Side, crossing: bool = False) -> tuple[Figure, str, st
         axis.set_title(f"layer {index + 1}")
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, integer=True))
     what = "cross-attention" if crossing else "attention"
-    _label_outer(axes, "position of the key − of the query", "bias of the score")
+    _label_outer(axes, f"position of the key {MINUS} of the query", "bias of the score")
     name = _named(side.name, "cross-position-biases" if crossing else "position-biases")
     return figure, name, f"Lines: position bias of {what}{_of(side.name)} by layer and distance"
 
@@ -246,7 +265,7 @@ def position_biases(side: Side, crossing: bool = False) -> tuple[Figure, str, st
 def gates(name: str, layers: Sequence[LayerReading]) -> tuple[Figure, str, str]:
     """Means and spreads of the gates, by layer."""
     crossing = layers[0].cross_update is not None
-    figure, (left, right) = _figure(0.75 + (0.3 if crossing else 0.22) * len(layers), columns=2, sharey=True)
+    figure, (left, right) = _figure(0.95 + (0.3 if crossing else 0.22) * len(layers), columns=2, sharey=True)
     for index, layer in enumerate(layers):
         offset = 0.16 if crossing else 0.0
         _spread(left, index - offset, layer.update, BLUE)
@@ -292,7 +311,7 @@ def attention(
         crossing: Whether this is cross-attention.
     """
     few = max(len(queries), len(keys)) <= _FEW_TOKENS
-    figure, axes = _grid(len(attentions), 2.9 if few else 1.6, columns=2 if few else 4)
+    figure, axes = _grid(len(attentions), 2.3 if few else 1.6, columns=3 if few else 4)
     image = None
     for index, (axis, each) in enumerate(zip(axes, attentions)):
         shown = np.maximum(each.shares, 1e-9)
@@ -329,7 +348,7 @@ def attention_distances(name: str, layers: Sequence[LayerReading]) -> tuple[Figu
     for index, (layer, colour) in enumerate(zip(layers, _depth_colours(len(layers)))):
         right.plot(layer.attention.even_distance, index, "o", markersize=5, fillstyle="none", color=GREY)
         right.plot(layer.attention.distance, index, "o", markersize=5, color=colour)
-    right.set_xlim(left=0)
+    right.set_xlim(0, 1.08 * max(right.get_xlim()[1], 1.0))
     right.set_xlabel("mean distance in tokens")
     right.grid(axis="x")
     _rows(right, [f"layer {index + 1}" for index in range(len(layers))])
@@ -387,9 +406,10 @@ def _figure(height: float, columns: int = 1, **arguments: Any) -> tuple[Figure, 
 
 def _grid(count: int, height: float, columns: int = 4, **arguments: Any) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels, `columns` or fewer in a row of this height."""
+    width = _MARGIN + (_WIDTH - _MARGIN) * min(count, columns) / columns
     columns = min(columns, count)
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(_WIDTH, height * rows + 0.35), layout="constrained")
+    figure = Figure(figsize=(width, height * rows + 0.35), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False, **arguments).flat)
     for axis in axes[count:]:
         axis.remove()
@@ -438,14 +458,6 @@ def _spread(axis: Axes, row: float, spread: Spread, colour: str) -> None:
     axis.plot(spread.mean, row, "o", color=colour, markersize=4.5, markeredgecolor="white", markeredgewidth=0.6)
 
 
-def _mark_chunk(axis: Axes, chunk: int | None) -> None:
-    """A dashed line at the length of a chunk, where that is on the axis."""
-    if chunk is None or not axis.get_xlim()[0] <= chunk <= axis.get_xlim()[1] * 1.01:
-        return
-    axis.axvline(chunk, color=GREY, linewidth=0.9, linestyle="--")
-    axis.annotate("chunk", (chunk, 0.02), (-2, 0), ("data", "axes fraction"), "offset points", ha="right", fontsize=7)
-
-
 def _depth_colours(layers: int) -> list[Any]:
     return [_DEPTH(index / max(layers - 1, 1)) for index in range(layers)]
 
@@ -481,8 +493,8 @@ def _of(side: str) -> str:
 def _number(value: float, _: Any = None) -> str:
     """A number on an axis: 0.5, −32, 4k."""
     if abs(value) >= 1024 and value % 1024 == 0:
-        return f"{value / 1024:g}k".replace("-", "−")
-    return f"{value:g}".replace("-", "−")
+        return f"{value / 1024:g}k".replace("-", MINUS)
+    return f"{value:g}".replace("-", MINUS)
 
 
 def _visible(token: str) -> str:

@@ -29,9 +29,10 @@ HALF, MOST = 0.5, 0.95
 HORIZON = 1 << 16
 """Lags up to which a kernel without truncation is summed."""
 
-_FIRST_LENGTH = 256
-_ELEMENTS = 1 << 22  # of a kernel at a time: 32 MiB
-_TOLERANCE = 1e-6  # of a kernel's mass: what may be left behind the lags that were summed
+_BLOCK = 64  # lags whose mass is summed at once
+_FIRST_STOP = 256
+_ELEMENTS = 1 << 20  # of kernels at a time: 8 MiB
+_TOLERANCE = 1e-6  # of a kernel's mass: how exactly it is to be known
 _MOST_PICTURED = 4096
 _MOST_DISTANCE = 1024
 
@@ -102,7 +103,7 @@ class EmaMemory:
     direction: str
     half_lives: np.ndarray
     reaches: np.ndarray
-    component_half_lives: np.ndarray
+    component_half_lives: np.ndarray = field(metadata={"json": "quantiles"})
     curve: np.ndarray
 
 
@@ -179,7 +180,7 @@ def count_parameters(model: nn.Module) -> list[ParameterCount]:
 
 
 def exact_coefficients(module: MegaMultiDimensionDampedEma) -> list[EMACoefficients]:
-    """An EMA's coefficients (d, N) in float64 on the CPU: those of the forward and, if there is one, the backward EMA."""
+    """An EMA's coefficients (d, N) in float64 on the CPU: of the forward and, if there is one, the backward EMA."""
     parameters = (
         module.damping_factor,
         module.decay_factor,
@@ -217,36 +218,60 @@ def mass_of_kernels(
         truncation: The number of lags after which the kernel is cut off.
     """
     channels = coefficients.decay.shape[0]
-    times = coefficients.decay.new_full((len(shares), channels), math.inf)
-    totals = coefficients.decay.new_zeros(channels)
-    limit = truncation or HORIZON
-    left, length = torch.arange(channels), min(_FIRST_LENGTH, limit)
+    # the mass of all lags up to the end of each block
+    ends = coefficients.decay.new_full((channels, HORIZON // _BLOCK), math.inf)
+    total = coefficients.decay.new_zeros(channels)
+    left, start, stop = torch.arange(channels), 0, _FIRST_STOP
     while len(left):
         unsettled = []
-        for some in left.split(max(1, _ELEMENTS // length)):
+        for some in left.split(max(1, _ELEMENTS // (stop - start))):
             part = EMACoefficients(*(coefficient[some] for coefficient in coefficients))
-            mass = ema_kernel(part, length).abs().cumsum(-1)
-            rest = part.input * part.output * torch.exp(length * part.log_decay) / -torch.expm1(part.log_decay)
-            rest = torch.zeros_like(rest) if length == truncation else rest.nan_to_num(nan=0.0)
-            # where the kernel keeps its sign, this is what follows; where it does not, it is little once settled
-            total = mass[:, -1] + rest.sum(-1).abs()
-            settled = (rest.abs().sum(-1) <= _TOLERANCE * mass[:, -1]) | (length == limit)
-            times[:, some[settled]] = torch.stack([_crossing(mass, share * total) for share in shares])[:, settled]
-            totals[some[settled]] = total[settled]
+            kernel = _kernel_from(part, torch.tensor([start]), stop - start, truncation).abs_()
+            mass = kernel.unflatten(-1, (-1, _BLOCK)).sum(-1).cumsum(-1)
+            if start:
+                mass += ends[some, start // _BLOCK - 1].unsqueeze(-1)
+            ends[some, start // _BLOCK : stop // _BLOCK] = mass
+            rest = part.input * part.output * torch.exp(stop * part.log_decay) / -torch.expm1(part.log_decay)
+            rest = (
+                torch.zeros_like(rest) if truncation is not None and truncation <= stop else rest.nan_to_num(nan=0.0)
+            )
+            # the mass of all lags that follow lies between these: they are equal where the kernel keeps its sign
+            least, most = rest.sum(-1).abs(), rest.abs().sum(-1)
+            total[some] = mass[:, -1] + least
+            settled = (most - least <= _TOLERANCE * total[some]) & (mass[:, -1] >= max(shares) * total[some])
             unsettled.append(some[~settled])
-        left, length = torch.cat(unsettled), min(4 * length, limit)
-    times[:, totals == 0] = math.nan
-    return KernelMass(times, totals)
+        if stop == HORIZON:
+            break
+        left, start, stop = torch.cat(unsettled), stop, min(4 * stop, HORIZON)
+    times = torch.stack([_crossing(coefficients, ends, share * total, truncation) for share in shares])
+    times[:, total == 0] = math.nan
+    return KernelMass(times, total)
 
 
-def _crossing(mass: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Where cumulated mass (d, L), of 1, 2, ... lags, reaches target (d,), by linear interpolation; else infinity."""
-    index = torch.searchsorted(mass, target.unsqueeze(-1))
-    inside = index.clamp(max=mass.shape[-1] - 1)
-    after = mass.gather(-1, inside)
-    before = torch.where(inside > 0, mass.gather(-1, (inside - 1).clamp(min=0)), 0.0)
-    times = inside + (target.unsqueeze(-1) - before) / (after - before)
-    return torch.where(index < mass.shape[-1], times, math.inf).squeeze(-1)
+def _kernel_from(
+    coefficients: EMACoefficients, start: torch.Tensor, length: int, truncation: int | None
+) -> torch.Tensor:
+    """The kernels (d, length) from lag `start` on, (d,) or (1,)."""
+    scale = torch.exp(start.unsqueeze(-1) * coefficients.log_decay)
+    kernel = ema_kernel(coefficients._replace(input=coefficients.input * scale), length)
+    if truncation is not None:
+        kernel = torch.where(start.unsqueeze(-1) + torch.arange(length) < truncation, kernel, 0.0)
+    return kernel
+
+
+def _crossing(
+    coefficients: EMACoefficients, ends: torch.Tensor, target: torch.Tensor, truncation: int | None
+) -> torch.Tensor:
+    """The lag at which mass (d, blocks), known at the ends of blocks, reaches target (d,): by interpolation."""
+    index = torch.searchsorted(ends, target.unsqueeze(-1))
+    block = index.clamp(max=ends.shape[1] - 1)
+    before = torch.where(block > 0, ends.gather(-1, (block - 1).clamp(min=0)), 0.0)
+    kernel = _kernel_from(coefficients, _BLOCK * block.squeeze(-1), _BLOCK, truncation).abs()
+    mass = before + kernel.cumsum(-1)
+    lag = torch.searchsorted(mass, target.unsqueeze(-1)).clamp(max=_BLOCK - 1)
+    height = kernel.gather(-1, lag)
+    share = (target.unsqueeze(-1) - mass.gather(-1, lag) + height) / height
+    return torch.where(index < ends.shape[1], _BLOCK * block + lag + share, math.inf).squeeze(-1)
 
 
 def half_lives_of_components(coefficients: EMACoefficients) -> torch.Tensor:
@@ -298,9 +323,7 @@ def _layer(
     config = block.mega_layer.config
     memory, kernels = [], []
     for direction, each, mass in zip((FORWARD, BACKWARD), coefficients, masses):
-        kernel = ema_kernel(each, int(lags[-1]) + 1)
-        if config.truncation is not None:
-            kernel[:, config.truncation :] = 0
+        kernel = _kernel_from(each, torch.tensor([0]), int(lags[-1]) + 1, config.truncation)
         within = kernel.abs().cumsum(-1)[:, lags[1:] - 1] / mass.total.unsqueeze(-1)
         memory.append(
             EmaMemory(

@@ -39,14 +39,14 @@ nav li { padding: .2rem 0; }
 figure { margin: 1.25rem 0; }
 figcaption { color: var(--soft); font-size: .9rem; }
 .wide { overflow-x: auto; }
-figure svg { display: block; width: 100%; min-width: 36rem; max-width: 54rem; height: auto; }
+figure svg { display: block; width: 100%; height: auto; }
 table { border-collapse: collapse; margin: 1rem 0; font-size: .875rem; line-height: 1.35; }
 th, td { padding: .35rem .75rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: bottom; }
 th { color: var(--soft); font-weight: 600; }
 th:first-child, td:first-child { padding-left: 0; }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 th.number { min-width: 5rem; }
-td.number { white-space: nowrap; }
+td { white-space: nowrap; }
 details { margin: .75rem 0; }
 summary { cursor: pointer; color: var(--link); }
 pre { margin: .5rem 0; padding: .75rem 1rem; max-height: 20rem; overflow: auto; white-space: pre-wrap;

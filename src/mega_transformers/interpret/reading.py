@@ -154,7 +154,9 @@ def prepare_passage(model: Any, tokenizer: Any, text: str | None = None) -> Pass
         inputs["decoder"] = _target(model, inputs["encoder"], most)
     rows = {side: ids[0].tolist() for side, ids in inputs.items()}
     tokens = {side: [tokenizer.decode([id]) for id in row] for side, row in rows.items()}
-    return Passage(description, inputs, {side: tokenizer.decode(row, **DECODING) for side, row in rows.items()}, tokens)
+    return Passage(
+        description, inputs, {side: tokenizer.decode(row, **DECODING) for side, row in rows.items()}, tokens
+    )
 
 
 def _encoded(model: Any, tokenizer: Any, text: str, most: int | None = None) -> list[int]:

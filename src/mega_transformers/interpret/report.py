@@ -13,7 +13,7 @@ import numpy as np
 
 from . import figures
 from .cost import Cost, growth_exponent
-from .figures import INK, Picture, short_count
+from .figures import INK, MINUS, Picture, short_count
 from .inspection import CONFIG_FIELDS, HORIZON, PARTS, EmaMemory, ParameterCount, Side
 from .page import PAGE
 from .reading import LayerReading, Reading
@@ -89,6 +89,8 @@ class Section:
         """Adds a picture, whose text takes the colour of the page."""
         self.pictures.append(picture)
         svg = picture.svg.replace(INK, "currentColor")
+        size = f"min-width: {36 * picture.width:.1f}rem; max-width: {54 * picture.width:.1f}rem"
+        svg = svg.replace("<svg", f'<svg style="{size}"', 1)
         self.html.append(
             f'<figure id="{escape(picture.name)}"><div class="wide">{svg}</div>'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
@@ -99,7 +101,9 @@ class Section:
 
         def row(cells: Sequence[str], tag: str) -> str:
             kinds = ["" if index < texts else ' class="number"' for index in range(len(cells))]
-            return "<tr>" + "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds)) + "</tr>"
+            return (
+                "<tr>" + "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds)) + "</tr>"
+            )
 
         body = "".join(row(each, "td") for each in rows)
         table = f'<div class="wide"><table><thead>{row(header, "th")}</thead><tbody>{body}</tbody></table></div>'
@@ -169,16 +173,18 @@ def highlights(inspection: Inspection) -> list[tuple[str, str]]:
         facts.append(("speed", f"{last.length / last.seconds:,.0f} tokens per second at {last.length:,} tokens"))
         exponent = _exponent(inspection.costs, [cost.seconds for cost in inspection.costs])
         if exponent is not None:
-            facts.append(("growth of time", f"power {exponent:.2f} of the length: {_growth(exponent).partition(',')[0]}"))
+            facts.append(
+                ("growth of time", f"length to the power {exponent:.2f}: {_growth(exponent).partition(',')[0]}")
+            )
     return facts
 
 
 def _model(inspection: Inspection) -> Section:
     section = Section("model", "The model")
     section.say(
-        f"{inspection.name} is {KINDS.get(inspection.architecture, 'a model')} with "
-        f"{inspection.total:,} parameters. A Mega block is an exponential moving average (EMA) of every channel, gated "
-        "attention over what it averaged, and a feed-forward sub-layer."
+        f"{inspection.name} is {KINDS.get(inspection.architecture, 'a model')} with {inspection.total:,} parameters. "
+        "A Mega block is an exponential moving average (EMA) of every channel, gated attention over what it averaged, "
+        "and a feed-forward sub-layer."
     )
     sides = inspection.sides
     header = ["field", "what it is", *(side.name or "value" for side in sides)]
@@ -215,8 +221,7 @@ def _kernels(inspection: Inspection) -> Section:
     section = Section("kernels", "EMA kernels")
     section.say(
         "Every channel is convolved with a kernel of its own, a sum of N decaying exponentials: "
-        "k(t) = Σ γ β α (1 − α δ)ᵗ / √N at a lag of t tokens, with learnt γ, β, α and δ (the factor 1/√N is part of "
-        "the model)."
+        "k(t) = Σ γ β α (1 − α δ)ᵗ / √N at a lag of t tokens, with learnt γ, β, α and δ (1/√N is a constant)."  # noqa: RUF001
     )
     section.explain(
         "Each row of a heat map is a channel, the shortest-lived ones at the bottom. Columns are "
@@ -236,14 +241,14 @@ def _half_lives(inspection: Inspection) -> Section:
     section.say(
         "How far a channel remembers: its half-life is the number of tokens, counted from the current one, that hold "
         "half of the absolute mass Σ|k(t)| of its kernel, linear between whole tokens; its reach is the number that "
-        "hold 95%. What the layer adds beside the kernel, a multiple of the current token, does not count. A single "
-        "exponential, of which each kernel has N, halves after log(1/2) / log(1 − α δ) tokens."
+        "hold 95%. What the layer adds beside the kernel, a multiple of the current token, does not count. Each of a "
+        "kernel's N exponentials halves after log(1/2) / log(1 − α δ) tokens."  # noqa: RUF001
     )
     section.explain(
         "A curve that rises late belongs to a layer with a long memory; where it crosses the dotted line, half of the "
-        "mass lies within so many tokens, on average over channels. Below, a thick line holds the middle half of the channels, a thin "
-        "one 90% of them, and a tick is the longest. Attention in chunks sees no further than a chunk: what is older "
-        "comes through channels that reach beyond it, layer upon layer."
+        "mass lies within so many tokens, on average over channels. Below, a thick line holds the middle half of the "
+        "channels, a thin one 90% of them, and a tick is the longest. Attention in chunks sees no further than a "
+        "chunk: what is older comes through channels that reach beyond it, layer upon layer."
     )
     for side in inspection.sides:
         section.head(side.name)
@@ -296,8 +301,8 @@ def _reading(inspection: Inspection) -> Section:
     passage = reading.passage
     lengths = [f"{len(tokens):,} tokens{f' ({side})' if side else ''}" for side, tokens in passage.tokens.items()]
     section.say(f"The model read {passage.description}, {' and '.join(lengths)}.")
-    for side, text in passage.texts.items():
-        title = f"The text of the {side}" if side else "The text"
+    for name, text in passage.texts.items():
+        title = f"The text of the {name}" if name else "The text"
         section.html.append(f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>")
     section.explain(
         "The update gate says how much of a feature is replaced by what attention found (1) and how "
@@ -342,15 +347,16 @@ def _costs(inspection: Inspection) -> Section:
         return section
     section.say(
         "A forward pass of one row of random tokens through the blocks, without the head and without gradients, on "
-        f"{inspection.surroundings['device']}. Time is that of the fastest pass, memory the most that was held at once "
-        "above the weights."
+        f"{inspection.surroundings['device']}. Time is that of the fastest pass, memory the most that was held at "
+        "once above the weights."
     )
     section.explain(
         "Both axes are logarithmic, so that linear growth is parallel to the dashed line and "
         "quadratic growth to the dotted one. Attention over the whole text is quadratic in the end; in chunks it is "
         "linear."
     )
-    section.show(figures.costs(costs), "Time and memory of a forward pass by the length of its input.")
+    if len(costs) > 1:
+        section.show(figures.costs(costs), "Time and memory of a forward pass by the length of its input.")
     header = ["tokens", "seconds", "tokens per second", "memory, MiB", "passes"]
     rows = [
         [
@@ -407,11 +413,11 @@ def _of_memory(memory: EmaMemory, chunk: int | None) -> list[str]:
 
 
 def _of_reading(layer: LayerReading) -> list[str]:
-    cells = [f"{layer.update.mean:.3f}", f"{layer.reset.mean:.3f}".replace("-", "−")]
+    cells = [f"{layer.update.mean:.3f}", f"{layer.reset.mean:.3f}".replace("-", MINUS)]
     cells += [f"{layer.attention.distance:.1f}", f"{layer.attention.even_distance:.1f}"]
     cells.append(f"{layer.attention.effective:.1f}")
     if layer.cross_update is not None and layer.cross_reset is not None and layer.cross_attention is not None:
-        cells += [f"{layer.cross_update.mean:.3f}", f"{layer.cross_reset.mean:.3f}".replace("-", "−")]
+        cells += [f"{layer.cross_update.mean:.3f}", f"{layer.cross_reset.mean:.3f}".replace("-", MINUS)]
         cells.append(f"{layer.cross_attention.effective:.1f}")
     return cells
 
@@ -433,8 +439,8 @@ def _share_beyond(values: np.ndarray, chunk: int) -> float:
 
 
 def _median(values: np.ndarray) -> float:
-    known = np.sort(values[~np.isnan(values)], axis=None)
-    return float(known[(known.size - 1) // 2]) if known.size else math.nan
+    known = values[~np.isnan(values)]
+    return float(np.median(known)) if known.size else math.nan
 
 
 def _longest(values: np.ndarray) -> float:
@@ -464,7 +470,7 @@ def _by_layer(values: Sequence[float], form: str) -> str:
 
 
 def _setting(value: Any) -> str:
-    if value is None:
+    if value is None or value == -1:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -482,8 +488,16 @@ def _of(side: Side) -> str:
 def _plain(value: Any) -> Any:
     """Dataclasses and arrays as what JSON knows, numbers to six digits."""
     if dataclasses.is_dataclass(value):
-        fields = [field for field in dataclasses.fields(value) if field.metadata.get("json", True)]
-        return {field.name: _plain(getattr(value, field.name)) for field in fields}
+        kept: dict[str, Any] = {}
+        for field in dataclasses.fields(value):
+            form, content = field.metadata.get("json", True), getattr(value, field.name)
+            if form == "quantiles":
+                shares = (0, 5, 25, 50, 75, 95, 100)
+                quantiles = np.quantile(np.minimum(content, HORIZON), np.array(shares) / 100)
+                kept[field.name] = {f"{share}%": _plain(float(each)) for share, each in zip(shares, quantiles)}
+            elif form:
+                kept[field.name] = _plain(content)
+        return kept
     if isinstance(value, dict):
         return {key: _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
