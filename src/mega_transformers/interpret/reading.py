@@ -26,6 +26,7 @@ MOST_TOKENS = 512
 
 SAMPLE_TOKENS = 320
 SAMPLE_WORD = "transformers"
+_MOST_WRITTEN = 128
 _SAMPLE_CHARACTERS = 4 * SAMPLE_TOKENS
 
 
@@ -171,10 +172,9 @@ def _target(model: Any, source: torch.Tensor, most: int) -> torch.Tensor:
     if not model.can_generate():
         start = torch.full_like(source[:, :1], model.config.decoder_start_token_id or 0)
         return torch.cat([start, source], dim=1)[:, :most]
+    new = min(model.generation_config.max_new_tokens or _MOST_WRITTEN, most - 1)
     with evaluating(model), torch.inference_mode():
-        written = model.generate(
-            source.to(model.device), max_new_tokens=max(1, min(most, SAMPLE_TOKENS) - 1), do_sample=False, num_beams=1
-        )
+        written = model.generate(source.to(model.device), max_new_tokens=new, do_sample=False, num_beams=1)
     return written.cpu()
 
 

@@ -91,19 +91,14 @@ class Section:
         svg = picture.svg.replace(INK, "currentColor")
         size = f"min-width: {36 * picture.width:.1f}rem; max-width: {54 * picture.width:.1f}rem"
         svg = svg.replace("<svg", f'<svg style="{size}"', 1)
-        self.html.append(
-            f'<figure id="{escape(picture.name)}"><div class="wide">{svg}</div>'
-            f"<figcaption>{escape(caption)}</figcaption></figure>"
-        )
+        self.html.append(f'<figure><div class="wide">{svg}</div><figcaption>{escape(caption)}</figcaption></figure>')
 
     def tabulate(self, header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1, fold: str = "") -> None:
         """Adds a table whose first `texts` columns are text and the others numbers; folded under a line, if given."""
 
         def row(cells: Sequence[str], tag: str) -> str:
-            kinds = ["" if index < texts else ' class="number"' for index in range(len(cells))]
-            return (
-                "<tr>" + "".join(f"<{tag}{kind}>{escape(cell)}</{tag}>" for cell, kind in zip(cells, kinds)) + "</tr>"
-            )
+            kinds = [""] * texts + [' class="number"'] * (len(cells) - texts)
+            return f"<tr>{''.join(f'<{tag}{kind}>{escape(cell)}</{tag}>' for cell, kind in zip(cells, kinds))}</tr>"
 
         body = "".join(row(each, "td") for each in rows)
         table = f'<div class="wide"><table><thead>{row(header, "th")}</thead><tbody>{body}</tbody></table></div>'
@@ -115,9 +110,17 @@ class Section:
 def sections_of(inspection: Inspection, tell: Callable[[str], None] = lambda _: None) -> list[Section]:
     """The sections of a report, with their pictures; `tell` is called with what is about to be drawn."""
     sections = []
-    for make in (_model, _kernels, _half_lives, _biases, _reading, _costs):
-        section = make(inspection)
-        tell(section.title)
+    for anchor, title, fill in (
+        ("model", "The model", _model),
+        ("kernels", "EMA kernels", _kernels),
+        ("half-lives", "Half-lives", _half_lives),
+        ("position-biases", "Position biases", _biases),
+        ("reading", "Gates and attention on a text", _reading),
+        ("costs", "Time and memory by length", _costs),
+    ):
+        tell(title)
+        section = Section(anchor, title)
+        fill(section, inspection)
         sections.append(section)
     return sections
 
@@ -179,12 +182,11 @@ def highlights(inspection: Inspection) -> list[tuple[str, str]]:
     return facts
 
 
-def _model(inspection: Inspection) -> Section:
-    section = Section("model", "The model")
+def _model(section: Section, inspection: Inspection) -> None:
     section.say(
         f"{inspection.name} is {KINDS.get(inspection.architecture, 'a model')} with {inspection.total:,} parameters. "
         "A Mega block is an exponential moving average (EMA) of every channel, gated attention over what it averaged, "
-        "and a feed-forward sub-layer."
+        "and in most models a feed-forward sub-layer."
     )
     sides = inspection.sides
     header = ["field", "what it is", *(side.name or "value" for side in sides)]
@@ -214,11 +216,9 @@ def _model(inspection: Inspection) -> Section:
         numbers = [f"{count:,}" if count else "" for count in counts.values()]
         rows.append([f"{side} {where}".strip(), *numbers, f"{sum(counts.values()):,}"])
     section.tabulate(["", *present, "all"], rows, fold="Parameters of every layer")
-    return section
 
 
-def _kernels(inspection: Inspection) -> Section:
-    section = Section("kernels", "EMA kernels")
+def _kernels(section: Section, inspection: Inspection) -> None:
     section.say(
         "Every channel is convolved with a kernel of its own, a sum of N decaying exponentials: "
         "k(t) = Σ γ β α (1 − α δ)ᵗ / √N at a lag of t tokens, with learnt γ, β, α and δ (1/√N is a constant)."  # noqa: RUF001
@@ -233,11 +233,9 @@ def _kernels(inspection: Inspection) -> Section:
     for side in inspection.sides:
         section.head(side.name)
         section.show(figures.kernels(side), f"EMA kernels by layer{_of(side)}, sorted by half-life.")
-    return section
 
 
-def _half_lives(inspection: Inspection) -> Section:
-    section = Section("half-lives", "Half-lives")
+def _half_lives(section: Section, inspection: Inspection) -> None:
     section.say(
         "How far a channel remembers: its half-life is the number of tokens, counted from the current one, that hold "
         "half of the absolute mass Σ|k(t)| of its kernel, linear between whole tokens; its reach is the number that "
@@ -267,11 +265,9 @@ def _half_lives(inspection: Inspection) -> Section:
         ]
         section.tabulate(header, rows, texts=2)
     section.say("Lengths are in tokens." + _beyond_a_chunk(inspection.sides))
-    return section
 
 
-def _biases(inspection: Inspection) -> Section:
-    section = Section("position-biases", "Position biases")
+def _biases(section: Section, inspection: Inspection) -> None:
     kinds = " and ".join(dict.fromkeys(side.config["relative_positional_bias"] for side in inspection.sides))
     section.say(
         "Attention adds to each score a number that depends on the distance of key and query alone. This model's "
@@ -289,15 +285,13 @@ def _biases(inspection: Inspection) -> Section:
         if side.layers[0].cross_position_bias is not None:
             caption = "Position bias of cross-attention, over the position in the source less that in the target."
             section.show(figures.position_biases(side, crossing=True), caption)
-    return section
 
 
-def _reading(inspection: Inspection) -> Section:
-    section = Section("reading", "Gates and attention on a text")
+def _reading(section: Section, inspection: Inspection) -> None:
     reading = inspection.reading
     if reading is None:
         section.say(f"The model did not read a text: {inspection.unread}.")
-        return section
+        return
     passage = reading.passage
     lengths = [f"{len(tokens):,} tokens{f' ({side})' if side else ''}" for side, tokens in passage.tokens.items()]
     section.say(f"The model read {passage.description}, {' and '.join(lengths)}.")
@@ -336,15 +330,13 @@ def _reading(inspection: Inspection) -> Section:
         if crossing:
             header += ["cross-attention: update gate", "reset gate", "tokens attended to"]
         section.tabulate(header, rows)
-    return section
 
 
-def _costs(inspection: Inspection) -> Section:
-    section = Section("costs", "Time and memory by length")
+def _costs(section: Section, inspection: Inspection) -> None:
     costs = inspection.costs
     if costs is None:
         section.say("Not measured.")
-        return section
+        return
     section.say(
         "A forward pass of one row of random tokens through the blocks, without the head and without gradients, on "
         f"{inspection.surroundings['device']}. Time is that of the fastest pass, memory the most that was held at "
@@ -370,7 +362,6 @@ def _costs(inspection: Inspection) -> Section:
     ]
     section.tabulate(header, rows, texts=0)
     section.say(*growth_in_words(costs))
-    return section
 
 
 def growth_in_words(costs: Sequence[Cost]) -> list[str]:
