@@ -68,7 +68,7 @@ def test_memory_is_what_a_pass_holds(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cost, "_pass", pass_of)
     (found,) = measure_costs(MegaModel(tiny_config()), [1], seconds=0.0)
-    assert size <= found.memory <= 1.2 * size
+    assert 0.95 * size <= found.memory <= 1.2 * size  # a few pages were there before
 
 
 def test_growth_is_the_slope_of_the_upper_half() -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 from tiny import CAUSAL, SIZES, tiny_config
@@ -15,13 +18,14 @@ import mega_transformers
 from mega_transformers import MegaModel, MegaSeq2SeqConfig
 from mega_transformers.interpret import figures
 from mega_transformers.interpret.cost import Cost
+from mega_transformers.interpret.figures import Picture
 from mega_transformers.interpret.inspection import count_parameters, inspect_weights, sides_of
 from mega_transformers.interpret.reading import Passage, read, why_unreadable
 from mega_transformers.interpret.report import (
     KINDS,
     Inspection,
+    Section,
     as_json,
-    growth_in_words,
     highlights,
     render,
     sections_of,
@@ -77,47 +81,66 @@ class Page(HTMLParser):
         assert "script" not in self.tags
 
 
-def inspection_of(model, name: str = "tiny", unread: str | None = None) -> Inspection:
+def inspection_of(model, name: str = NASTY, unread: str | None = None, **fields) -> Inspection:
     sides = sides_of(model)
     random = torch.Generator().manual_seed(0)
-    reading = None
-    if unread is None:
-        values = {side: mega.config.input_type == "values" for side, mega in sides.items()}
-        inputs = {
-            side: torch.randn(1, 9, generator=random)
-            if values[side]
-            else torch.randint(3, 31, (1, 9), generator=random)
-            for side in sides
-        }
-        reading = read(
-            model, Passage("a text", inputs, {side: NASTY for side in sides}, {side: [NASTY] * 9 for side in sides})
-        )
-    return Inspection(
-        name=name,
-        architecture=type(model).__name__,
-        parameters=count_parameters(model),
-        sides=[inspect_weights(side, mega) for side, mega in sides.items()],
-        reading=reading,
-        unread=unread,
-        costs=[Cost(length, length / 1000, 2, length << 10) for length in (256, 512, 1024)],
-        surroundings={"device": "a <CPU>"},
-    )
+    inputs = {
+        side: torch.randn(1, 9, generator=random)
+        if mega.config.input_type == "values"
+        else torch.randint(3, 31, (1, 9), generator=random)
+        for side, mega in sides.items()
+    }
+    passage = Passage("a text", inputs, dict.fromkeys(sides, NASTY), dict.fromkeys(sides, [NASTY] * 9))
+    made = {
+        "name": name,
+        "architecture": type(model).__name__,
+        "parameters": count_parameters(model),
+        "sides": [inspect_weights(side, mega) for side, mega in sides.items()],
+        "reading": read(model, passage) if unread is None else None,
+        "unread": unread,
+        "costs": [Cost(length, length / 1000, 2, length << 10) for length in (256, 512, 1024)],
+        "surroundings": {"device": "a <CPU>"},
+    }
+    return Inspection(**{**made, **fields})
 
 
-KIND_FIELDS = {
-    "MegaForCausalLM": {**CAUSAL, "use_chunking": True, "chunk_size": 4, "relative_positional_bias": "simple"},
+# those whose pictures are drawn
+DRAWN = {
+    "MegaForCausalLM": {**CAUSAL, "use_chunking": True, "chunk_size": 10, "relative_positional_bias": "simple"},
     "MegaForMaskedLM": {"truncation": 3, "attention_activation": "laplace", "use_chunking": True, "chunk_size": 4},
-    "MegaForTokenClassification": {"attention_activation": "relu2", "use_normalized_ffn": False},
-    "MegaForAudioClassification": {"input_type": "values"},
+    "MegaForAudioClassification": {
+        "input_type": "values",
+        "attention_activation": "relu2",
+        "use_normalized_ffn": False,
+        "num_hidden_layers": 1,
+    },
+    "MegaForConditionalGeneration": {},
 }
 
 
 def model_of(kind: str):
     torch.manual_seed(0)
     model_class = getattr(mega_transformers, kind)
-    if "Seq2Seq" in kind or "Generation" in kind:
+    if kind in ("MegaSeq2SeqModel", "MegaForConditionalGeneration"):
         return model_class(MegaSeq2SeqConfig(encoder=SIZES, decoder={**SIZES, "num_hidden_layers": 1}))
-    return model_class(tiny_config(**KIND_FIELDS.get(kind, {})))
+    return model_class(tiny_config(**DRAWN.get(kind, {})))
+
+
+@cache
+def report_of(kind: str) -> tuple[Inspection, list[Section], str]:
+    """A report of the kind, drawn once for all tests."""
+    inspection = inspection_of(model_of(kind))
+    sections = sections_of(inspection)
+    return inspection, sections, render(inspection, sections)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty pictures: drawing takes most of the time of a report."""
+    for name in ("parameters", "kernels", "memory_curves", "half_lives", "position_biases", "gates", "attention"):
+        monkeypatch.setattr(figures, name, lambda *_, **__: Picture("name", "", '<svg viewBox="0 0 504 9"></svg>'))
+    for name in ("attention_distances", "costs"):
+        monkeypatch.setattr(figures, name, lambda *_, **__: Picture("name", "", '<svg viewBox="0 0 504 9"></svg>'))
 
 
 def test_kinds_are_all_there_are() -> None:
@@ -125,44 +148,63 @@ def test_kinds_are_all_there_are() -> None:
     assert set(KINDS) == {name for name in classes if "Config" not in name and "PreTrained" not in name}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_makes_a_report(kind: str) -> None:
-    inspection = inspection_of(model_of(kind))
-    sections = sections_of(inspection)
-    page = Page(render(inspection, sections))
+def check(inspection: Inspection, sections: list[Section], html: str) -> None:
+    page = Page(html)
     page.check()
     text = "".join(page.texts)
-    assert kind in text
+    assert inspection.architecture in text
     assert f"{inspection.total:,}" in text
-    assert page.tags.count("svg") == sum(len(section.pictures) for section in sections)
+    assert page.tags.count("svg") == sum(len(section.pictures) for section in sections) > 0
     assert [link[1:] for link in page.links[: len(sections)]] == [section.anchor for section in sections]
     json.dumps(as_json(inspection), allow_nan=False)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in DRAWN])
+def test_every_kind_makes_a_report(kind: str, undrawn: None) -> None:
+    check(*report_of.__wrapped__(kind))
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_some_kinds_with_pictures(kind: str) -> None:
+    check(*report_of(kind))
+
+
 def test_text_is_escaped() -> None:
-    inspection = inspection_of(model_of("MegaForConditionalGeneration"), name=NASTY)
-    html = render(inspection, sections_of(inspection))
-    page = Page(html)
-    page.check()
+    _, _, html = report_of("MegaForConditionalGeneration")
     assert "<script" not in html
-    assert "".join(page.texts).count(NASTY) >= 4  # title, heading, first sentence, text
-    assert "a <CPU>" in "".join(page.texts)
+    texts = "".join(Page(html).texts)
+    assert texts.count(NASTY) == 5  # title, heading, first sentence, and the text of each side
+    assert "a <CPU>" in texts
 
 
 def test_pictures_are_files_of_their_own() -> None:
-    inspection = inspection_of(model_of("MegaForConditionalGeneration"))
-    pictures = [picture for section in sections_of(inspection) for picture in section.pictures]
-    names = [picture.name for picture in pictures]
-    assert len(names) == len(set(names))
-    assert {"encoder-kernels", "decoder-cross-position-biases", "decoder-cross-attention", "costs"} <= set(names)
-    for picture in pictures:
+    inspection, sections, _ = report_of("MegaForConditionalGeneration")
+    pictures = {picture.name: picture for section in sections for picture in section.pictures}
+    assert len(pictures) == sum(len(section.pictures) for section in sections)
+    assert {"encoder-kernels", "decoder-cross-position-biases", "decoder-cross-attention", "costs"} <= set(pictures)
+    for picture in pictures.values():
         root = ElementTree.fromstring(picture.file())
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
         assert root.get("aria-label") == picture.description
         assert 0 < picture.width <= 1
         assert not root.findall(".//{*}metadata")
-    again = {picture.name: picture.svg for section in sections_of(inspection) for picture in section.pictures}
-    assert all(again[picture.name] == picture.svg for picture in pictures)
+    assert figures.costs(inspection.costs) == pictures["costs"]
+
+
+def test_tokens_are_named_where_they_are_few() -> None:
+    (attention,) = [layer.attention for layer in report_of("MegaForConditionalGeneration")[0].reading.sides["decoder"]]
+    picture = figures.attention("", [attention], ["a", "$x^2$", "</s>", " the", "\n", *"bcde"], ["<i>"] * 9)
+    texts = {
+        element.text for element in ElementTree.fromstring(picture.file()).iter("{http://www.w3.org/2000/svg}text")
+    }
+    assert {"a", "$x^2$", "</s>", "␣the", "\\n", "<i>"} <= texts
+
+
+def test_many_layers_have_a_scale() -> None:
+    (side,) = report_of("MegaForAudioClassification")[0].sides
+    for layers in (figures._FEW_LAYERS, figures._FEW_LAYERS + 1):
+        picture = figures.memory_curves(replace(side, layers=side.layers * layers))
+        assert ("layer 2" in picture.svg) == (layers == figures._FEW_LAYERS)
 
 
 def test_pictures_leave_matplotlib_as_it_was() -> None:
@@ -195,17 +237,24 @@ def test_memories_without_end_are_told() -> None:
         model.layers[1].mega_layer.ema_gate.damping_factor[1] = -40.0
     inspection = inspection_of(model)
     assert "longest over 65,536 tokens" in dict(highlights(inspection))["half-life"]
-    Page(render(inspection, sections_of(inspection))).check()
+    ElementTree.fromstring(figures.half_lives(inspection.sides[0]).file())
 
 
-def test_what_was_not_measured_is_said() -> None:
+def test_what_was_not_measured_is_said(undrawn: None) -> None:
     torch.manual_seed(0)
     model = MegaModel(tiny_config(**CAUSAL, add_cross_attention=True))
-    inspection = inspection_of(model, unread=why_unreadable(model, None))
-    inspection = Inspection(**{**vars(inspection), "costs": None})
+    inspection = inspection_of(model, unread=why_unreadable(model, None), costs=None)
     page = Page(render(inspection, sections_of(inspection)))
     page.check()
     text = "".join(page.texts)
     assert "did not read a text: it is a decoder that attends to an encoder" in text
     assert "Not measured." in text
-    assert growth_in_words([Cost(1, 1.0, 1, None)])
+
+
+def test_share_beyond_a_chunk() -> None:
+    inspection, _, html = report_of("MegaForCausalLM")
+    reaches = np.concatenate([memory.reaches for layer in inspection.sides[0].layers for memory in layer.memory])
+    assert 0 < (reaches > 10).mean() < 1
+    share = f"{(reaches > 10).mean():.1%}"
+    assert dict(highlights(inspection))["reach beyond a chunk"] == f"{share} of channels"
+    assert f"{share} of the channels reach beyond a chunk of 10 tokens." in html

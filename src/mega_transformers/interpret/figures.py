@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
@@ -115,12 +116,26 @@ def _picture(draw: Callable[..., tuple[Figure, str, str]]) -> Callable[..., Pict
             figure.savefig(buffer, format="svg", facecolor="none", metadata=nothing)
         svg = buffer.getvalue()
         svg = svg[svg.index("<svg") :].strip()
-        for before in (' id="', "url(#", 'href="#'):
+        for before in ("url(#", 'href="#'):
             svg = svg.replace(before, f"{before}{name}-")
+        svg = re.sub(r' id="([^"]*)"', _UniqueIds(name), svg)
         label = f'<svg role="img" aria-label="{escape(description)}"'
         return Picture(name, description, label + svg.removeprefix("<svg"))
 
     return drawn
+
+
+class _UniqueIds:
+    """Puts a picture's name before its ids, and a number behind those that matplotlib gives to equal elements."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.seen: Counter[str] = Counter()
+
+    def __call__(self, found: re.Match[str]) -> str:
+        self.seen[found[1]] += 1
+        times = self.seen[found[1]]
+        return f' id="{self.name}-{found[1]}{f"-{times}" if times > 1 else ""}"'
 
 
 @_picture
