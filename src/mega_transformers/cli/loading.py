@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -162,6 +164,27 @@ def _or_else(kinds: tuple[Kind, ...]) -> str:
     return " or ".join(kind.ability for kind in kinds)
 
 
+@contextmanager
+def loading(place: Location) -> Iterator[None]:
+    """A spinner while files of a model are loaded, and what they raise as a message.
+
+    Raises:
+        UserError: if the files are missing or damaged.
+    """
+    try:
+        with spinner(f"Loading {place.name}"):
+            yield
+    except Exception as error:  # whatever it is, the fault is in the model's files
+        if place.cached_only:
+            raise UserError(
+                f"cannot load the model {place.name}: there is no such folder, the model hub does not answer (or "
+                "HF_HUB_OFFLINE is set), and its files are not complete in the cache of earlier downloads"
+            ) from error
+        reason = " ".join(str(error).split())
+        prefix = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+        raise UserError(f"cannot load the model {place.name}: {prefix}{reason}") from error
+
+
 def load(place: Location, kind: Kind, placement: Placement) -> tuple[Any, Any]:
     """Model, ready to predict on its device, and tokenizer. `load_libraries` comes before.
 
@@ -171,28 +194,18 @@ def load(place: Location, kind: Kind, placement: Placement) -> tuple[Any, Any]:
     import transformers
 
     name = place.name
-    try:
-        with spinner(f"Loading {name}"):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(**place.arguments)
-            model, loading = getattr(transformers, kind.auto_class).from_pretrained(
-                **place.arguments, dtype=placement.dtype, output_loading_info=True
-            )
-    except Exception as error:  # whatever it is, the fault is in the model's files
-        if place.cached_only:
-            raise UserError(
-                f"cannot load the model {name}: there is no such folder, the model hub does not answer (or "
-                "HF_HUB_OFFLINE is set), and its files are not complete in the cache of earlier downloads"
-            ) from error
-        reason = " ".join(str(error).split())
-        prefix = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
-        raise UserError(f"cannot load the model {name}: {prefix}{reason}") from error
+    with loading(place):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(**place.arguments)
+        model, loaded = getattr(transformers, kind.auto_class).from_pretrained(
+            **place.arguments, dtype=placement.dtype, output_loading_info=True
+        )
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise UserError(
             f"the model {name} has a tokenizer without vocabulary: tokenizer.json, or vocab.json and merges.txt, are "
             "missing in its folder"
         )
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
+    if loaded["missing_keys"]:
+        missing = sorted(loaded["missing_keys"])
         raise UserError(
             f"the model {name} cannot {kind.ability}: its checkpoint lacks {len(missing)} weights of a {kind.name}, "
             f"such as {missing[0]}"

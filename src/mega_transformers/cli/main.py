@@ -14,6 +14,7 @@ from .doctor import doctor
 from .explain import explain
 from .fill_mask import fill_mask
 from .generate import generate
+from .inspect import inspect
 from .perplexity import perplexity
 from .publish import publish
 from .run import SETTINGS, run
@@ -24,7 +25,7 @@ from .train import evaluate, train
 app = typer.Typer(
     name="mega",
     help="Mega: moving average equipped gated attention. "
-    "Fill masks, write, score texts, train, evaluate, convert, measure, check.",
+    "Fill masks, write, score texts, train, evaluate, convert, inspect, measure, check.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -58,6 +59,7 @@ for _command in (
     convert,
     publish,
     demo,
+    inspect,
     bench,
     doctor,
 ):

@@ -44,10 +44,13 @@ def check_output_folder(option: str, path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes beside, then renames."""
+    """Writes beside, then renames: the file is there whole or not at all."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _try_to_write(option: str, path: Path, folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""Looking into models: why one says what it says, and what its layers do."""
+"""Looking into models: what they have learnt, and why one says what it says."""

@@ -1,0 +1,164 @@
+"""Time and memory of a Mega by the length of its input, measured."""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .inspection import sides_of
+from .reading import evaluating, longest_input
+
+FIRST_LENGTH = 256
+MOST_PASSES = 5
+_GROWTH = 2.5  # of the time, where the length doubles: a guess before two lengths are measured
+_PROCESS = Path("/proc/self")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What reading a row of `length` tokens takes.
+
+    Args:
+        length: Tokens; of an encoder-decoder on each side.
+        seconds: The fastest of `passes` forward passes.
+        passes: How many were timed.
+        memory: Bytes at the highest point above those held before; None where the system does not tell.
+    """
+
+    length: int
+    seconds: float
+    passes: int
+    memory: int | None
+
+
+def measure_costs(
+    model: Any,
+    lengths: Sequence[int] | None = None,
+    seconds: float = 5.0,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[Cost]:
+    """Times forward passes through the blocks, without the head, of one row of random tokens.
+
+    Args:
+        model: A model of this package, which is not changed.
+        lengths: The lengths, ascending; by default they double from 256 on (from an eighth of the longest input of
+            the model, where that is less) to that longest input, while the next one fits into `seconds`.
+        seconds: What all passes are to take together. Each given length is measured once at least.
+        tell: Called with what is about to be measured.
+    """
+    limit = longest_input(model) or sys.maxsize
+    first = min(FIRST_LENGTH, max(1, limit // 8))
+    wanted = (first << step for step in count()) if lengths is None else iter(lengths)
+    costs: list[Cost] = []
+    began = time.perf_counter()
+    with evaluating(model), torch.inference_mode():
+        _pass(model, first)()  # the first pass also loads libraries
+        for length in wanted:
+            if lengths is None:
+                length = min(length, limit)
+                left = seconds - (time.perf_counter() - began)
+                if costs and (length == costs[-1].length or _expected(costs) > left):
+                    break
+            tell(f"{length:,} tokens")
+            costs.append(_measure(model, length, seconds / 6))
+    return costs
+
+
+def _expected(costs: list[Cost]) -> float:
+    """Seconds that a pass of twice the length will take."""
+    growth = _GROWTH if len(costs) < 2 else max(2.0, costs[-1].seconds / costs[-2].seconds)
+    return growth * costs[-1].seconds
+
+
+def _measure(model: Any, length: int, seconds: float) -> Cost:
+    run = _pass(model, length)
+    memory = _Memory(model.device)
+    times: list[float] = []
+    while not times or (len(times) < MOST_PASSES and sum(times) + times[-1] < seconds):
+        before = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - before)
+    return Cost(length, min(times), len(times), memory.peak())
+
+
+def _pass(model: Any, length: int) -> Callable[[], None]:
+    """A forward pass over random tokens or values, which is over when it returns."""
+    sides = sides_of(model)
+    random = torch.Generator().manual_seed(0)
+    inputs: dict[str, dict[str, torch.Tensor]] = {}
+    for name, side in sides.items():
+        if side.config.input_type == "values":
+            inputs[name] = {"input_values": torch.randn(1, length, generator=random).to(side.device)}
+        else:
+            ids = torch.randint(side.config.vocab_size, (1, length), generator=random)
+            inputs[name] = {"input_ids": ids.to(side.device)}
+
+    def run() -> None:
+        states: dict[str, torch.Tensor] = {}
+        for name, side in sides.items():
+            output = side(**inputs[name], **states, use_cache=False).last_hidden_state
+            states = {"encoder_hidden_states": output}
+        if output.device.type != "cpu":
+            torch.accelerator.synchronize(output.device)
+
+    return run
+
+
+class _Memory:
+    """The most memory held since this was made, above what was held then.
+
+    Of a CUDA device that is what PyTorch allocated; of a CPU what the process had resident, which Linux tells.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.before: int | None = None
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.before = torch.cuda.memory_allocated(device)
+        elif device.type == "cpu" and sys.platform == "linux":
+            if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+                trim(0)  # or pages that were freed and kept would count as held before
+            try:
+                (_PROCESS / "clear_refs").write_text("5")  # starts the high-water mark afresh
+            except OSError:
+                return
+            self.before = _status("VmRSS")
+
+    def peak(self) -> int | None:
+        """Bytes; None where nobody tells."""
+        if self.before is None:
+            return None
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) - self.before
+        return max(0, _status("VmHWM") - self.before)
+
+
+def _status(name: str) -> int:
+    """A number of bytes that Linux tells of this process."""
+    lines = (_PROCESS / "status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) * 1024
+
+
+def growth_exponent(lengths: Sequence[float], values: Sequence[float]) -> float | None:
+    """The slope of log(value) over log(length) by least squares over the upper half of the lengths, three at least.
+
+    None with fewer than three lengths, or with a value that is not positive.
+    """
+    if len(lengths) < 3:
+        return None
+    some = max(3, math.ceil(len(lengths) / 2))
+    if min(values[-some:]) <= 0:
+        return None
+    slope, _ = np.polyfit(np.log(lengths[-some:]), np.log(values[-some:]), 1)
+    return float(slope)
