@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 OLD := .venvs/transformers-4.40.2
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-ecosystem test-transformers test-versions lint bench clean
+.PHONY: help demo test test-browser test-ecosystem test-transformers test-contrib test-versions contrib lint bench clean
 
 help:
 	@echo "make demo               fill masks with the bundled model"
@@ -15,6 +15,9 @@ help:
 	@echo "make test-ecosystem     the tests with other libraries (PEFT, quantisation and more), which it installs"
 	@echo "make test-transformers  transformers' own model tests on our models"
 	@echo "make test-versions      all tests on the lowest and the newest supported release of transformers"
+	@echo "make test-browser       the page in a headless Chromium (CHROMIUM=... names it); skipped without one"
+	@echo "make contrib            Mega as a pull request to transformers would have it (ARGS=path; default: build/transformers)"
+	@echo "make test-contrib       transformers' own tests and style checks on that"
 	@echo "make lint               ruff and mypy"
 	@echo "make bench              speed and memory against other models (ARGS=... goes to mega bench)"
 	@echo "make clean              remove .venv, caches and builds"
@@ -27,7 +30,10 @@ test: $(VENV)/.installed-dev
 	-@test -n "$$MEGA_OLD_PYTHON" || test -e $(OLD)/complete || $(BIN)/python -m benchmarks.peers
 	MEGA_OLD_PYTHON="$${MEGA_OLD_PYTHON:-$$(test -e $(OLD)/complete && echo $(CURDIR)/$(OLD)/bin/python)}" \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore=tests/transformers_suite --ignore=tests/ecosystem \
-	  --numprocesses=2 $(ARGS)
+	  --ignore=tests/browser --numprocesses=2 $(ARGS)
+
+test-browser: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser $(ARGS)
 
 # Where a library is missing, its tests are skipped. ARGS=--write-table writes what passed into docs/compatibility.md.
 test-ecosystem: $(VENV)/.installed-ecosystem
@@ -35,6 +41,12 @@ test-ecosystem: $(VENV)/.installed-ecosystem
 
 test-transformers: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/transformers_suite --numprocesses=2 $(ARGS)
+
+contrib: $(VENV)/.installed-dev
+	$(BIN)/python contrib/transformers/build.py $(or $(ARGS),build/transformers)
+
+test-contrib: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python contrib/transformers/check.py $(ARGS)
 
 test-versions: $(VENV)/.installed-dev
 	$(BIN)/python -m nox $(if $(ARGS),-- $(ARGS))
