@@ -40,6 +40,7 @@ class Kind:
         ability: What it can do: "fill masks".
         table: transformers' table of the names of its classes.
         commands: What to use it with, for messages.
+        unused: How the names of weights begin that a checkpoint may lack.
     """
 
     auto_class: str
@@ -47,6 +48,7 @@ class Kind:
     ability: str
     table: str
     commands: str
+    unused: tuple[str, ...] = ()
 
 
 MASKED = Kind(
@@ -79,7 +81,16 @@ CLASSIFIER = Kind(
     "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
     "mega classify",
 )
-HEADS = (PAIRS, MASKED, CAUSAL, CLASSIFIER)
+TAGGER = Kind(
+    "AutoModelForTokenClassification",
+    "classifier of words",
+    "tag words",
+    "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+    "mega classify",
+)
+HEADS = (PAIRS, MASKED, CAUSAL, CLASSIFIER, TAGGER)
+# of any head's checkpoint what is below the head; a pooler is not used
+ENCODER = Kind("AutoModel", "model", "give vectors", "MODEL_MAPPING_NAMES", "mega embed", unused=("pooler.",))
 
 
 @dataclass(frozen=True)
@@ -177,22 +188,15 @@ def load(place: Location, kind: Kind, placement: Placement) -> tuple[Any, Any]:
             model, loading = getattr(transformers, kind.auto_class).from_pretrained(
                 **place.arguments, dtype=placement.dtype, output_loading_info=True
             )
-    except Exception as error:  # whatever it is, the fault is in the model's files
-        if place.cached_only:
-            raise UserError(
-                f"cannot load the model {name}: there is no such folder, the model hub does not answer (or "
-                "HF_HUB_OFFLINE is set), and its files are not complete in the cache of earlier downloads"
-            ) from error
-        reason = " ".join(str(error).split())
-        prefix = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
-        raise UserError(f"cannot load the model {name}: {prefix}{reason}") from error
+    except Exception as error:
+        raise loading_error(place, error) from error
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise UserError(
             f"the model {name} has a tokenizer without vocabulary: tokenizer.json, or vocab.json and merges.txt, are "
             "missing in its folder"
         )
-    if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])
+    missing = sorted(key for key in loading["missing_keys"] if not key.startswith(kind.unused))
+    if missing:
         raise UserError(
             f"the model {name} cannot {kind.ability}: its checkpoint lacks {len(missing)} weights of a {kind.name}, "
             f"such as {missing[0]}"
@@ -203,6 +207,18 @@ def load(place: Location, kind: Kind, placement: Placement) -> tuple[Any, Any]:
             f"{model.get_input_embeddings().num_embeddings}"
         )
     return model.to(placement.device).eval(), tokenizer
+
+
+def loading_error(place: Location, error: Exception) -> UserError:
+    """What to tell where a model cannot be loaded: whatever `error` is, the fault is in the model's files."""
+    if place.cached_only:
+        return UserError(
+            f"cannot load the model {place.name}: there is no such folder, the model hub does not answer (or "
+            "HF_HUB_OFFLINE is set), and its files are not complete in the cache of earlier downloads"
+        )
+    reason = " ".join(str(error).split())
+    prefix = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
+    return UserError(f"cannot load the model {place.name}: {prefix}{reason}")
 
 
 def _local_folder(name: str, option: str) -> Path | None:

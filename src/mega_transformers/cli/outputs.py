@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .runtime import UserError
@@ -41,6 +43,17 @@ def check_output_folder(option: str, path: Path) -> None:
     if not there.is_dir():
         raise UserError(f"{option} {path}: {'that' if there == path else there} is a file; name another folder")
     _try_to_write(option, path, there)
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to, which becomes `path` at the end; after an error, `path` stays as it was."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _try_to_write(option: str, path: Path, folder: Path) -> None:

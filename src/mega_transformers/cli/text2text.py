@@ -15,11 +15,10 @@ from ..assets import DEFAULT_PAIR_MODEL
 from ..evaluation.metrics import MAX_BEAMS
 from .device import AUTO, DeviceOption, DTypeOption, check_names, resolve_placement
 from .loading import PAIRS, ModelOption, kind_of, load, locate
-from .runtime import STDIN, UserError, gather_texts, load_libraries, print_note, shortened, spinner, stderr_console
+from .runtime import STDIN, UserError, gather_texts, load_libraries, print_note, shortened, spinner
 
 EXAMPLE = 'mega text2text "example"'
 TEXTS_AT_A_TIME = 256
-SECONDS_WITHOUT_BAR = 2
 
 
 @dataclass(frozen=True)
@@ -203,14 +202,9 @@ def _arguments(
 
 def _shown_late(made: Iterator[Any], total: int) -> Iterator[Any]:
     """What is made, with a progress bar on stderr if it is a terminal and this takes longer than two seconds."""
-    import time
+    from ..evaluation.progress import LateBar
 
-    from rich.progress import Progress
-
-    console = stderr_console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("Generating", total=total, visible=False)
-        began = time.monotonic()
+    with LateBar("Generating", total) as bar:
         for item in made:
-            progress.update(task, advance=1, visible=time.monotonic() - began > SECONDS_WITHOUT_BAR)
+            bar.advance(1)
             yield item

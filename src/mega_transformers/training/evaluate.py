@@ -14,11 +14,12 @@ from typing import Any
 from rich.console import Console
 from transformers import AutoConfig
 
+from ..evaluation.progress import peak_memory
 from . import arguments
 from .recipe import Recipe
 from .run import count_parameters, given_tokenizer, make_trainer, prepare
 from .tasks import task_of
-from .trainer import StepTimes, peak_memory, rows_of_a_step
+from .trainer import StepTimes, rows_of_a_step
 
 TIMED_STEPS, STEPS_BEFORE = 4, 2
 

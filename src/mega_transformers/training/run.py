@@ -23,13 +23,14 @@ from safetensors import SafetensorError
 from transformers import EarlyStoppingCallback, set_seed
 
 from ..errors import RecipeError
+from ..evaluation.progress import peak_memory
 from . import arguments
 from .export import Report, export_model, write_json
 from .processes import in_turn, meet, synchronised
 from .recipe import Recipe, plain
 from .tasks import Task, task_of
 from .tokenizer import load_tokenizer
-from .trainer import Epoch, OnlyFinite, StepTimes, Stop, last_checkpoint, peak_memory, rows_of_a_step
+from .trainer import Epoch, OnlyFinite, StepTimes, Stop, last_checkpoint, rows_of_a_step
 
 LOCK = ".lock"
 # what may change between an interrupted run and the one that continues it

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -262,15 +261,6 @@ class OnlyFinite(TrainerCallback):
             "training.learning_rate, or give it more training.warmup_steps; float16 needs training.fp16, not a model "
             "in float16"
         )
-
-
-def peak_memory(device: torch.device) -> int:
-    """The most bytes that were in use: on a GPU by its tensors, on a CPU by the whole process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource  # not on Windows
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def last_checkpoint(folder: Path) -> Path | None:
