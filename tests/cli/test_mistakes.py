@@ -156,7 +156,10 @@ def test_a_model_that_no_command_runs(tiny_checkpoint: Path, tmp_path: Path) -> 
     MegaForSequenceClassification(MegaConfig.from_pretrained(tiny_checkpoint)).save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path)
     message = error_of(mega("fill-mask", "a <mask>", "-m", tmp_path))
-    assert "is a text classifier (MegaForSequenceClassification) and cannot fill masks; use it with mega classify" in message
+    assert (
+        "is a text classifier (MegaForSequenceClassification) and cannot fill masks; use it with mega classify"
+        in message
+    )
 
 
 def test_evaluate_knows_bundled_models_and_asks_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -201,10 +201,14 @@ def load(place: Location, kind: Kind, placement: Placement) -> tuple[Any, Any]:
             f"the model {name} cannot {kind.ability}: its checkpoint lacks {len(missing)} weights of a {kind.name}, "
             f"such as {missing[0]}"
         )
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    if getattr(model.config, "input_type", "tokens") != "tokens":
+        raise UserError(f"the model {name} reads {model.config.input_type}, and no texts")
+    # an adaptive input has a table for each of its bands
+    size = getattr(model.get_input_embeddings(), "num_embeddings", model.config.vocab_size)
+    if len(tokenizer) > size:
         raise UserError(
             f"the model {name} and its tokenizer do not belong together: {len(tokenizer)} tokens, but embeddings for "
-            f"{model.get_input_embeddings().num_embeddings}"
+            f"{size}"
         )
     return model.to(placement.device).eval(), tokenizer
 

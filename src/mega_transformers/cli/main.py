@@ -8,8 +8,10 @@ import typer
 
 from .._version import __version__
 from .bench import bench
+from .classify import classify
 from .convert import convert
 from .doctor import doctor
+from .embed import embed
 from .fill_mask import fill_mask
 from .generate import generate
 from .perplexity import perplexity
@@ -22,7 +24,7 @@ from .train import evaluate, train
 app = typer.Typer(
     name="mega",
     help="Mega: moving average equipped gated attention. "
-    "Fill masks, write, score texts, train, evaluate, convert, measure, check.",
+    "Fill masks, write, embed, classify and score texts, train, evaluate, convert, measure, check.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -49,6 +51,8 @@ for _command in (
     fill_mask,
     generate,
     text2text,
+    embed,
+    classify,
     perplexity,
     train,
     evaluate,

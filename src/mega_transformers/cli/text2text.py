@@ -14,6 +14,7 @@ import typer
 from ..assets import DEFAULT_PAIR_MODEL
 from ..evaluation.metrics import MAX_BEAMS
 from .device import AUTO, DeviceOption, DTypeOption, check_names, resolve_placement
+from .inputs import check_lengths
 from .loading import PAIRS, ModelOption, kind_of, load, locate
 from .runtime import STDIN, UserError, gather_texts, load_libraries, print_note, shortened, spinner
 
@@ -145,14 +146,9 @@ def check_texts(transducer: Transducer, texts: list[str]) -> None:
     limit = input_limit(getattr(config, "encoder", config))
     with spinner("Tokenising"):
         sources = encode_sources(tokenizer, texts)
-    unknown = []
-    for text, ids in zip(texts, sources):
-        if limit is not None and len(ids) > limit:
-            raise UserError(
-                f"{shortened(text)!r} has {len(ids)} tokens, but the model takes at most {limit}; shorten it"
-            )
-        if tokenizer.unk_token_id in ids:
-            unknown.append(text)
+    names = [repr(shortened(text)) for text in texts]
+    check_lengths(names, list(map(len, sources)), limit, "shorten it")
+    unknown = [text for text, ids in zip(texts, sources) if tokenizer.unk_token_id in ids]
     if unknown:
         more = f", and {len(unknown) - 1} more texts" if len(unknown) > 1 else ""
         print_note(f"{shortened(unknown[0])!r}{more}: the model has no token for some of the characters")

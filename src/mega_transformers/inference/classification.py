@@ -15,7 +15,7 @@ from ..training.tokenizer import put_space_before_words
 from .encoding import MASK, Parts, TextModel, token_counts
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
-WORD = re.compile(r"\w+(?:[-'’.,]\w+)*|[^\w\s]")
+WORD = re.compile(r"\w+(?:[-'\u2019.,]\w+)*|[^\w\s]")
 """A run of letters and digits, with hyphens, apostrophes, points and commas inside; any other sign is a word too."""
 
 
@@ -36,15 +36,16 @@ class Classifier(TextModel):
 
     @property
     def max_rows(self) -> int | None:
-        """The most texts of a batch; None for any number. Without an id of padding, models look for their last token
-        where it is in a text alone."""
+        # without an id of padding, models take the last column for a text's last token
         config = self.model.config
         return 1 if config.model_type != "mega" and config.pad_token_id is None else None
 
     @torch.inference_mode()
     def scores(self, texts: Sequence[Parts], advance: Advance = lambda tokens: None) -> np.ndarray:
-        """Texts or pairs (n,) -> (n, labels), float32: probabilities that are 1 together, or each by itself with
-        several labels; numbers in regression."""
+        """Texts or pairs (n,) -> (n, labels), float32.
+
+        They are probabilities, with a sum of 1 or, for several labels per text, each by itself; numbers in regression.
+        """
         _, batch = self.encoded(texts)
         logits = self.model(**batch).logits.float()
         advance(int(batch[MASK].sum()))
@@ -68,8 +69,10 @@ class Word:
 
 @dataclass
 class Tagger(TextModel):
-    """A model for token classification, with a fast tokenizer. A word's tag is that of its first token, as in
-    training."""
+    """A model for token classification, with a fast tokenizer.
+
+    A word's tag is that of its first token, as in training.
+    """
 
     def __post_init__(self) -> None:
         put_space_before_words(self.tokenizer)
@@ -93,7 +96,8 @@ class Tagger(TextModel):
             for column, (before, word) in enumerate(places):
                 if word not in (None, before):
                     tag, score = names[int(tags[row, column])], float(scores[row, column])
-                    found[-1].append(Word(matches[word][0], *matches[word].span(), tag, score))
+                    match = matches[word]
+                    found[-1].append(Word(match[0], match.start(), match.end(), tag, score))
         return found
 
 

@@ -84,8 +84,7 @@ class TokenEncoder(TextModel):
         return (every * torch.tensor(sizes, device=ids.device).view(-1, 1, 1)).sum(dim=0) / ids.shape[1]
 
 
-@dataclass
-class SentenceEncoder:
+class SentenceEncoder(TextModel):
     """A `SentenceTransformer`, which says itself what becomes of the tokens' vectors.
 
     Args:
@@ -93,19 +92,26 @@ class SentenceEncoder:
         cut: Tokens that texts are cut to; None for whole texts.
     """
 
-    model: Any
-    cut: int | None = None
-    pooling: str = "sentence-transformers"
+    pooling = "sentence-transformers"
 
-    def __post_init__(self) -> None:
-        self.limit = self.model.max_seq_length
-        if self.cut is not None:
-            self.model.max_seq_length = self.cut
+    def __init__(self, model: Any, cut: int | None = None) -> None:
+        super().__init__(model, model.tokenizer, cut)
+        self._limit = model.max_seq_length
+        if cut is not None:
+            model.max_seq_length = cut
+
+    @property
+    def config(self) -> Any:
+        return self.model[0].auto_model.config
+
+    @property
+    def limit(self) -> int | None:
+        return self._limit
 
     def count(self, texts: Sequence[Parts]) -> list[int]:
         """The tokens of each text, special ones and those of the model's prompt counted, before they are cut."""
         prompt = self.model.prompts.get(self.model.default_prompt_name) or ""
-        return token_counts(self.model.tokenizer, [(prompt + text,) for (text,) in texts])
+        return token_counts(self.tokenizer, [(prompt + text,) for (text,) in texts])
 
     def vectors(self, texts: Sequence[Parts], advance: Advance = lambda tokens: None) -> np.ndarray:
         """(texts,) -> (texts, d), float32."""

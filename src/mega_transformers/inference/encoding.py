@@ -33,9 +33,24 @@ class TextModel:
     cut: int | None = None
 
     @property
+    def config(self) -> Any:
+        """The model's configuration."""
+        return self.model.config
+
+    @property
+    def capacity(self) -> int | None:
+        """The most tokens that a text can be cut to; None for any number."""
+        return text_limit(self.config, self.tokenizer)
+
+    @property
     def limit(self) -> int | None:
-        """The most tokens that the model takes; None for no limit."""
-        return text_limit(self.model.config, self.tokenizer)
+        """The most tokens of a text that is not to be cut; None for any number."""
+        return self.capacity
+
+    @property
+    def max_rows(self) -> int | None:
+        """The most texts of a batch; None for any number."""
+        return None
 
     def count(self, texts: Sequence[Parts]) -> list[int]:
         """The tokens of each text or pair, special ones counted, before they are cut."""

@@ -84,7 +84,7 @@ def line_text(id: str, line: str, pair: bool) -> Text:
     parts = [part.strip() for part in line.split("\t")]
     if len(parts) != 2 or not all(parts):
         raise RecipeError(f"{id}: expected two texts separated by a tab, got {len(list(filter(None, parts)))}")
-    return Text(id, *parts)
+    return Text(id, parts[0], parts[1])
 
 
 def _ending(path: Path) -> str:
@@ -109,7 +109,7 @@ def _json_rows(path: Path, content: str, columns: Sequence[str]) -> Iterator[tup
         except json.JSONDecodeError as error:
             raise RecipeError(f"{path}, line {number}: not valid JSON: {error.msg}") from None
         if not isinstance(row, dict):
-            raise RecipeError(f"{path}, line {number}: expected an object such as {{\"text\": ...}}, got {line[:40]}")
+            raise RecipeError(f'{path}, line {number}: expected an object such as {{"text": ...}}, got {line[:40]}')
         for column in columns:
             if column not in row:
                 raise RecipeError(f"{path}, line {number}: {_missing(column, list(row))}")
