@@ -30,7 +30,7 @@ BatchSizeOption = Annotated[int, typer.Option(min=1, help="Texts at a time at mo
 MaxTokensOption = Annotated[
     int, typer.Option(min=1, help="Tokens at a time at most, padding counted; a longer text is read alone.")
 ]
-BATCH_SIZE, MAX_TOKENS = 64, 8192
+BATCH_SIZE, MAX_TOKENS = 32, 8192
 
 
 def gather(
