@@ -25,6 +25,7 @@ from .inputs import (
     name_of,
 )
 from .loading import CLASSIFIER, TAGGER, ModelOption, kind_of, load, locate
+from .outputs import shortest
 from .runtime import UserError, load_libraries
 from .tables import bar_width, percent, probability_bar
 
@@ -103,9 +104,9 @@ def classify(
     )
     answers: list[dict[str, Any]]
     if tags:
-        answers = [{"words": [asdict(word) for word in words]} for words in results]
+        answers = [{"words": [{**asdict(word), "score": shortest(word.score)} for word in words]} for words in results]
     elif problem == REGRESSION:
-        answers = [{"values": dict(zip(reader.labels, map(_number, scores)))} for scores in results]
+        answers = [{"values": dict(zip(reader.labels, map(shortest, scores)))} for scores in results]
     else:
         least = 0.0 if problem != MULTI else 0.5 if threshold is None else threshold
         answers = [{"labels": _ranked(reader.labels, scores, top_k, least)} for scores in results]
@@ -142,15 +143,10 @@ def load_classifier(name: str, cut: int | None = None, device: str = AUTO, dtype
     return reader
 
 
-def _number(value: Any) -> float:
-    """A float32 as the shortest number that is the same in float32."""
-    return float(str(value))
-
-
 def _ranked(labels: Sequence[str], scores: np.ndarray, top_k: int, least: float) -> list[dict[str, Any]]:
     """The likeliest labels, best first, of at least that probability."""
     best = (-scores).argsort(kind="stable")[:top_k]
-    return [{"label": labels[index], "score": _number(scores[index])} for index in best if scores[index] >= least]
+    return [{"label": labels[index], "score": shortest(scores[index])} for index in best if scores[index] >= least]
 
 
 def _show_labels(model: str, texts: list[Text], answers: list[dict[str, Any]]) -> None:

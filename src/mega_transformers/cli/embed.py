@@ -29,7 +29,7 @@ from .inputs import (
     name_of,
 )
 from .loading import ENCODER, Location, ModelOption, load, loading_error, locate
-from .outputs import check_output_file, replaced
+from .outputs import check_output_file, replaced, shortest
 from .runtime import UserError, load_libraries, print_note, spinner
 from .tables import bar_width, probability_bar
 
@@ -39,9 +39,16 @@ if TYPE_CHECKING:
     from ..inference.texts import Text
 
 EXAMPLE = 'mega embed "A text." "Another text."'
-POOLINGS = ("mean", "first", "last", "max")
+# what is told about each way of pooling
+POOLINGS = {
+    "mean": "mean of the tokens",
+    "first": "the first token",
+    "last": "the last token",
+    "max": "maximum of the tokens",
+}
 ROWS = 20  # of the table
 NUMBERS = 4  # of a vector in it
+NARROW = 72  # columns below which it leaves them out
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ def embed(
     """
     check_names(device, dtype)
     if pooling not in (None, *POOLINGS):
-        raise UserError(f"--pooling {pooling}: expected {', '.join(POOLINGS[:-1])} or {POOLINGS[-1]}")
+        raise UserError(f"--pooling {pooling}: expected mean, first, last or max")
     if output is not None:
         if output.suffix != ".npz":
             raise UserError(f"--output {output}: expected a name that ends with .npz")
@@ -120,11 +127,10 @@ def embed(
         _show_nearest(query, wanted, run.vectors, top_k, as_json)
     elif as_json:
         for text, vector, tokens in zip(wanted, run.vectors, run.counts):
-            # str gives the fewest digits that are the same number in float32
-            values = [float(str(value)) for value in vector]
-            typer.echo(json.dumps({**described(text), "tokens": tokens, "vector": values}, ensure_ascii=False))
+            found = {**described(text), "tokens": tokens, "vector": list(map(shortest, vector))}
+            typer.echo(json.dumps(found, ensure_ascii=False))
     else:
-        _show(f"{model}, {encoder.pooling}", wanted, run, encoder.model.device)
+        _show(f"{model}, {POOLINGS.get(encoder.pooling, encoder.pooling)}", wanted, run, encoder.model.device)
 
 
 def load_encoder(
@@ -237,13 +243,16 @@ def _show(title: str, texts: list[Text], run: Run, device: Any) -> None:
     from ..evaluation.progress import peak_memory
     from ..inference.embedding import normalized
 
+    console = Console(highlight=False)
     memory = None
     with suppress(ImportError):  # where the system does not say it
         memory = peak_memory(device)
     several = len(texts) > 1
     columns = [Column("text", no_wrap=True, overflow="ellipsis", ratio=1), Column("tokens", justify="right")]
     columns += [Column("cosine with 1st", justify="right")] * several
-    columns.append(Column(f"{NUMBERS} of {run.vectors.shape[1]} numbers", justify="right", no_wrap=True))
+    shown = NUMBERS if console.width >= NARROW else 0
+    if shown:
+        columns.append(Column(f"{shown} of {run.vectors.shape[1]} numbers", justify="right", no_wrap=True))
     caption = run.describe(memory)
     if len(texts) > ROWS:
         caption = f"and {len(texts) - ROWS:,} more: --json or --output gives all\n{caption}"
@@ -251,8 +260,9 @@ def _show(title: str, texts: list[Text], run: Run, device: Any) -> None:
     units = normalized(run.vectors[:ROWS])
     for text, vector, tokens, unit in zip(texts[:ROWS], run.vectors, run.counts, units):
         cosine = [f"{float(unit @ units[0]):.3f}"] * several
-        table.add_row(Shown(name_of(text)), f"{tokens:,}", *cosine, " ".join(f"{x:6.3f}" for x in vector[:NUMBERS]))
-    Console(highlight=False).print(table)
+        numbers = [" ".join(f"{x:6.3f}" for x in vector[:shown])] if shown else []
+        table.add_row(Shown(name_of(text)), f"{tokens:,}", *cosine, *numbers)
+    console.print(table)
 
 
 def _show_nearest(query: str, texts: Sequence[Text], vectors: np.ndarray, top_k: int, as_json: bool) -> None:
@@ -268,7 +278,7 @@ def _show_nearest(query: str, texts: Sequence[Text], vectors: np.ndarray, top_k:
     best = (-cosines).argsort(kind="stable")[:top_k]
     if as_json:
         for index in best:
-            found = {**described(texts[index]), "cosine": float(str(cosines[index]))}
+            found = {**described(texts[index]), "cosine": shortest(cosines[index])}
             typer.echo(json.dumps(found, ensure_ascii=False))
         return
     console = Console(highlight=False)

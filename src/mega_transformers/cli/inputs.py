@@ -125,7 +125,8 @@ def counted(reader: Any, texts: Sequence[Text], max_length: int | None) -> list[
         counts = reader.count([text.parts for text in texts])
     names = [repr(name_of(text)) for text in texts]
     if max_length is None:
-        check_lengths(names, counts, reader.limit, f"give --max-length {reader.limit} to cut it")
+        more = "" if reader.capacity == reader.limit else ", or a greater one to read more of it"
+        check_lengths(names, counts, reader.limit, f"give --max-length {reader.limit} to cut it{more}")
     elif longer := sum(count > max_length for count in counts):
         print_note(f"{longer} of {len(texts)} texts are cut to {max_length} tokens; the longest has {max(counts):,}")
     for name, count in zip(names, counts):

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .runtime import UserError
 
@@ -54,6 +55,13 @@ def replaced(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def shortest(value: Any) -> float:
+    """A number of float32 with the fewest digits that say which one it is, for JSON."""
+    import numpy as np
+
+    return float(str(np.float32(value)))
 
 
 def _try_to_write(option: str, path: Path, folder: Path) -> None:

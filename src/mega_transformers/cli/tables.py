@@ -46,7 +46,7 @@ def print_scores(
 
 def bar_width(console: Console) -> int:
     """Columns of a bar in a table, by the width of the terminal."""
-    return max(8, min(40, console.width // 5))
+    return max(8, min(40, console.width // 8))
 
 
 def probability_bar(probability: float, width: int) -> Bar:

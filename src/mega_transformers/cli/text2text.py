@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from .runtime import STDIN, UserError, gather_texts, load_libraries, print_note,
 
 EXAMPLE = 'mega text2text "example"'
 TEXTS_AT_A_TIME = 256
+SHORT = 32  # characters of texts that a terminal shows beside their outputs
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def text2text(
     dtype: DTypeOption = AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text: text, outputs.")] = False,
 ) -> None:
-    """Turn each TEXT into another and show the outputs, one per line.
+    """Turn each TEXT into another and show the outputs, one per line; on a terminal, beside short texts.
 
     The bundled model turns English words into phonemes.
     """
@@ -86,6 +88,8 @@ def text2text(
     arguments = _arguments(num_beams, num_return_sequences, max_new_tokens, length_penalty)
     transducer = load_transducer(model, arguments, device, dtype)
     check_texts(transducer, wanted)
+    longest = max(map(len, wanted))
+    beside = sys.stdout.isatty() and longest <= SHORT
     for index, (text, outputs) in enumerate(_shown_late(transducer.run(wanted), len(wanted))):
         if as_json:
             typer.echo(json.dumps({"text": text, "outputs": outputs}, ensure_ascii=False))
@@ -93,7 +97,7 @@ def text2text(
         if index and num_return_sequences > 1:
             typer.echo()
         for output in outputs:
-            typer.echo(output)
+            typer.echo(f"{typer.style(text.ljust(longest), bold=True)}  {output}" if beside else output)
 
 
 def load_transducer(name: str, arguments: dict[str, Any], device: str = AUTO, dtype: str = AUTO) -> Transducer:
