@@ -76,6 +76,18 @@ def test_the_file_holds_what_json_shows(tiny_checkpoint: Path, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == [out]
 
 
+def test_a_failure_leaves_the_old_file(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file, **arrays):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    out = tmp_path / "out.npz"
+    out.write_text("old")
+    monkeypatch.setattr(np, "savez", full)
+    refused(mega(ONE, "-m", tiny_checkpoint, "-o", out), "No space left")
+    assert out.read_text() == "old" and list(tmp_path.iterdir()) == [out]
+
+
 def test_tables(tiny_checkpoint: Path, tmp_path: Path) -> None:
     lines = tmp_path / "lines.txt"
     lines.write_text("".join(f"[bold] text {number}\n" for number in range(30)))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import time
 from itertools import pairwise
 
 import pytest
 
+from mega_transformers.evaluation import progress
 from mega_transformers.evaluation.batches import batches_by_length, by_length
 
 LENGTHS = random.Random(0).choices(range(41), k=100)
@@ -37,3 +39,13 @@ def test_results_come_in_the_order_of_the_inputs() -> None:
     assert by_length(compute, LENGTHS, 100) == [index * index for index in range(100)]
     assert told != sorted(told)
     assert by_length(compute, [], 100) == []
+
+
+def test_the_bar_appears_before_the_first_step_is_done(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(progress, "SECONDS_WITHOUT_BAR", 0.01)
+    for terminal in ("0", "1"):
+        monkeypatch.setenv("TTY_COMPATIBLE", terminal)
+        with progress.LateBar("Embedding", 10):
+            time.sleep(0.3)
+        captured = capsys.readouterr()
+        assert ("Embedding" in captured.err) == (terminal == "1") and captured.out == ""
