@@ -70,7 +70,7 @@ $(VENV)/.torch: constraints.txt | $(VENV)/bin/python
 
 # What is installed depends on these two files only: the package itself is linked to, not copied.
 $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
-	@echo "Installing the package and what it needs into $(VENV)."
+	@echo "Installing the package and what else it needs into $(VENV), without much to see; this takes a minute."
 	$(PIP) --quiet --editable .
 	@touch $@
 
