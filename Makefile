@@ -5,12 +5,14 @@ ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 OLD := .venvs/transformers-4.40.2
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint constraints.txt
+# what the demo's masked language model is to fill in
+SENTENCE := The <mask> of the United States gave a speech.
 
 .PHONY: help demo test test-browser test-ecosystem test-transformers test-contrib test-versions contrib lint bench clean
 
 help:
-	@echo "make demo               fill masks with the bundled model"
+	@echo "make demo               words to phonemes, a long text in one go, a masked word: with the bundled models"
 	@echo "make test               the tests (ARGS=... goes to pytest); makes an environment of transformers 4.40.2 too"
 	@echo "make test-ecosystem     the tests with other libraries (PEFT, quantisation and more), which it installs"
 	@echo "make test-transformers  transformers' own model tests on our models"
@@ -23,7 +25,12 @@ help:
 	@echo "make clean              remove .venv, caches and builds"
 
 demo: $(VENV)/.installed
-	$(BIN)/mega fill-mask "The <mask> of the United States gave a speech."
+	@printf '\nEnglish words as phonemes, by a model of a million parameters:\n\n'
+	$(BIN)/mega text2text mega moving average equipped gated attention
+	@printf '\nA long text as one vector, read in one go (time and memory are linear in its length):\n\n'
+	$(BIN)/mega embed --file recipes/sample/train.txt
+	@printf '\nWhat a masked language model puts in place of <mask>:\n\n'
+	$(BIN)/mega fill-mask "$(SENTENCE)"
 
 # What 4.40.2 computes is compared with what we compute. Where its environment cannot be made, pytest skips that.
 test: $(VENV)/.installed-dev
@@ -67,18 +74,24 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, for example: make PYTHON=python3.12 demo")'
 	$(PYTHON) -m venv $(VENV)
 
-# What is installed depends on these two files only: the package itself is linked to, not copied.
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "Installing the package and PyTorch into $(VENV); the first time takes minutes."
-	$(PIP) --editable .
+# PyTorch alone takes minutes to download, so pip shows how far it is; it does not for the rest, which is small.
+$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+	@echo "Installing PyTorch into $(VENV); the first time takes minutes."
+	$(PIP) torch
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	@echo "Installing the package, PyTorch and the tools of its tests into $(VENV); the first time takes minutes."
-	$(PIP) --editable '.[dev]'
+# What is installed depends on these two files only: the package itself is linked to, not copied.
+$(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
+	@echo "Installing the package and what else it needs into $(VENV), without much to see; this takes a minute."
+	$(PIP) --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt $(VENV)/.torch
+	@echo "Installing the package and the tools of its tests into $(VENV); the first time takes minutes."
+	$(PIP) --quiet --editable '.[dev]'
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-ecosystem: $(VENV)/.installed-dev
 	@echo "Installing the libraries of tests/ecosystem into $(VENV); the first time takes minutes."
-	$(PIP) --editable '.[dev,ecosystem]'
+	$(PIP) --quiet --editable '.[dev,ecosystem]'
 	@touch $@

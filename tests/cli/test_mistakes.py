@@ -63,6 +63,9 @@ finally:
         (["perplexity", SAMPLE, "--clean", "soap"], "--clean soap is unknown"),
         (["explain", "a mask"], "no mask in 'a mask': write <mask> where"),
         (["explain", "a <mask>", "--html", "/nowhere/x.html"], "--html /nowhere/x.html: there is no folder /nowhere"),
+        (["embed", "a", "--pooling", "cls"], "--pooling cls: expected mean, first, last or max"),
+        (["embed", "a", "--output", "/nowhere/x.npz"], "--output /nowhere/x.npz: there is no folder /nowhere"),
+        (["classify", "--file", SAMPLE + "x", "-m", "mega-prose-5m"], "cannot read"),
         (["evaluate", "mega-prose-5m", "--data", SAMPLE, "--json", "/nowhere/x"], "there is no folder /nowhere"),
         (["evaluate", "mega-prose-5m", "--data", "none"], "there is no file none"),
         (["evaluate", "mega-prose-5m", "--data", SAMPLE, "--probability", "2"], "less than 1; got 2.0"),
@@ -216,13 +219,18 @@ def test_scores_are_rows_where_columns_would_be_cut(monkeypatch: pytest.MonkeyPa
         assert max(map(len, shown.splitlines())) <= width
 
 
-def test_a_full_bar_is_a_probability_of_1(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("columns", "width"), [(60, 8), (96, 12), (400, 40)])
+def test_a_full_bar_is_a_probability_of_1(monkeypatch: pytest.MonkeyPatch, columns: int, width: int) -> None:
     from mega_transformers.cli import fill_mask
 
-    candidates = [{"token_str": "a", "score": 0.5}, {"token_str": "b", "score": 0.1}]
+    scores = {"a": 1.0, "b": 0.5, "c": 0.0001, "d": 0.0}
+    candidates = [{"token_str": token, "score": score} for token, score in scores.items()]
     monkeypatch.setattr(fill_mask, "candidates_of", lambda *_: [candidates])
-    shown = mega("fill-mask", "The <mask>.", COLUMNS="60").stdout
-    assert shown.count("█") == fill_mask.BAR_WIDTH // 2 + 1  # of five blocks and one
+    shown = mega("fill-mask", "The <mask>.", COLUMNS=str(columns)).stdout
+    rows = [line for line in shown.splitlines() if line.split() and line.split()[0].isdigit()]
+    assert [row.count("█") for row in rows] == [width, width // 2, 0, 0]
+    assert ["▏" in row for row in rows] == [False, False, True, False]
+    assert [row.split()[2] for row in rows] == ["100.0%", "50.0%", "<0.1%", "0.0%"]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -159,3 +161,17 @@ def test_mistakes_are_told(folder, bart, tiny_checkpoint, tmp_path):
     refused(mega("--file", tmp_path / "empty.txt", "-m", folder), "empty.txt holds no text")
     (tmp_path / "gap.txt").write_text("cab\n \nfade\n")
     refused(mega("--file", tmp_path / "gap.txt", "-m", folder), "gap.txt: line 2 is empty")
+
+
+def test_a_terminal_shows_short_texts_beside_their_outputs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = sys.modules["mega_transformers.cli.text2text"]
+    expected = lines(mega("cab", "decade", "-m", folder))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    module.text2text(["cab", "decade"], model=str(folder), device="cpu")
+    shown = re.sub(r"\x1b\[\d+m", "", capsys.readouterr().out).splitlines()
+    assert shown == [f"cab     {expected[0]}", f"decade  {expected[1]}"]
+    monkeypatch.setattr(module, "SHORT", 5)
+    module.text2text(["cab", "decade"], model=str(folder), device="cpu")
+    assert capsys.readouterr().out.splitlines() == expected

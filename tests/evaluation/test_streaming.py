@@ -12,7 +12,7 @@ from transformers import BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadMode
 
 from mega_transformers import MegaConfig, MegaForCausalLM
 from mega_transformers.errors import RecipeError
-from mega_transformers.evaluation import streaming
+from mega_transformers.evaluation import progress, streaming
 from mega_transformers.evaluation.reading import Reading
 from mega_transformers.evaluation.streaming import check_causal, read_tokens, score_text, score_tokens
 from mega_transformers.evaluation.texts import TextSize
@@ -222,7 +222,7 @@ def test_the_bar_only_appears_when_it_takes_long(tokens, monkeypatch, capsys):
     model = mega(use_chunking=True, chunk_size=8)
     score_tokens(model, tokens, Reading("chunk", window=8), "Quickly")
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(streaming, "SECONDS_WITHOUT_BAR", 0)
+    monkeypatch.setattr(progress, "SECONDS_WITHOUT_BAR", 0)
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     score_tokens(model, tokens, Reading("chunk", window=8), "Slowly")
     captured = capsys.readouterr()

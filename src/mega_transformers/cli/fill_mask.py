@@ -10,9 +10,10 @@ import typer
 
 from ..assets import BUNDLED_MODELS, DEFAULT_MODEL
 from .device import AUTO, DeviceOption, DTypeOption, check_names, resolve_placement
+from .inputs import check_lengths, note_long_texts
 from .loading import MASKED, ModelOption, kind_of, load, locate
-from .runtime import UserError, gather_texts, load_libraries, print_note, shortened, spinner
-from .tables import visible
+from .runtime import UserError, gather_texts, load_libraries, shortened, spinner
+from .tables import bar_width, percent, probability_bar, visible
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 MASK = "<mask>"
 EXAMPLE = f'mega fill-mask "The {MASK} of the United States gave a speech."'
 CONTEXT = 48  # characters shown on either side of a filled mask
-BAR_WIDTH = 10  # of a probability of 1
 NARROW = 72  # columns below which a table leaves out the text
 
 
@@ -131,19 +131,11 @@ def check_texts(filler: Filler, texts: list[str]) -> None:
         UserError: naming the text and what would be right.
     """
     check_masks(texts, filler.mask_token)
-    config = filler.config
     with spinner("Tokenising"):
         lengths = [len(ids) for ids in filler.tokenizer(texts, verbose=False)["input_ids"]]
-    for text, length in zip(texts, lengths):
-        if filler.limit is not None and length > filler.limit:
-            raise UserError(
-                f"{shortened(text)!r} has {length} tokens, but the model takes at most {filler.limit}; shorten it"
-            )
-        if config.model_type == "mega" and not config.use_chunking and length > config.max_positions:
-            print_note(
-                f"{shortened(text)!r} has {length} tokens, more than the max_positions={config.max_positions} the "
-                "model is made for; its rotary positions go on beyond, but the answers may be worse"
-            )
+    names = [repr(shortened(text)) for text in texts]
+    check_lengths(names, lengths, filler.limit, "shorten it")
+    note_long_texts(names, lengths, filler.config)
 
 
 def candidates_of(filler: Filler, text: str, top_k: int) -> list[list[dict[str, Any]]]:
@@ -163,13 +155,14 @@ def _print_tables(filler: Filler, text: str, masks: list[list[dict[str, Any]]]) 
     from rich.console import Console
 
     console = Console(highlight=False)
-    for table in _tables(filler, text, masks, with_text=console.width >= NARROW):
+    for table in _tables(filler, text, masks, bar_width(console), with_text=console.width >= NARROW):
         console.print(table)
 
 
-def _tables(filler: Filler, text: str, masks: list[list[dict[str, Any]]], with_text: bool) -> Iterator[Table]:
+def _tables(
+    filler: Filler, text: str, masks: list[list[dict[str, Any]]], width: int, with_text: bool
+) -> Iterator[Table]:
     from rich import box
-    from rich.bar import Bar
     from rich.table import Column, Table
     from rich.text import Text
 
@@ -180,7 +173,7 @@ def _tables(filler: Filler, text: str, masks: list[list[dict[str, Any]]], with_t
             Column("#", justify="right"),
             Column("token", no_wrap=True),
             Column("probability", justify="right", no_wrap=True),
-            Column("", width=BAR_WIDTH, no_wrap=True),
+            Column("", width=width, no_wrap=True),
             *([Column("text", overflow="fold")] if with_text else []),
             title=title,
             title_justify="left",
@@ -192,8 +185,8 @@ def _tables(filler: Filler, text: str, masks: list[list[dict[str, Any]]], with_t
             table.add_row(
                 str(rank),
                 Text(visible(token), style="bold"),
-                f"{score:.1%}",
-                Bar(size=1, begin=0, end=score, width=BAR_WIDTH, color="cyan"),
+                percent(score),
+                probability_bar(score, width),
                 *([_filled(before, token, after, filler.swallows_space)] if with_text else []),
             )
         yield table

@@ -42,6 +42,7 @@ class Kind:
         ability: What it can do: "fill masks".
         table: transformers' table of the names of its classes.
         commands: What to use it with, for messages.
+        unused: How the names of weights begin that a checkpoint may lack.
     """
 
     auto_class: str
@@ -49,6 +50,7 @@ class Kind:
     ability: str
     table: str
     commands: str
+    unused: tuple[str, ...] = ()
 
 
 MASKED = Kind(
@@ -81,7 +83,16 @@ CLASSIFIER = Kind(
     "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
     "mega classify",
 )
-HEADS = (PAIRS, MASKED, CAUSAL, CLASSIFIER)
+TAGGER = Kind(
+    "AutoModelForTokenClassification",
+    "classifier of words",
+    "tag words",
+    "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+    "mega classify",
+)
+HEADS = (PAIRS, MASKED, CAUSAL, CLASSIFIER, TAGGER)
+# of any head's checkpoint what is below the head; a pooler is not used
+ENCODER = Kind("AutoModel", "model", "give vectors", "MODEL_MAPPING_NAMES", "mega embed", unused=("pooler.",))
 
 
 @dataclass(frozen=True)
@@ -204,16 +215,20 @@ def load(place: Location, kind: Kind, placement: Placement) -> tuple[Any, Any]:
             f"the model {name} has a tokenizer without vocabulary: tokenizer.json, or vocab.json and merges.txt, are "
             "missing in its folder"
         )
-    if loaded["missing_keys"]:
-        missing = sorted(loaded["missing_keys"])
+    missing = sorted(key for key in loaded["missing_keys"] if not key.startswith(kind.unused))
+    if missing:
         raise UserError(
             f"the model {name} cannot {kind.ability}: its checkpoint lacks {len(missing)} weights of a {kind.name}, "
             f"such as {missing[0]}"
         )
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    if getattr(model.config, "input_type", "tokens") != "tokens":
+        raise UserError(f"the model {name} reads {model.config.input_type}, and no texts")
+    # an adaptive input has a table for each of its bands
+    size = getattr(model.get_input_embeddings(), "num_embeddings", model.config.vocab_size)
+    if len(tokenizer) > size:
         raise UserError(
             f"the model {name} and its tokenizer do not belong together: {len(tokenizer)} tokens, but embeddings for "
-            f"{model.get_input_embeddings().num_embeddings}"
+            f"{size}"
         )
     return model.to(placement.device).eval(), tokenizer
 

@@ -8,9 +8,11 @@ import typer
 
 from .._version import __version__
 from .bench import bench
+from .classify import classify
 from .convert import convert
 from .demo import demo
 from .doctor import doctor
+from .embed import embed
 from .explain import explain
 from .fill_mask import fill_mask
 from .generate import generate
@@ -25,7 +27,7 @@ from .train import evaluate, train
 app = typer.Typer(
     name="mega",
     help="Mega: moving average equipped gated attention. "
-    "Fill masks, write, score texts, train, evaluate, convert, inspect, measure, check.",
+    "Fill masks, write, embed, classify, score and explain texts, train, evaluate, convert, inspect, measure, check.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -52,6 +54,8 @@ for _command in (
     fill_mask,
     generate,
     text2text,
+    embed,
+    classify,
     perplexity,
     explain,
     train,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .runtime import UserError
 
@@ -43,14 +46,28 @@ def check_output_folder(option: str, path: Path) -> None:
     _try_to_write(option, path, there)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes beside, then renames: the file is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write to, which becomes `path` at the end; after an error, `path` stays as it was."""
+    partial = path.with_name(f"{path.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a whole file, or nothing."""
+    with replaced(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def shortest(value: Any) -> float:
+    """A number of float32 with the fewest digits that say which one it is, for JSON."""
+    import numpy as np
+
+    return float(str(np.float32(value)))
 
 
 def _try_to_write(option: str, path: Path, folder: Path) -> None:

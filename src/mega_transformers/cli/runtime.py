@@ -105,7 +105,10 @@ def gather_texts(arguments: list[str], *, metavar: str, example: str, kind: str,
         if argument != STDIN:
             texts.append(argument)
             continue
-        found = [sys.stdin.read().rstrip("\r\n")] if whole else [line.strip() for line in sys.stdin]
+        try:
+            found = [sys.stdin.read().rstrip("\r\n")] if whole else [line.strip() for line in sys.stdin]
+        except UnicodeDecodeError as error:
+            raise UserError(f"stdin is not valid UTF-8: {error}") from None
         found = [text for text in found if text.strip()]
         if not found:
             raise UserError(f"stdin holds no text; expected one {kind}" + ("" if whole else " per line"))

@@ -1,8 +1,13 @@
-"""Tables of scores that can be read on a narrow terminal too."""
+"""Tables of scores, and bars of probabilities, that can be read on a narrow terminal too."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.bar import Bar
+    from rich.console import Console
 
 JOINERS = "\u200c\u200d"  # what makes one character of several: a part of emoji and of Persian and Indian scripts
 
@@ -47,3 +52,27 @@ def visible(token: str, keep_spaces: bool = False) -> str:
     if keep_spaces:
         return shown
     return shown.strip() or repr(shown)
+
+
+def bar_width(console: Console) -> int:
+    """Columns of a bar in a table, by the width of the terminal."""
+    return max(8, min(40, console.width // 8))
+
+
+def probability_bar(probability: float, width: int) -> Bar:
+    """A bar that is full at 1; what is above 0 shows at least the thinnest block there is, an eighth of a column.
+
+    Args:
+        probability: From 0 to 1.
+        width: Of the bar in columns.
+    """
+    from rich.bar import Bar
+
+    eighth = 1 / (8 * width)
+    end = max(probability, 1.01 * eighth) if probability > 0 else 0  # rich rounds down
+    return Bar(size=1, begin=0, end=end, width=width, color="cyan", bgcolor="grey23")
+
+
+def percent(probability: float) -> str:
+    """A probability as "12.3%", and "<0.1%" for one that would look like none."""
+    return "<0.1%" if 0 < probability < 0.0005 else f"{probability:.1%}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,13 @@ import typer
 from ..assets import DEFAULT_PAIR_MODEL
 from ..evaluation.metrics import MAX_BEAMS
 from .device import AUTO, DeviceOption, DTypeOption, check_names, resolve_placement
+from .inputs import check_lengths
 from .loading import PAIRS, ModelOption, kind_of, load, locate
-from .runtime import STDIN, UserError, gather_texts, load_libraries, print_note, shortened, spinner, stderr_console
+from .runtime import STDIN, UserError, gather_texts, load_libraries, print_note, shortened, spinner
 
 EXAMPLE = 'mega text2text "example"'
 TEXTS_AT_A_TIME = 256
-SECONDS_WITHOUT_BAR = 2
+SHORT = 32  # characters of texts that a terminal shows beside their outputs
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def text2text(
     dtype: DTypeOption = AUTO,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text: text, outputs.")] = False,
 ) -> None:
-    """Turn each TEXT into another and show the outputs, one per line.
+    """Turn each TEXT into another and show the outputs, one per line; on a terminal, beside short texts.
 
     The bundled model turns English words into phonemes.
     """
@@ -89,6 +91,8 @@ def text2text(
     if unknown:
         more = f", and {len(unknown) - 1} more texts" if len(unknown) > 1 else ""
         print_note(f"{shortened(unknown[0])!r}{more}: the model has no token for some of the characters")
+    longest = max(map(len, wanted))
+    beside = sys.stdout.isatty() and longest <= SHORT
     for index, (text, outputs) in enumerate(_shown_late(transducer.run(wanted), len(wanted))):
         if as_json:
             typer.echo(json.dumps({"text": text, "outputs": outputs}, ensure_ascii=False))
@@ -96,7 +100,7 @@ def text2text(
         if index and num_return_sequences > 1:
             typer.echo()
         for output in outputs:
-            typer.echo(output)
+            typer.echo(f"{typer.style(text.ljust(longest), bold=True)}  {output}" if beside else output)
 
 
 def load_transducer(name: str, arguments: dict[str, Any], device: str = AUTO, dtype: str = AUTO) -> Transducer:
@@ -152,15 +156,9 @@ def check_texts(transducer: Transducer, texts: list[str]) -> list[str]:
     limit = input_limit(getattr(config, "encoder", config))
     with spinner("Tokenising"):
         sources = encode_sources(tokenizer, texts)
-    unknown = []
-    for text, ids in zip(texts, sources):
-        if limit is not None and len(ids) > limit:
-            raise UserError(
-                f"{shortened(text)!r} has {len(ids)} tokens, but the model takes at most {limit}; shorten it"
-            )
-        if tokenizer.unk_token_id in ids:
-            unknown.append(text)
-    return unknown
+    names = [repr(shortened(text)) for text in texts]
+    check_lengths(names, list(map(len, sources)), limit, "shorten it")
+    return [text for text, ids in zip(texts, sources) if tokenizer.unk_token_id in ids]
 
 
 def _gather(arguments: list[str], file: Path | None) -> list[str]:
@@ -207,14 +205,9 @@ def _arguments(
 
 def _shown_late(made: Iterator[Any], total: int) -> Iterator[Any]:
     """What is made, with a progress bar on stderr if it is a terminal and this takes longer than two seconds."""
-    import time
+    from ..evaluation.progress import LateBar
 
-    from rich.progress import Progress
-
-    console = stderr_console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("Generating", total=total, visible=False)
-        began = time.monotonic()
+    with LateBar("Generating", total) as bar:
         for item in made:
-            progress.update(task, advance=1, visible=time.monotonic() - began > SECONDS_WITHOUT_BAR)
+            bar.advance(1)
             yield item

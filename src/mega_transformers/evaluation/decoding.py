@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from .batches import batches_by_length
+
 # what looks like a special token is text; what is too long is told elsewhere
 PLAIN = {"split_special_tokens": True, "verbose": False}
 DECODING = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
@@ -37,11 +39,7 @@ def generate_outputs(
         arguments: For `generate`.
     """
     beams, outputs = arguments.get("num_beams") or 1, arguments.get("num_return_sequences") or 1
-    order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
-    while order:
-        longest = len(sources[order[0]])
-        size = max(1, tokens_per_batch // (max(beams, outputs) * max(longest, 1)))
-        batch, order = order[:size], order[size:]
+    for batch in batches_by_length([len(ids) for ids in sources], tokens_per_batch // max(beams, outputs)):
         inputs = tokenizer.pad({"input_ids": [sources[index] for index in batch]}, return_tensors="pt")
         with torch.inference_mode():
             ids = model.generate(

@@ -16,10 +16,9 @@ from transformers import DynamicCache
 from ..errors import RecipeError
 from ..models.mega.compat_mega import cache_argument
 from ..models.mega.validation_mega import positions_limit
+from .progress import LateBar
 from .reading import Reading
 from .texts import TextSize, documents_of, encoded_batches
-
-SECONDS_WITHOUT_BAR = 2
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def score_tokens(model: Any, tokens: np.ndarray, reading: Reading, description: 
             without a cache.
     """
     length = len(tokens) - 1
-    with _LateBar(description, max(length, 1)) as bar:
+    with LateBar(description, max(length, 1)) as bar:
         total = 0.0
         for new, nats in score_pieces(model, tokens, reading):
             total += nats
@@ -147,9 +146,14 @@ def input_limit(config: Any) -> int | None:
 
 
 def text_limit(config: Any, tokenizer: Any) -> int | None:
-    """The most tokens that a text may have: those the model takes and, but for Mega, its tokenizer too."""
+    """The most tokens of a text that a model takes at once; None for no limit.
+
+    Of models that count positions from an offset, such as RoBERTa, only the tokenizer knows it.
+    """
     limit = input_limit(config)
-    return limit if config.model_type == "mega" else min(tokenizer.model_max_length, limit or sys.maxsize)
+    if config.model_type == "mega":
+        return limit
+    return min(tokenizer.model_max_length, limit or sys.maxsize)
 
 
 def _check_limit(config: Any, length: int, reading: Reading) -> None:
@@ -172,45 +176,23 @@ def _cache_argument(model: Any) -> str:
         raise RecipeError(f"{error}, so that nothing can be carried on; use mode sliding or chunk") from None
 
 
+def is_causal(model: Any) -> bool:
+    """Whether the first outputs of a model for a few tokens stay the same when a later token changes."""
+    first, second = (torch.tensor([[0, 1, last]], device=model.device) for last in (0, 1))
+    with torch.inference_mode():
+        before, after = (model(input_ids=ids, use_cache=False)[0][:, :2] for ids in (first, second))
+    tolerance = max(1e-3, 16 * torch.finfo(before.dtype).eps)  # rounding depends on later tokens too
+    return torch.allclose(before, after, rtol=tolerance, atol=tolerance)
+
+
 def check_causal(model: Any) -> None:
     """Refuses a model whose predictions depend on later tokens.
 
     Raises:
         RecipeError: for such a model.
     """
-    first, second = (torch.tensor([[0, 1, last]], device=model.device) for last in (0, 1))
-    with torch.inference_mode():
-        before, after = (model(input_ids=ids, use_cache=False).logits[:, :2] for ids in (first, second))
-    tolerance = max(1e-3, 16 * torch.finfo(before.dtype).eps)  # rounding depends on later tokens too
-    if not torch.allclose(before, after, rtol=tolerance, atol=tolerance):
+    if not is_causal(model):
         raise RecipeError(
             f"{type(model).__name__} sees the words it is to predict: its predictions change with later words; give a "
             "causal language model"
         )
-
-
-class _LateBar:
-    """A progress bar on stderr that only appears when the work takes long."""
-
-    def __init__(self, description: str, total: int) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        self.began = time.monotonic()
-        self.shown = False
-        self.progress = Progress(console=Console(stderr=True), transient=True)
-        self.task = self.progress.add_task(description, total=total)
-
-    def __enter__(self) -> _LateBar:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.shown:
-            self.progress.stop()
-
-    def advance(self, tokens: int) -> None:
-        """Tells that so many more tokens are done."""
-        self.progress.advance(self.task, tokens)
-        if not self.shown and time.monotonic() - self.began > SECONDS_WITHOUT_BAR:
-            self.progress.start()
-            self.shown = True

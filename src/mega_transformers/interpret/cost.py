@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from ..evaluation.memory import peak_memory, reset_peak_memory
 from .inspection import sides_of
 from .reading import evaluating, longest_input
 
 FIRST_LENGTH = 256
 MOST_PASSES = 5
 _GROWTH = 2.5  # of the time, where the length doubles: a guess before two lengths are measured
-_PROCESS = Path("/proc/self")
 
 
 @dataclass(frozen=True)
@@ -82,13 +80,15 @@ def _expected(costs: list[Cost]) -> float:
 
 def _measure(model: Any, length: int, seconds: float) -> Cost:
     run = _pass(model, length)
-    memory = _Memory(model.device)
+    told = model.device.type == "cuda" or sys.platform == "linux"
+    before_all = reset_peak_memory(model.device) if told else 0
     times: list[float] = []
     while not times or (len(times) < MOST_PASSES and sum(times) + times[-1] < seconds):
         before = time.perf_counter()
         run()
         times.append(time.perf_counter() - before)
-    return Cost(length, min(times), len(times), memory.peak())
+    memory = max(0, peak_memory(model.device) - before_all) if told else None
+    return Cost(length, min(times), len(times), memory)
 
 
 def _pass(model: Any, length: int) -> Callable[[], None]:
@@ -112,42 +112,6 @@ def _pass(model: Any, length: int) -> Callable[[], None]:
             torch.accelerator.synchronize(output.device)
 
     return run
-
-
-class _Memory:
-    """The most memory held since this was made, above what was held then.
-
-    Of a CUDA device that is what PyTorch allocated; of a CPU what the process had resident, which Linux tells.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.before: int | None = None
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            self.before = torch.cuda.memory_allocated(device)
-        elif device.type == "cpu" and sys.platform == "linux":
-            if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-                trim(0)  # or pages that were freed and kept would count as held before
-            try:
-                (_PROCESS / "clear_refs").write_text("5")  # starts the high-water mark afresh
-            except OSError:
-                return
-            self.before = _status("VmRSS")
-
-    def peak(self) -> int | None:
-        """Bytes; None where nobody tells."""
-        if self.before is None:
-            return None
-        if self.device.type == "cuda":
-            return torch.cuda.max_memory_allocated(self.device) - self.before
-        return max(0, _status("VmHWM") - self.before)
-
-
-def _status(name: str) -> int:
-    """A number of bytes that Linux tells of this process."""
-    lines = (_PROCESS / "status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) * 1024
 
 
 def growth_exponent(lengths: Sequence[float], values: Sequence[float]) -> float | None:

@@ -94,6 +94,15 @@ def load_tokenizer(path: Path | str) -> Any:
     return tokenizer
 
 
+def put_space_before_words(tokenizer: Any) -> None:
+    """Makes words that come one by one, as if each began a text, the same tokens as behind a space in a text."""
+    words = tokenizer.backend_tokenizer.pre_tokenizer
+    if hasattr(words, "add_prefix_space"):
+        words.add_prefix_space = True
+        # both are saved
+        tokenizer.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True
+
+
 def train_pair_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int) -> Any:
     """A byte-level BPE for sources and targets, of exactly `vocab_size` entries.
 

@@ -12,6 +12,7 @@ from transformers import DataCollatorForTokenClassification, EvalPrediction
 from ...errors import RecipeError
 from .. import data
 from ..recipe import TokenClassificationRecipe
+from ..tokenizer import put_space_before_words
 from ..trainer import Epoch
 from .labels import Batch, LabelledTask, arrays, name_of, shown
 
@@ -36,12 +37,7 @@ class TokenClassification(LabelledTask):
 
     def check_tokenizer(self, tokenizer: Any) -> None:
         super().check_tokenizer(tokenizer)
-        # words come one by one, as if each began a text, but in texts they stand behind spaces
-        words = tokenizer.backend_tokenizer.pre_tokenizer
-        if hasattr(words, "add_prefix_space"):
-            words.add_prefix_space = True
-            # both are saved
-            tokenizer.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True
+        put_space_before_words(tokenizer)
 
     def prepare(self, tokenizer: Any) -> None:
         rows = data.by_role(self.recipe, self.data_dir)

@@ -1,0 +1,125 @@
+"""A vector for each text: the vectors of its tokens, pooled; of texts of any length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import DynamicCache
+
+from ..evaluation.batches import Advance
+from ..evaluation.streaming import is_causal
+from ..models.mega.compat_mega import cache_argument
+from ..models.mega.modeling_mega import last_real_token
+from ..models.mega.modeling_mega_classification import first_real_token, mean_of_real_tokens
+from .encoding import MASK, Parts, TextModel, token_counts
+
+POOLINGS = ("mean", "first", "last", "max")
+PIECE = 4096  # tokens of a long text that a causal model reads at a time
+
+
+def pool(hidden_states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """The vectors (B, d), float32, of rows of tokens.
+
+    Args:
+        hidden_states: (B, L, d).
+        mask: (B, L), 1 at tokens and 0 at padding.
+        pooling: `"mean"` of all tokens, the `"first"` or `"last"` one, or the `"max"` of each feature.
+    """
+    hidden_states = hidden_states.float()
+    if pooling == "max":
+        return hidden_states.masked_fill(mask.unsqueeze(-1) == 0, -torch.inf).amax(dim=1)
+    of = {"mean": mean_of_real_tokens, "first": first_real_token, "last": last_real_token}
+    return of[pooling](hidden_states, mask)
+
+
+@dataclass
+class TokenEncoder(TextModel):
+    """A model without head (of an encoder-decoder, the encoder) whose vectors of tokens are pooled.
+
+    Args:
+        model, tokenizer, cut: See `TextModel`.
+        pooling: One of `POOLINGS`; None for the last token of a causal model, which alone has seen all others, and
+            for the mean of any other model.
+    """
+
+    pooling: str | None = None
+
+    def __post_init__(self) -> None:
+        config = self.model.config
+        if config.model_type == "mega":
+            self.causal = config.is_decoder and not config.bidirectional
+        else:
+            self.causal = is_causal(self.model)
+        self.pooling = self.pooling or ("last" if self.causal else "mean")
+
+    @torch.inference_mode()
+    def vectors(self, texts: Sequence[Parts], advance: Advance = lambda tokens: None) -> np.ndarray:
+        """(texts,) -> (texts, d), float32; a causal model reads a single long text in pieces, with carried states."""
+        _, batch = self.encoded(texts)
+        if len(texts) == 1 and self.causal and batch[MASK].shape[1] > PIECE:
+            return self._in_pieces(batch["input_ids"], advance).cpu().numpy()
+        vectors = pool(self.model(**batch)[0], batch[MASK], str(self.pooling))
+        advance(int(batch[MASK].sum()))
+        return vectors.cpu().numpy()
+
+    def _in_pieces(self, ids: torch.Tensor, advance: Advance) -> torch.Tensor:
+        """The vector (1, d) of one row of ids (1, L)."""
+        cache = {cache_argument(self.model): DynamicCache(config=self.model.config), "use_cache": True}
+        vectors, sizes = [], []
+        for piece in ids.split(PIECE, dim=1):
+            hidden_states = self.model(input_ids=piece, **cache)[0]
+            vectors.append(pool(hidden_states, torch.ones_like(piece), str(self.pooling)))
+            sizes.append(piece.shape[1])
+            advance(piece.shape[1])
+        if self.pooling in ("first", "last"):
+            return vectors[0 if self.pooling == "first" else -1]
+        every = torch.stack(vectors)
+        if self.pooling == "max":
+            return every.amax(dim=0)
+        return (every * torch.tensor(sizes, device=ids.device).view(-1, 1, 1)).sum(dim=0) / ids.shape[1]
+
+
+class SentenceEncoder(TextModel):
+    """A `SentenceTransformer`, which says itself what becomes of the tokens' vectors.
+
+    Args:
+        model: The model.
+        cut: Tokens that texts are cut to; None for whole texts.
+    """
+
+    pooling = "sentence-transformers"
+
+    def __init__(self, model: Any, cut: int | None = None) -> None:
+        super().__init__(model, model.tokenizer, cut)
+        self._limit = model.max_seq_length
+        if cut is not None:
+            model.max_seq_length = cut
+
+    @property
+    def config(self) -> Any:
+        return self.model[0].auto_model.config
+
+    @property
+    def limit(self) -> int | None:
+        return self._limit
+
+    def count(self, texts: Sequence[Parts]) -> list[int]:
+        """The tokens of each text, special ones and those of the model's prompt counted, before they are cut."""
+        prompt = self.model.prompts.get(self.model.default_prompt_name) or ""
+        return token_counts(self.tokenizer, [(prompt + text,) for (text,) in texts])
+
+    def vectors(self, texts: Sequence[Parts], advance: Advance = lambda tokens: None) -> np.ndarray:
+        """(texts,) -> (texts, d), float32."""
+        vectors = self.model.encode([text for (text,) in texts], batch_size=len(texts), show_progress_bar=False)
+        advance(sum(self.count(texts)))
+        return np.asarray(vectors, dtype=np.float32)
+
+
+def normalized(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (n, d) of length 1; a vector of zeros stays one."""
+    return F.normalize(torch.from_numpy(vectors), dim=1).numpy()
