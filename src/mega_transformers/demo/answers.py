@@ -216,8 +216,9 @@ def classify(served: Served, text: str) -> list[Choice]:
         UserError: for a text that is too long.
     """
     check_text(text)
-    pipeline = served.ready
+    classifier = served.ready
     with served.lock:
-        served.check_tokens(len(pipeline.tokenizer(text, verbose=False)["input_ids"]))
-        (found,) = pipeline([text])
-    return [Choice(label["label"], label["score"]) for label in found[:LABELS] if math.isfinite(label["score"])]
+        served.check_tokens(len(classifier.tokenizer(text, verbose=False)["input_ids"]))
+        (scores,) = classifier.scores([(text,)])
+    choices = [Choice(label, float(score)) for label, score in zip(classifier.labels, scores) if math.isfinite(score)]
+    return sorted(choices, key=lambda choice: -choice.probability)[:LABELS]

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..cli.device import resolve_placement
+from ..cli.classify import load_classifier
 from ..cli.fill_mask import load_filler
 from ..cli.generate import Settings, load_generator
-from ..cli.loading import CAUSAL, CLASSIFIER, HEADS, MASKED, PAIRS, Kind, kind_of, load, locate
+from ..cli.loading import CAUSAL, CLASSIFIER, MASKED, PAIRS, Kind, kind_of, locate
 from ..cli.runtime import UserError, load_libraries
 from ..cli.text2text import load_transducer
 from ..evaluation.streaming import input_limit
@@ -25,7 +25,7 @@ class Served:
     Args:
         name: As it was given.
         kind: What it can do.
-        ready: What the command's loader returns: `Filler`, `Generator`, `Transducer`, or a pipeline that classifies.
+        ready: What the command's loader returns: `Filler`, `Generator`, `Transducer` or `Classifier`.
     """
 
     name: str
@@ -75,22 +75,14 @@ def load_models(names: list[str], device: str, dtype: str) -> list[Served]:
         MASKED: lambda name: load_filler(name, device, dtype),
         CAUSAL: lambda name: load_generator(name, Settings(max_new_tokens=1, do_sample=False), device, dtype),
         PAIRS: lambda name: load_transducer(name, {"num_return_sequences": 1}, device, dtype),
-        CLASSIFIER: lambda name: load_classifier(name, device, dtype),
+        CLASSIFIER: lambda name: _classifier(name, device, dtype),
     }
-    kinds = [kind_of(place, *HEADS) for place in places]
+    kinds = [kind_of(place, *loaders) for place in places]
     return [Served(place.name, kind, loaders[kind](place.name)) for place, kind in zip(places, kinds)]
 
 
-def load_classifier(name: str, device: str, dtype: str) -> Any:
-    """A classifier under transformers' text-classification pipeline.
-
-    Raises:
-        UserError: if it cannot be loaded, or predicts a number and not labels.
-    """
-    from transformers import TextClassificationPipeline
-
-    place, placement = locate(name), resolve_placement(device, dtype)
-    model, tokenizer = load(place, CLASSIFIER, placement)
-    if model.config.problem_type == "regression":
+def _classifier(name: str, device: str, dtype: str) -> Any:
+    reader = load_classifier(name, device=device, dtype=dtype)
+    if reader.problem == "regression":
         raise UserError(f"the model {name} predicts a number; the page shows classifiers, which predict labels")
-    return TextClassificationPipeline(model=model, tokenizer=tokenizer, device=placement.device, top_k=None)
+    return reader
