@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..ops.autocast import no_autocast
-from ..ops.ema import EMACoefficients, PackedBlocks, block_size, ema, ema_coefficients, packed_blocks
+from ..ops.ema import (
+    EMACoefficients,
+    PackedBlocks,
+    block_size,
+    ema,
+    ema_coefficients,
+    ema_continuation,
+    packed_blocks,
+)
 from ..ops.layout import AttentionLayout
 
 if TYPE_CHECKING:
@@ -55,14 +63,17 @@ class MegaMultiDimensionDampedEma(nn.Module):
         if layout is not None and layout.reset is not None:
             packed = _packed(layout, layout.reset)
         if cache_layer is None:
+            coefficients = self.coefficients()
             y, _ = ema(
                 inputs,
-                self.coefficients(),
+                coefficients,
                 bidirectional=self.bidirectional,
                 truncation=self.truncation,
                 reset=None if layout is None else layout.reset,
                 packed=packed,
             )
+            if layout is not None and layout.exchange is not None:
+                y = y + self._continued(inputs, coefficients, layout)
         else:
             coefficients = cache_layer.remembered("coefficients", self.coefficients)
             state, history = cache_layer.state, cache_layer.history
@@ -73,6 +84,18 @@ class MegaMultiDimensionDampedEma(nn.Module):
         weight = self.residual_weight
         y = torch.addcmul(y, weight if weight.dtype == x.dtype else weight.to(x.dtype), x)
         return F.silu(y, inplace=not torch.is_grad_enabled())
+
+    def _continued(self, x: torch.Tensor, coefficients: EMACoefficients, layout: AttentionLayout) -> torch.Tensor:
+        """What the tokens before and after a piece of a row add to its outputs."""
+        if self.truncation is not None:
+            raise ValueError(
+                f"truncation={self.truncation}: a truncated EMA cannot be computed in pieces, whose only exchange are states"
+            )
+        assert layout.exchange is not None
+        with no_autocast(x.device.type):
+            states = layout.exchange(x, coefficients)
+            options: Any = {"bidirectional": self.bidirectional, "reset": layout.reset}
+            return ema_continuation(states, coefficients, x.shape[1], **options).to(x.dtype)
 
     def coefficients(self) -> EMACoefficients:
         """What the recurrence needs, computed outside of autocast."""
