@@ -6,7 +6,7 @@ from test_ema import deviation, make_parameters
 
 from mega_transformers.ops.ema import ema, ema_boundary, ema_coefficients, ema_continuation, ema_entering
 
-CUTS = [[157], [1, 63, 64, 29], [64, 64, 29], [100, 57], [1, 1, 155]]
+CUTS = [[75], [1, 31, 32, 11], [32, 32, 11], [1, 1, 73]]
 
 
 def in_pieces(x, coefficients, lengths, bidirectional, reset):
@@ -34,12 +34,12 @@ def in_pieces(x, coefficients, lengths, bidirectional, reset):
 def test_pieces_equal_the_whole_with_every_gradient(lengths, bidirectional, packed, dtype):
     torch.manual_seed(0)
     parameters = [p.detach().to(dtype).requires_grad_() for p in make_parameters(3, 4, bidirectional)]
-    x = torch.randn(2, 157, 3, dtype=dtype, requires_grad=True)
+    x = torch.randn(2, 75, 3, dtype=dtype, requires_grad=True)
     reset = None
     if packed:  # documents within a piece, over several, and starting with one
-        reset = torch.zeros(2, 157, dtype=torch.bool)
-        reset[0, [0, 40, 41, 64]] = True
-        reset[1, [0, 128]] = True
+        reset = torch.zeros(2, 75, dtype=torch.bool)
+        reset[0, [0, 20, 21, 32]] = True
+        reset[1, [0, 64]] = True
     weight = torch.randn_like(x)
     results = []
     for pieces in (False, True):
@@ -70,5 +70,7 @@ def test_nothing_reaches_over_a_document_start():
     assert left[:, :3].abs().min() > 0 and left[:, 3:].abs().max() == 0
     states = torch.randn_like(left)
     added = ema_continuation(states, coefficients, 8, bidirectional=True, reset=reset)
-    only_ahead = ema_continuation(states * torch.tensor([0, 0, 0, 1, 1, 1]).view(1, 6, 1), coefficients, 8, bidirectional=True)
+    only_ahead = ema_continuation(
+        states * torch.tensor([0, 0, 0, 1, 1, 1]).view(1, 6, 1), coefficients, 8, bidirectional=True
+    )
     assert deviation(added, only_ahead) < 1e-14 and only_ahead.abs().max() > 0

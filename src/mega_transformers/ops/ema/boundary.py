@@ -1,7 +1,7 @@
 """What a piece of a sequence leaves in the EMA's states, and what the states that enter it add to its outputs.
 
-The recurrence is linear, so a sequence can be cut into pieces that are computed on their own, in any order or on several
-machines: each leaves states, from which follow those that enter every piece, from the past and from the future.
+The recurrence is linear, so a sequence can be cut into pieces that are computed on their own, in any order or on
+several machines. Each leaves states, from which those that enter every piece follow, from the past and the future.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def ema_boundary(
         reset: (B, L) bool, True at the first token of every packed document.
 
     Returns:
-        (B, D', N): of the forward direction the states after the last token, of the backward direction those before the
-        first one, which are 0 where a document starts there.
+        (B, D', N): of the forward direction the states after the last token, of the backward direction those before
+        the first one, which are 0 where a document starts there.
     """
     x = x.to(coefficients.input.dtype)
     channels, forward = x.shape[-1], x
@@ -52,8 +52,8 @@ def ema_continuation(
     """What the states that enter a piece of `length` tokens add to its outputs: (B, length, d).
 
     Args:
-        states: (B, D', N): of the forward direction those before the first token, of the backward direction those after
-            the last one.
+        states: (B, D', N): of the forward direction those before the first token, of the backward direction those
+            after the last one.
         coefficients, bidirectional, reset: As in `ema_boundary`.
     """
     channels = states.shape[1] // (2 if bidirectional else 1)
