@@ -27,7 +27,7 @@ def encode(
     """The last hidden states of a model with chunks of attention, in the memory of one piece at a time.
 
     The numbers are those of a forward pass over everything, in both directions. A layer first goes through all pieces
-    for the states that each leaves, from which those that enter it follow; then it computes the pieces one by one. Only
+    for the states that each leaves, from which those that enter it follow; then it computes the pieces in turn. Only
     one layer's hidden states are kept for all tokens, in the main memory.
 
     Args:
