@@ -1,8 +1,8 @@
 """Sequence parallelism: a row is cut over processes, whose only traffic is the EMA's state at the cuts.
 
 With attention in chunks, a token depends on other chunks by the EMA alone, and the EMA is linear. So each process
-computes its piece, and one all-gather per layer, of (batch, width, states) numbers a direction, connects the pieces; the
-backward pass has another. The traffic does not depend on the length.
+computes its piece, and one all-gather per layer, of (batch, width, states) numbers a direction, connects the pieces;
+the backward pass has another. The traffic does not depend on the length.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def parallelize_sequence(model: nn.Module, group: dist.ProcessGroup | DeviceMesh
         raise ValueError(f"truncation={config.truncation}: processes exchange the EMA's states only; set it to None")
     if config.add_cross_attention:
         raise ValueError("add_cross_attention=True: a decoder with an encoder cannot be cut over processes")
-    pieces = _Pieces(group.get_group() if isinstance(group, DeviceMesh) else group, config.chunk_size)
+    pieces = _Pieces(_process_group(group), config)
     model.register_forward_pre_hook(pieces.cut, with_kwargs=True)
     for block in model.modules():
         if isinstance(block, MegaBlock):
@@ -70,8 +70,11 @@ def parallelize_sequence(model: nn.Module, group: dist.ProcessGroup | DeviceMesh
 
 def gather_sequence(x: torch.Tensor, group: dist.ProcessGroup | DeviceMesh, length: int) -> torch.Tensor:
     """The whole rows (B, length, ...) of every process's piece (B, piece, ...). Not differentiable."""
-    pieces = _gathered(x.detach(), group.get_group() if isinstance(group, DeviceMesh) else group)
-    return pieces.transpose(0, 1).flatten(1, 2)[:, :length]
+    return _gathered(x.detach(), _process_group(group)).transpose(0, 1).flatten(1, 2)[:, :length]
+
+
+def _process_group(group: dist.ProcessGroup | DeviceMesh) -> dist.ProcessGroup:
+    return group.get_group() if isinstance(group, DeviceMesh) else group
 
 
 @dataclass
@@ -86,8 +89,8 @@ class _Cut:
 class _Pieces:
     """The hooks of a model."""
 
-    def __init__(self, group: dist.ProcessGroup, chunk: int) -> None:
-        self.group, self.chunk = group, chunk
+    def __init__(self, group: dist.ProcessGroup, config: Any) -> None:
+        self.group, self.chunk, self.causal = group, config.chunk_size, config.is_decoder
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
         self.now = _Cut(0)
 
@@ -125,7 +128,7 @@ class _Pieces:
                 kwargs[name] = F.pad(kwargs[name], (0, missing), value=value)[:, mine]
         if "inputs_embeds" in kwargs:
             kwargs["inputs_embeds"] = F.pad(kwargs["inputs_embeds"], (0, 0, 0, missing))[:, mine]
-        return args, {**kwargs, **({"use_cache": False} if model.config.is_decoder else {})}
+        return args, {**kwargs, **({"use_cache": False} if self.causal else {})}
 
     def _count_labels(self, model: nn.Module, kwargs: dict[str, Any]) -> None:
         """Shifts labels before a cut parts them from their logits; divides the loss by this process's share."""

@@ -520,7 +520,7 @@ class MegaForCausalLM(MegaLanguageModel, MegaGenerationMixin):
         hidden_states = kept_positions(outputs[0], logits_to_keep)
         next_words = None
         if labels is not None:
-            shifted = kwargs.get("shift_labels")
+            shifted = cast(torch.Tensor | None, kwargs.get("shift_labels"))
             next_words = F.pad(labels[:, 1:], (0, 1), value=-100) if shifted is None else shifted
             next_words = next_words.to(hidden_states.device)
         logits, loss = self._predict(hidden_states, next_words, kwargs.get("num_items_in_batch"))
