@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..ops.autocast import no_autocast
-from ..ops.ema import EMACoefficients, PackedBlocks, block_size, ema, ema_coefficients, packed_blocks
+from ..ops.ema import (
+    EMACoefficients,
+    PackedBlocks,
+    block_size,
+    ema,
+    ema_boundary,
+    ema_coefficients,
+    ema_continuation,
+    packed_blocks,
+)
 from ..ops.layout import AttentionLayout
 
 if TYPE_CHECKING:
@@ -49,20 +58,21 @@ class MegaMultiDimensionDampedEma(nn.Module):
             cache_layer: What was remembered of the tokens before, brought up to date; not with documents, nor in two
                 directions.
         """
-        inputs, packed = x, None
-        if layout is not None and layout.tokens is not None:
-            inputs = x * layout.tokens.unsqueeze(-1).to(x.dtype)
+        inputs, packed = _real(x, layout), None
         if layout is not None and layout.reset is not None:
             packed = _packed(layout, layout.reset)
         if cache_layer is None:
+            coefficients = self.coefficients()
             y, _ = ema(
                 inputs,
-                self.coefficients(),
+                coefficients,
                 bidirectional=self.bidirectional,
                 truncation=self.truncation,
                 reset=None if layout is None else layout.reset,
                 packed=packed,
             )
+            if layout is not None and layout.exchange is not None:
+                y = y + self._continued(inputs, coefficients, layout)
         else:
             coefficients = cache_layer.remembered("coefficients", self.coefficients)
             state, history = cache_layer.state, cache_layer.history
@@ -74,12 +84,34 @@ class MegaMultiDimensionDampedEma(nn.Module):
         y = torch.addcmul(y, weight if weight.dtype == x.dtype else weight.to(x.dtype), x)
         return F.silu(y, inplace=not torch.is_grad_enabled())
 
+    def boundary(self, x: torch.Tensor, coefficients: EMACoefficients, layout: AttentionLayout) -> torch.Tensor:
+        """What `ema_boundary` returns for a piece x (B, L, d) of a row."""
+        with no_autocast(x.device.type):
+            return ema_boundary(_real(x, layout), coefficients, bidirectional=self.bidirectional, reset=layout.reset)
+
+    def _continued(self, x: torch.Tensor, coefficients: EMACoefficients, layout: AttentionLayout) -> torch.Tensor:
+        """What the tokens before and after a piece of a row add to its outputs."""
+        if self.truncation is not None:
+            raise ValueError(
+                f"truncation={self.truncation}: pieces exchange states only, by which a truncated EMA cannot forget"
+            )
+        assert layout.exchange is not None
+        with no_autocast(x.device.type):
+            states = layout.exchange(x, coefficients)
+            options: Any = {"bidirectional": self.bidirectional, "reset": layout.reset}
+            return ema_continuation(states, coefficients, x.shape[1], **options).to(x.dtype)
+
     def coefficients(self) -> EMACoefficients:
         """What the recurrence needs, computed outside of autocast."""
         with no_autocast(self.damping_factor.device.type):
             return ema_coefficients(
                 self.damping_factor, self.decay_factor, self.ema_expansion_matrix, self.kernel_projection_matrix
             )
+
+
+def _real(x: torch.Tensor, layout: AttentionLayout | None) -> torch.Tensor:
+    """x (B, L, d) with zeros at padding."""
+    return x if layout is None or layout.tokens is None else x * layout.tokens.unsqueeze(-1).to(x.dtype)
 
 
 def _packed(layout: AttentionLayout, reset: torch.Tensor) -> PackedBlocks:

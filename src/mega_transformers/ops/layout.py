@@ -7,6 +7,7 @@ Each of these bounds n by a half-open range of columns, but for padding in the m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -91,6 +92,8 @@ class AttentionLayout:
         tokens: (B, L) bool, False at queries that are padding; None if there are none.
         reset: (B, L) bool, True at the first token of every packed document, where the EMA starts afresh.
         documents: An upper bound of the documents in a row, where it is known on the host.
+        exchange: Of a row that is one piece of a longer one: a function of the EMA's inputs (B, L, d) and coefficients
+            that returns the states (B, D', N) which enter the piece from its neighbours.
     """
 
     queries: int
@@ -105,6 +108,7 @@ class AttentionLayout:
     tokens: torch.Tensor | None = None
     reset: torch.Tensor | None = None
     documents: int | None = None
+    exchange: Callable[[torch.Tensor, Any], torch.Tensor] | None = None
     plans: ClassVar[dict[Any, Any]]
     """What a form works out once for all layers: of a layout, but no field, so that copies by fields start afresh."""
 

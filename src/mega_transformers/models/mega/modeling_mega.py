@@ -519,8 +519,10 @@ class MegaForCausalLM(MegaLanguageModel, MegaGenerationMixin):
         )
         hidden_states = kept_positions(outputs[0], logits_to_keep)
         next_words = None
-        if labels is not None and kwargs.get("shift_labels") is None:
-            next_words = F.pad(labels.to(hidden_states.device)[:, 1:], (0, 1), value=-100)
+        if labels is not None:
+            shifted = cast(torch.Tensor | None, kwargs.get("shift_labels"))
+            next_words = F.pad(labels[:, 1:], (0, 1), value=-100) if shifted is None else shifted
+            next_words = next_words.to(hidden_states.device)
         logits, loss = self._predict(hidden_states, next_words, kwargs.get("num_items_in_batch"))
         if labels is not None and loss is None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)

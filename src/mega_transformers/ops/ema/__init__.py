@@ -8,6 +8,7 @@ import torch
 
 from ..autocast import no_autocast
 from ..dispatch import ema_form
+from .boundary import ema_boundary, ema_continuation, ema_entering
 from .chunked import block_size, ema_chunked
 from .direct import ema_direct
 from .fft import ema_fft, ema_kernel
@@ -20,9 +21,12 @@ __all__ = [
     "PackedBlocks",
     "block_size",
     "ema",
+    "ema_boundary",
     "ema_chunked",
     "ema_coefficients",
+    "ema_continuation",
     "ema_direct",
+    "ema_entering",
     "ema_fft",
     "ema_kernel",
     "ema_reference",

@@ -1,0 +1,214 @@
+"""Sequence parallelism: a row is cut over processes, whose only traffic is the EMA's state at the cuts.
+
+With attention in chunks, a token depends on other chunks by the EMA alone, and the EMA is linear. So each process
+computes its piece, and one all-gather per layer, of (batch, width, states) numbers a direction, connects the pieces;
+the backward pass has another. The traffic does not depend on the length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from .layers.block import MegaBlock
+from .models.mega.inputs_mega import document_starts_of
+from .ops.ema import EMACoefficients, ema_boundary, ema_entering
+from .ops.layout import AttentionLayout, positions_in_documents
+
+# arguments of (batch, length), and what stands in them behind the end of a row
+PADDING = {"input_ids": 0, "token_type_ids": 0, "labels": -100, "shift_labels": -100, "attention_mask": 0}
+HEADS = ("MegaModel", "MegaForMaskedLM", "MegaForCausalLM")
+
+
+def parallelize_sequence(model: nn.Module, group: dist.ProcessGroup | DeviceMesh) -> nn.Module:
+    """Makes every forward pass of a model compute one piece of its rows, this process's.
+
+    All processes of the group are given the same whole rows: `input_ids` or `inputs_embeds`, `attention_mask`,
+    `token_type_ids`, `labels`, and for packed rows `position_ids`, `cu_seq_lens_q` or `seq_idx`. Each returns the
+    outputs of its piece, ceil(length / (processes * chunk)) * chunk tokens long, padded at the end of a row;
+    `gather_sequence` joins pieces. The mean of the losses over the processes is the loss of the whole rows, and the
+    mean of the gradients its gradient: data parallelism (DDP, FSDP) computes just these means.
+
+    Args:
+        model: A `MegaModel`, `MegaForMaskedLM` or `MegaForCausalLM` with chunks of attention; wrap it first, then
+            shard or replicate its parameters.
+        group: The processes of a row in their order; a `DeviceMesh` of one dimension.
+
+    Returns:
+        The model, changed in place.
+
+    Raises:
+        ValueError: for full attention, a truncated EMA, cross-attention, and other heads; in a forward pass for a
+            cache, and for documents or padding on the left that put a cut into a chunk.
+    """
+    config = getattr(model, "config", None)
+    if type(model).__name__ not in HEADS:
+        raise ValueError(f"sequence parallelism is for {', '.join(HEADS)}; got {type(model).__name__}")
+    assert config is not None
+    if not config.use_chunking:
+        raise ValueError(
+            "use_chunking=False: full attention sees the pieces of other processes; set use_chunking=True"
+        )
+    if config.truncation is not None:
+        raise ValueError(f"truncation={config.truncation}: processes exchange the EMA's states only; set it to None")
+    if config.add_cross_attention:
+        raise ValueError("add_cross_attention=True: a decoder with an encoder cannot be cut over processes")
+    pieces = _Pieces(_process_group(group), config)
+    model.register_forward_pre_hook(pieces.cut, with_kwargs=True)
+    for block in model.modules():
+        if isinstance(block, MegaBlock):
+            block.register_forward_pre_hook(pieces.connect, with_kwargs=True)
+    return model
+
+
+def gather_sequence(x: torch.Tensor, group: dist.ProcessGroup | DeviceMesh, length: int) -> torch.Tensor:
+    """The whole rows (B, length, ...) of every process's piece (B, piece, ...). Not differentiable."""
+    return _gathered(x.detach(), _process_group(group)).transpose(0, 1).flatten(1, 2)[:, :length]
+
+
+def _process_group(group: dist.ProcessGroup | DeviceMesh) -> dist.ProcessGroup:
+    return group.get_group() if isinstance(group, DeviceMesh) else group
+
+
+@dataclass
+class _Cut:
+    """What processes know of the batch of the present forward pass."""
+
+    piece: int
+    reset: torch.Tensor | None = None  # (B, piece) of this process
+    passes: torch.Tensor | None = None  # (processes, B)
+
+
+class _Pieces:
+    """The hooks of a model."""
+
+    def __init__(self, group: dist.ProcessGroup, config: Any) -> None:
+        self.group, self.chunk, self.causal = group, config.chunk_size, config.is_decoder
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.now = _Cut(0)
+
+    def cut(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """Whole rows -> this process's piece of them."""
+        if args:
+            raise ValueError("under sequence parallelism give all arguments by name")
+        if kwargs.get("cache") is not None or kwargs.get("use_cache"):
+            raise ValueError("a cache cannot be kept under sequence parallelism; set use_cache=False")
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        rows = kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+        if rows is None:
+            raise ValueError("give input_ids or inputs_embeds")
+        batch, length = rows.shape[:2]
+        piece = -(-length // (self.size * self.chunk)) * self.chunk
+        starts, _ = document_starts_of(
+            (batch, length),
+            kwargs.pop("position_ids", None),
+            kwargs.pop("cu_seq_lens_q", None),
+            kwargs.pop("seq_idx", None),
+        )
+        for name in ("cu_seq_lens_k", "max_length_q", "max_length_k"):
+            kwargs.pop(name, None)
+        missing = self.size * piece - length
+        if missing and "attention_mask" not in kwargs:
+            kwargs["attention_mask"] = torch.ones(batch, length, dtype=torch.int64, device=rows.device)
+        self._count_labels(model, kwargs)
+        self._check_padding(kwargs.get("attention_mask"))
+        self.now = _Cut(piece)
+        mine = slice(self.rank * piece, (self.rank + 1) * piece)
+        if starts is not None:
+            kwargs["position_ids"] = self._documents(F.pad(starts, (0, missing), value=False), mine)
+        for name, value in PADDING.items():
+            if name in kwargs:
+                kwargs[name] = F.pad(kwargs[name], (0, missing), value=value)[:, mine]
+        if "inputs_embeds" in kwargs:
+            kwargs["inputs_embeds"] = F.pad(kwargs["inputs_embeds"], (0, 0, 0, missing))[:, mine]
+        return args, {**kwargs, **({"use_cache": False} if self.causal else {})}
+
+    def _count_labels(self, model: nn.Module, kwargs: dict[str, Any]) -> None:
+        """Shifts labels before a cut parts them from their logits; divides the loss by this process's share."""
+        labels = kwargs.get("labels")
+        if labels is None:
+            return
+        if type(model).__name__ == "MegaForCausalLM" and "shift_labels" not in kwargs:
+            kwargs["shift_labels"] = F.pad(labels[:, 1:], (0, 1), value=-100)
+        count = kwargs.get("num_items_in_batch")
+        if count is None:
+            count = (kwargs.get("shift_labels", labels) != -100).sum()
+        kwargs["num_items_in_batch"] = count / self.size
+
+    def _check_padding(self, mask: torch.Tensor | None) -> None:
+        first = None if mask is None else mask.int().argmax(dim=1)
+        if first is not None and bool((first % self.chunk).any()):
+            raise ValueError(
+                f"attention_mask: padding on the left must be a multiple of chunk_size={self.chunk} tokens; pad on "
+                "the right"
+            )
+
+    def _documents(self, starts: torch.Tensor, mine: slice) -> torch.Tensor:
+        """Positions (B, piece) in this process's documents, from where all documents start (B, processes * piece)."""
+        positions = positions_in_documents(starts)
+        cuts = positions[:, :: self.now.piece]
+        if bool((cuts % self.chunk).any()):
+            row, process = (cuts % self.chunk).nonzero()[0].tolist()
+            raise ValueError(
+                f"row {row}: the cut at column {process * self.now.piece} is {cuts[row, process]} tokens into a "
+                f"document, not a multiple of chunk_size={self.chunk}; pad documents to whole chunks"
+            )
+        self.now.reset = starts[:, mine]
+        self.now.passes = ~starts.unflatten(1, (self.size, -1)).any(2).T
+        return positions[:, mine]
+
+    def connect(self, block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        """A block's layout, with the exchange of states; all blocks share one."""
+        layout: AttentionLayout = kwargs["layout"]
+        if "sequence" not in layout.plans:
+            layout.plans["sequence"] = replace(layout, reset=self.now.reset, exchange=self._exchange)
+        return args, {**kwargs, "layout": layout.plans["sequence"]}
+
+    def _exchange(self, x: torch.Tensor, coefficients: EMACoefficients) -> torch.Tensor:
+        bidirectional = coefficients.input.shape[0] > x.shape[-1]
+        left = ema_boundary(x, coefficients, bidirectional=bidirectional, reset=self.now.reset)
+        return _Entering.apply(left, coefficients.log_decay, self, bidirectional, self.now)
+
+
+class _Entering(torch.autograd.Function):
+    """The states (B, D', N) that enter this process's piece, of those that every piece leaves."""
+
+    @staticmethod
+    def forward(ctx, left, log_decay, pieces, bidirectional, cut):
+        gathered = _gathered(left, pieces.group)
+        ctx.save_for_backward(gathered, log_decay)
+        ctx.rest = pieces, bidirectional, cut
+        return _entering(gathered, log_decay, pieces, bidirectional, cut)[pieces.rank]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        pieces, bidirectional, cut = ctx.rest
+        with torch.enable_grad():
+            gathered, log_decay = (x.detach().requires_grad_() for x in ctx.saved_tensors)
+            entering = _entering(gathered, log_decay, pieces, bidirectional, cut)
+            (of_decay,) = torch.autograd.grad(entering[pieces.rank], log_decay, gradient, retain_graph=True)
+            # what this piece left entered the pieces of all
+            (of_left,) = torch.autograd.grad(entering, gathered, _gathered(gradient, pieces.group))
+        return of_left[pieces.rank], of_decay, None, None, None
+
+
+def _entering(
+    gathered: torch.Tensor, log_decay: torch.Tensor, pieces: _Pieces, bidirectional: bool, cut: _Cut
+) -> torch.Tensor:
+    lengths: Sequence[int] = [cut.piece] * pieces.size
+    return ema_entering(gathered, log_decay, lengths, bidirectional=bidirectional, passes=cut.passes)
+
+
+def _gathered(x: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """(processes, *x.shape)"""
+    every = x.new_empty(dist.get_world_size(group), *x.shape)
+    dist.all_gather(list(every), x.contiguous(), group=group)
+    return every
