@@ -21,7 +21,7 @@ def encode(
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None = None,
     *,
-    piece: int = PIECE,
+    piece: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> torch.Tensor:
     """The last hidden states of a model with chunks of attention, in the memory of one piece at a time.
@@ -67,6 +67,12 @@ def encode(
     return hidden
 
 
+def can_encode(model: Any) -> bool:
+    """Whether `encode` takes a model: a Mega with chunks of attention, whose EMA is not truncated."""
+    config = model.base_model.config
+    return config.model_type == "mega" and config.use_chunking and config.truncation is None
+
+
 def _entering(
     layer: MegaBlock, hidden: torch.Tensor, spans: list[slice], layouts: list[AttentionLayout], device: torch.device
 ) -> torch.Tensor:
@@ -86,7 +92,7 @@ def _layout(config: Any, span: slice, attention_mask: torch.Tensor | None, devic
     return self_attention_layout(mask, span.stop - span.start, chunk_size=config.chunk_size, causal=config.is_decoder)
 
 
-def _checked(model: Any, piece: int) -> int:
+def _checked(model: Any, piece: int | None) -> int:
     """The tokens of a piece; refuses what cannot be cut."""
     config = model.base_model.config
     if not config.use_chunking:
@@ -99,8 +105,8 @@ def _checked(model: Any, piece: int) -> int:
         )
     if model.training:
         raise ValueError("the model is in training mode; call model.eval() first")
-    if piece == PIECE:
-        piece = max(piece // config.chunk_size, 1) * config.chunk_size
+    if piece is None:
+        piece = max(PIECE // config.chunk_size, 1) * config.chunk_size
     if piece < 1 or piece % config.chunk_size:
         raise ValueError(f"piece={piece} must be a multiple of chunk_size={config.chunk_size}")
     return piece

@@ -10,7 +10,7 @@ import torch
 from tiny import CAUSAL, SIZES, tiny_config
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel, GPT2Config, GPT2Model
 
-from mega_transformers import MegaModel
+from mega_transformers import MegaModel, long_inputs
 from mega_transformers.inference import embedding
 from mega_transformers.inference.embedding import POOLINGS, SentenceEncoder, TokenEncoder, normalized, pool
 
@@ -86,6 +86,25 @@ def test_a_causal_model_reads_a_long_text_in_pieces(
     monkeypatch.setattr(embedding, "PIECE", 37)
     pieces = reader.vectors([(text,)], told.append)
     assert max(lengths) == 37 and sum(lengths) == sum(told) == reader.count([(text,)])[0] > 300
+    np.testing.assert_allclose(pieces, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_an_encoder_with_chunks_reads_a_long_text_layer_by_layer(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, pooling: str
+) -> None:
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
+    chunks = {"use_chunking": True, "chunk_size": 8}
+    model = MegaModel(tiny_config(**{**SIZES, **chunks, "bidirectional": True, "vocab_size": len(tokenizer)})).eval()
+    reader = TokenEncoder(model, tokenizer, pooling=pooling)
+    text, told = " ".join(TEXTS) * 3, []
+    whole = reader.vectors([(text,)])
+    monkeypatch.setattr(embedding, "PIECE", 40)
+    monkeypatch.setattr(long_inputs, "PIECE", 64)
+    model.forward = lambda **_: pytest.fail("read as a whole")
+    pieces = reader.vectors([(text,)], told.append)
+    assert sum(told) == reader.count([(text,)])[0] > 300
     np.testing.assert_allclose(pieces, whole, atol=1e-5)
 
 

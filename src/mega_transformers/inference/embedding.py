@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,14 @@ from transformers import DynamicCache
 
 from ..evaluation.batches import Advance
 from ..evaluation.streaming import is_causal
+from ..long_inputs import can_encode, encode
 from ..models.mega.compat_mega import cache_argument
 from ..models.mega.modeling_mega import last_real_token
 from ..models.mega.modeling_mega_classification import first_real_token, mean_of_real_tokens
 from .encoding import MASK, Parts, TextModel, token_counts
 
 POOLINGS = ("mean", "first", "last", "max")
-PIECE = 4096  # tokens of a long text that a causal model reads at a time
+PIECE = 4096  # tokens of a long text that are read or pooled at a time
 
 
 def pool(hidden_states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
@@ -59,29 +60,46 @@ class TokenEncoder(TextModel):
 
     @torch.inference_mode()
     def vectors(self, texts: Sequence[Parts], advance: Advance = lambda tokens: None) -> np.ndarray:
-        """(texts,) -> (texts, d), float32; a causal model reads a single long text in pieces, with carried states."""
+        """(texts,) -> (texts, d), float32; a single long text is read in pieces, with carried states."""
         _, batch = self.encoded(texts)
-        if len(texts) == 1 and self.causal and batch[MASK].shape[1] > PIECE:
-            return self._in_pieces(batch["input_ids"], advance).cpu().numpy()
+        if len(texts) == 1 and batch[MASK].shape[1] > PIECE and (self.causal or can_encode(self.model)):
+            read = self._read_on if self.causal else self._read_both_ways
+            return self._pooled(read(batch["input_ids"], advance)).cpu().numpy()
         vectors = pool(self.model(**batch)[0], batch[MASK], str(self.pooling))
         advance(int(batch[MASK].sum()))
         return vectors.cpu().numpy()
 
-    def _in_pieces(self, ids: torch.Tensor, advance: Advance) -> torch.Tensor:
-        """The vector (1, d) of one row of ids (1, L)."""
+    def _read_on(self, ids: torch.Tensor, advance: Advance) -> Iterator[torch.Tensor]:
+        """The hidden states of one row of ids (1, L), piece by piece, each of which sees those before."""
         cache = {cache_argument(self.model): DynamicCache(config=self.model.config), "use_cache": True}
-        vectors, sizes = [], []
         for piece in ids.split(PIECE, dim=1):
-            hidden_states = self.model(input_ids=piece, **cache)[0]
-            vectors.append(pool(hidden_states, torch.ones_like(piece), str(self.pooling)))
-            sizes.append(piece.shape[1])
+            yield self.model(input_ids=piece, **cache)[0]
             advance(piece.shape[1])
+
+    def _read_both_ways(self, ids: torch.Tensor, advance: Advance) -> Iterator[torch.Tensor]:
+        """The same of a model that sees what follows too: its layers read one after the other."""
+        layers, left = self.model.config.num_hidden_layers, 0
+
+        def watch(tokens: int) -> None:
+            nonlocal left
+            done, left = divmod(left + tokens, layers)
+            advance(done)
+
+        yield from encode(self.model, ids, progress=watch).split(PIECE, dim=1)
+
+    def _pooled(self, pieces: Iterator[torch.Tensor]) -> torch.Tensor:
+        """The vector (1, d) of a row, from the hidden states (1, n, d) of its pieces."""
+        vectors, sizes = [], []
+        for hidden_states in pieces:
+            mask = torch.ones(hidden_states.shape[:2], dtype=torch.int64, device=hidden_states.device)
+            vectors.append(pool(hidden_states, mask, str(self.pooling)))
+            sizes.append(hidden_states.shape[1])
         if self.pooling in ("first", "last"):
             return vectors[0 if self.pooling == "first" else -1]
         every = torch.stack(vectors)
         if self.pooling == "max":
             return every.amax(dim=0)
-        return (every * torch.tensor(sizes, device=ids.device).view(-1, 1, 1)).sum(dim=0) / ids.shape[1]
+        return (every * torch.tensor(sizes, device=every.device).view(-1, 1, 1)).sum(dim=0) / sum(sizes)
 
 
 class SentenceEncoder(TextModel):
