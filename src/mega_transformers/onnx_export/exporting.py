@@ -1,0 +1,67 @@
+"""A graph of a module, by PyTorch's exporter."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from .graphs import LENGTH, ExportError, Graph
+
+OPSET = 18
+"""The lowest that has everything, and what PyTorch's exporter writes by itself; it only converts to others."""
+LARGEST = 2_000_000_000
+"""Bytes in one file: protobuf ends at 2 GiB, and weights then go beside."""
+
+
+def write_graph(graph: Graph, path: Path, opset: int) -> None:
+    """Writes a graph; weights go into a file beside where they would not fit into it.
+
+    Args:
+        graph: What to export.
+        path: The file to write: "OUT/model.onnx".
+        opset: Version of ONNX's operators.
+
+    Raises:
+        ExportError: where PyTorch cannot make a graph, or ONNX has no operator for it.
+    """
+    names = {name for axes in graph.axes.values() for name in axes.values()}
+    dims = {name: torch.export.Dim(name, max=graph.longest if name.endswith(LENGTH) else None) for name in names}
+    shapes = {name: {axis: dims[each] for axis, each in axes.items()} for name, axes in graph.axes.items()}
+    with _quiet(), torch.no_grad():
+        outputs = list(graph.module(graph.example))
+        try:
+            exported = torch.onnx.export(
+                graph.module,
+                kwargs={"inputs": graph.example},
+                dynamo=True,
+                dynamic_shapes={"inputs": shapes},
+                opset_version=opset,
+                input_names=list(graph.example),
+                output_names=outputs,
+                verbose=False,
+            )
+        except Exception as error:  # whatever PyTorch's and onnxscript's exporters raise
+            reason = " ".join(str(error.__cause__ or error).split())[:400]
+            raise ExportError(f"{path.name} cannot be made with --opset {opset}: {reason}") from error
+    assert exported is not None
+    size = sum(x.nbytes for x in graph.module.state_dict().values())
+    exported.save(str(path), external_data=size > LARGEST)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notes: missing torchvision, names of axes, deprecated parts of PyTorch itself."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
