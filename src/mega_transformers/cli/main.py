@@ -10,6 +10,7 @@ from .._version import __version__
 from .bench import bench
 from .convert import convert
 from .doctor import doctor
+from .export_onnx import export_onnx
 from .fill_mask import fill_mask
 from .generate import generate
 from .perplexity import perplexity
@@ -54,6 +55,7 @@ for _command in (
     evaluate,
     convert,
     publish,
+    export_onnx,
     bench,
     doctor,
 ):

@@ -32,7 +32,7 @@ def write_graph(graph: Graph, path: Path, opset: int) -> None:
     names = {name for axes in graph.axes.values() for name in axes.values()}
     dims = {name: torch.export.Dim(name, max=graph.longest if name.endswith(LENGTH) else None) for name in names}
     shapes = {name: {axis: dims[each] for axis, each in axes.items()} for name, axes in graph.axes.items()}
-    with _quiet(), torch.no_grad():
+    with quiet("torch.onnx", "torch.export"), torch.no_grad():
         outputs = list(graph.module(graph.example))
         try:
             exported = torch.onnx.export(
@@ -54,14 +54,16 @@ def write_graph(graph: Graph, path: Path, opset: int) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's notes: missing torchvision, names of axes, deprecated parts of PyTorch itself."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def quiet(*loggers: str | None) -> Iterator[None]:
+    """Without warnings, and with errors alone of some loggers: of missing torchvision, names of axes, the like."""
+    found = [logging.getLogger(name) for name in loggers]
+    levels = [logger.level for logger in found]
+    for logger in found:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(found, levels):
+            logger.setLevel(level)

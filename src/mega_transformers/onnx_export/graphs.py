@@ -104,7 +104,7 @@ class Step(nn.Module):
         else:
             layers = _layers(model.model.decoder.config, inputs)
             mask = inputs[f"{CROSS}mask"].to(torch.bool)
-            cross = [
+            cross: list[Any] = [
                 OpenCrossCacheLayer(inputs[f"{CROSS}keys.{i}"], inputs[f"{CROSS}values.{i}"], mask)
                 for i in range(len(layers))
             ]
@@ -125,7 +125,7 @@ class Source(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` (B, S) -> `cross.keys.i` (B, S, z) and `cross.values.i` (B, S, d)."""
         states = self.encoder(**inputs).last_hidden_state
-        found = {}
+        found: dict[str, Tensor] = {}
         for i, cross in enumerate(self.cross):
             keys, values = cast(Any, cross).keys_and_values(states)
             found |= {f"{CROSS}keys.{i}": keys, f"{CROSS}values.{i}": values}
@@ -158,7 +158,7 @@ def refuse(model_class: type[Any], config: Any) -> None:
         )
     decoder = getattr(config, "decoder", config)
     if decoder.is_decoder and decoder.use_chunking and decoder.chunk_size < 2:
-        raise ExportError("chunk_size=1 lets no token see another, so a decoder has nothing to remember; set 2 or more")
+        raise ExportError("chunk_size=1 lets no token see another, so that a decoder keeps no columns; set 2 or more")
 
 
 def graphs_of(model: PreTrainedModel) -> list[Graph]:
@@ -255,9 +255,9 @@ def _step(model: Any, decoder: MegaModel) -> Graph:
     return Graph(DECODER, Step(model), example, axes)
 
 
-def _layers(config: MegaConfig, inputs: dict[str, Tensor] | None) -> list[OpenCacheLayer]:
+def _layers(config: MegaConfig, inputs: dict[str, Tensor] | None) -> list[Any]:
     """A layer of memory for every block, from inputs `past.NAME.i`; `past.NAME` belong to the first."""
-    layers = []
+    layers: list[Any] = []
     for i in range(config.num_hidden_layers):
         past = None
         if inputs is not None:

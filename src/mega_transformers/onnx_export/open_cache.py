@@ -149,7 +149,7 @@ class OpenCacheLayer(MegaCacheState, CacheLayerMixin):
 
 
 class OpenCrossCacheLayer(MegaCrossCacheLayer):
-    """Keys (B, S, z) and values (B, S, d) of a source, of which `real` (B, S) is True at tokens, as a graph's inputs."""
+    """Keys (B, S, z), values (B, S, d) and `real` (B, S), True at tokens, of a source, as inputs of a graph."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, real: torch.Tensor) -> None:
         super().__init__()

@@ -257,9 +257,7 @@ def ema_chunked(
     elif block is None:
         block = block_size(x.shape[1])
     # a graph of open length forgets in any case
-    forgets = truncation is not None and (
-        history is not None or is_open_export(x.shape[1]) or truncation < x.shape[1]
-    )
+    forgets = truncation is not None and (history is not None or is_open_export(x.shape[1]) or truncation < x.shape[1])
     if forgets:
         y, last = _truncated(x, coefficients, bidirectional, truncation, packed, state, history, block)
     else:
