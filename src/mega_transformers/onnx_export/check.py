@@ -113,7 +113,7 @@ def refuse_deviations(rows: list[Row]) -> None:
 
 
 def lengths_of(model: PreTrainedModel) -> list[int]:
-    """Six lengths, or as many as the model serves: 1, below a chunk's edge, at it, beyond it, more, many."""
+    """Six lengths, fewer where a model serves few: 1, below a chunk's edge, at it, beyond it, some chunks, many."""
     config = cast(Any, model).config
     sides = [getattr(config, "encoder", config), getattr(config, "decoder", config)]
     # without chunks the edges are those of the blocks in which a graph computes averages
@@ -121,7 +121,8 @@ def lengths_of(model: PreTrainedModel) -> list[int]:
     longest = min(max(SPAN, 4 * edge), LONGEST, longest_row(model) or LONGEST)
     if longest <= edge:
         edge = longest // 2
-    return sorted({n for n in (1, edge // 2, edge, edge + 1, 2 * edge + edge // 3, longest) if 1 <= n <= longest})
+    several = min(2 * edge + edge // 3, longest - edge // 3)
+    return sorted({n for n in (1, edge // 2, edge, edge + 1, several, longest) if 1 <= n <= longest})
 
 
 def padded(length: int, rows: int) -> Tensor:
