@@ -49,6 +49,8 @@ def write_graph(graph: Graph, path: Path, opset: int) -> None:
             reason = " ".join(str(error.__cause__ or error).split())[:400]
             raise ExportError(f"{path.name} cannot be made with --opset {opset}: {reason}") from error
     assert exported is not None
+    if exported.model.opset_imports[""] != opset:
+        raise ExportError(f"{path.name} cannot be converted to --opset {opset}; leave it out")
     size = sum(x.nbytes for x in graph.module.state_dict().values())
     exported.save(str(path), external_data=size > LARGEST)
 
