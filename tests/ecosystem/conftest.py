@@ -11,7 +11,7 @@ PLACE = re.compile(r"(<!-- libraries: begin -->\n).*?(<!-- libraries: end -->)",
 LIBRARIES = {
     "test_captum": ("captum",),
     "test_commands": ("lm_eval", "fastapi"),
-    "test_compile_and_export": ("onnxruntime", "onnxscript"),
+    "test_compile_and_export": ("torch",),
     "test_modules": ("torch",),
     "test_names": ("transformers", "peft"),
     "test_peft": ("peft",),

@@ -1,4 +1,4 @@
-"""One graph for all lengths: torch.compile with open shapes, torch.export, and ONNX."""
+"""One graph for all lengths: torch.compile with open shapes, and torch.export. ONNX is in `tests/onnx_export`."""
 
 from __future__ import annotations
 
@@ -189,23 +189,3 @@ def test_exported_program_serves_any_length(case: Case) -> None:
 @pytest.mark.parametrize("case", FEW, ids=str)
 def test_exports_strictly_with_dimensions_found_by_pytorch(case: Case) -> None:
     assert_exports(LastHiddenState(case), case, strict=True, named=False)
-
-
-# -- ONNX
-
-
-@pytest.mark.parametrize("case", FEW, ids=str)
-def test_onnx_serves_any_length(case: Case) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
-    model = LastHiddenState(case)
-    inputs, shapes = inputs_of(case, 2, 11), open_shapes(case)
-    with torch.no_grad():
-        exported = torch.onnx.export(model, (), kwargs=inputs, dynamo=True, dynamic_shapes=shapes, verbose=False)
-    assert exported is not None
-    session = onnxruntime.InferenceSession(exported.model_proto.SerializeToString())
-    for batch, length in SHAPES:
-        inputs = inputs_of(case, batch, length)
-        (output,) = session.run(None, {name: x.numpy() for name, x in inputs.items()})
-        with torch.no_grad():
-            assert deviation(torch.from_numpy(output), model(**inputs), inputs) < 1e-4, (batch, length)

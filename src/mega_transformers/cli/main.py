@@ -14,6 +14,7 @@ from .demo import demo
 from .doctor import doctor
 from .embed import embed
 from .explain import explain
+from .export_onnx import export_onnx
 from .fill_mask import fill_mask
 from .generate import generate
 from .inspect import inspect
@@ -64,6 +65,7 @@ for _command in (
     publish,
     demo,
     inspect,
+    export_onnx,
     bench,
     doctor,
 ):

@@ -52,7 +52,7 @@ def publish(
     The folder is read as a whole first, so that a damaged one is refused. States of a training and other files stay
     behind. Without --push nothing is uploaded.
     """
-    source = _model_folder(folder)
+    source = model_folder(folder)
     if not source.is_dir():
         raise UserError(f"FOLDER {folder}: there is no such folder or bundled model")
     target = output.expanduser() if output is not None else Path(f"{source.resolve().name}-hub")
@@ -60,7 +60,7 @@ def publish(
     load_libraries()
     from ..publish import publish_folder
 
-    with _stages() as stage, _told_as_user_errors():
+    with stages() as stage, told_as_user_errors():
         report = publish_folder(
             source,
             target,
@@ -77,7 +77,7 @@ def publish(
     _print(report, repo_id)
 
 
-def _model_folder(name: str) -> Path:
+def model_folder(name: str) -> Path:
     """The folder that a user names, or that of a bundled model."""
     from ..assets import BUNDLED_MODELS, bundled_model
 
@@ -91,7 +91,7 @@ def _model_folder(name: str) -> Path:
 
 
 @contextmanager
-def _told_as_user_errors() -> Iterator[None]:
+def told_as_user_errors() -> Iterator[None]:
     """Errors of publishing as messages for the user."""
     from ..convert import ConversionError
 
@@ -102,7 +102,7 @@ def _told_as_user_errors() -> Iterator[None]:
 
 
 @contextmanager
-def _stages() -> Iterator[Callable[[str], None]]:
+def stages() -> Iterator[Callable[[str], None]]:
     """What is being done, beside a spinner on stderr; nothing where that is no terminal."""
     console = stderr_console()
     if not console.is_terminal:
@@ -121,7 +121,7 @@ def _stages() -> Iterator[Callable[[str], None]]:
         yield show
 
 
-def _print_files(title: str, files: dict[str, tuple[int, str]]) -> None:
+def print_files(title: str, files: dict[str, tuple[int, str]]) -> None:
     """A table of files: name, bytes and what they are."""
     from rich.console import Console
     from rich.table import Table
@@ -143,7 +143,7 @@ def _print(report: PublishReport, repo_id: str | None) -> None:
     files = {name: each for name, each in report.files.items() if each[1] != CODE}
     if sizes:
         files[f"{len(sizes)} files *.py"] = (sum(sizes), CODE)
-    _print_files(f"{report.folder}: {report.architecture}", files)
+    print_files(f"{report.folder}: {report.architecture}", files)
     if report.added:
         typer.echo(f"Added to the card: {', '.join(report.added)}")
     if report.left_out:

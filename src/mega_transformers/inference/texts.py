@@ -118,7 +118,8 @@ def _json_rows(path: Path, content: str, columns: Sequence[str]) -> Iterator[tup
 
 def _csv_rows(path: Path, content: str, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     # the limit of a field is 131,072 characters otherwise, fewer than a book has
-    csv.field_size_limit(min(len(content) + 1, 2**31 - 1))
+    # of the whole process, for all who read tables: it is only raised
+    csv.field_size_limit(max(csv.field_size_limit(), min(len(content), 2**31 - 1)))
     form: dict[str, Any] = {"delimiter": ",", "strict": True}
     if _ending(path) == ".tsv":
         form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}

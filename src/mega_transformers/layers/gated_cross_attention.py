@@ -73,8 +73,7 @@ class MegaGatedCrossAttention(nn.Module):
             key, value, bias = stored.keys.squeeze(1), stored.values.squeeze(1), stored.bias(bias, layout)
         else:
             assert encoder_hidden_states is not None
-            key = linear(self.k_proj, encoder_hidden_states)
-            value = self.activation(linear(self.v_proj, encoder_hidden_states))
+            key, value = self.keys_and_values(encoder_hidden_states)
             if cache is not None:
                 cache.cross_attention_cache.update(key, value, self.layer_idx, layout.real)
                 cache.is_updated[self.layer_idx] = True
@@ -93,3 +92,8 @@ class MegaGatedCrossAttention(nn.Module):
         candidate = self.dropout(self.activation(linear(self.h_proj, attended * F.silu(gate))))
         output = gated_residual(hidden_states, candidate, update)
         return output if self.prenorm else self.norm(output), weights
+
+    def keys_and_values(self, encoder_hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, S, d of the encoder) to keys (B, S, z) and values (B, S, d), which a cache stores."""
+        key = linear(self.k_proj, encoder_hidden_states)
+        return key, self.activation(linear(self.v_proj, encoder_hidden_states))

@@ -113,6 +113,10 @@ class SimpleBias(NamedTuple):
             )
         return BiasTable(self.rel_pos_bias[self.centre + low : self.centre + high + 1], -low)
 
+    def at(self, distances: torch.Tensor) -> torch.Tensor:
+        """The bias at integer distances (...), all of which have an entry: (...)."""
+        return self.rel_pos_bias[self.centre + distances]
+
 
 class RotaryBias(NamedTuple):
     """The rotary bias <R_i alpha, R_j beta>, R_p the rotation to position p: vectors of z numbers, z even."""
@@ -127,10 +131,14 @@ class RotaryBias(NamedTuple):
 
     def table(self, low: int, high: int) -> BiasTable:
         """The bias at distances low ... high."""
-        cos, sin = self._cos_and_sin(torch.arange(low, high + 1, device=self.alpha.device))
+        return BiasTable(self.at(torch.arange(low, high + 1, device=self.alpha.device)), -low)
+
+    def at(self, distances: torch.Tensor) -> torch.Tensor:
+        """The bias at integer distances (...): (...)."""
+        cos, sin = self._cos_and_sin(distances)
         a1, a2 = self.alpha.reshape(2, -1)
         b1, b2 = self.beta.reshape(2, -1)
-        return BiasTable(cos @ (a1 * b1 + a2 * b2) + sin @ (a2 * b1 - a1 * b2), -low)
+        return cos @ (a1 * b1 + a2 * b2) + sin @ (a2 * b1 - a1 * b2)
 
     def query_features(self, positions: torch.Tensor) -> torch.Tensor:
         """What to append to queries at integer positions (...): (..., z).

@@ -66,6 +66,8 @@ def _scan(S: torch.Tensor, decay: torch.Tensor, keep: torch.Tensor | None, initi
 
     S (d, B, K, N'), decay (d, N'), keep (B, K, N') or None, initial (d, B, N') or None -> H (d, B, K, N').
     """
+    if torch.onnx.is_in_onnx_export() and keep is None and is_open_export(S.shape[2]):
+        return _scan_operator(S, decay, initial)
     decay = decay.unsqueeze(1)
     if S.device.type == "cpu" and not torch.compiler.is_compiling() and not _is_differentiated(S, decay, initial):
         # few, small steps: a loop reads and writes the states once
@@ -92,6 +94,16 @@ def _scan(S: torch.Tensor, decay: torch.Tensor, keep: torch.Tensor | None, initi
         factor = factor * (factor if keep is None else _later(factor, shift))
         shift *= 2
     return H
+
+
+def _scan_operator(S: torch.Tensor, decay: torch.Tensor, initial: torch.Tensor | None) -> torch.Tensor:
+    """`_scan` as ONNX's operator Scan: a graph of two nodes that carries states over any number of blocks."""
+    from torch._higher_order_ops.scan import scan
+
+    def step(state: torch.Tensor, added: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return decay.unsqueeze(1) * state + added, state.clone()
+
+    return scan(step, torch.zeros_like(S[:, :, 0]) if initial is None else initial, S, dim=2)[1]
 
 
 def _later(states: torch.Tensor, shift: int) -> torch.Tensor:
@@ -205,18 +217,21 @@ def _truncated(x, coefficients, bidirectional, truncation, packed, state, histor
     forgotten = coefficients._replace(input=lag_input(coefficients, truncation))
     forward = EMACoefficients(*(c[:channels] for c in forgotten))
     y, new_state = _chunked(x, coefficients, bidirectional, packed, state, block)
-    past = x[:, :-truncation] if truncation < length else x[:, :0]
-    past = past if same is None else past * same
     before = x.new_zeros(x.shape[0], truncation, channels) if history is None else history
-    past_y, past_state = _chunked(torch.cat([before, past], dim=1)[:, :length], forward, False, packed, None, block)
+    past = torch.cat([before, x], dim=1)[:, :length]
+    if same is not None:
+        past = past * F.pad(same, (0, 0, truncation, 0))
+    past_y, past_state = _chunked(past, forward, False, packed, None, block)
     y = y + past_y
     if not bidirectional:
         assert new_state is not None and past_state is not None
         return y, new_state + past_state
-    future = x[:, truncation:] if same is None else x[:, truncation:] * same
+    future = F.pad(x, (0, 0, 0, truncation))[:, truncation:]
+    if same is not None:
+        future = future * F.pad(same, (0, 0, 0, truncation))
     # backward only: with no output, the forward half adds nothing
     backward = forgotten._replace(output=F.pad(forgotten.output[channels:], (0, 0, channels, 0)))
-    future_y, _ = _chunked(F.pad(future, (0, 0, 0, truncation)), backward, True, packed, None, block)
+    future_y, _ = _chunked(future, backward, True, packed, None, block)
     return y + future_y, None
 
 
@@ -241,7 +256,9 @@ def ema_chunked(
         x, block = packed.spread(x), packed.size
     elif block is None:
         block = block_size(x.shape[1])
-    if truncation is not None and (truncation < x.shape[1] or history is not None):
+    # a graph of open length forgets in any case
+    forgets = truncation is not None and (history is not None or is_open_export(x.shape[1]) or truncation < x.shape[1])
+    if forgets:
         y, last = _truncated(x, coefficients, bidirectional, truncation, packed, state, history, block)
     else:
         y, last = _chunked(x, coefficients, bidirectional, packed, state, block)
