@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 from pathlib import Path
@@ -27,6 +28,12 @@ def test_a_text_file_is_one_text_or_one_per_line(tmp_path: Path, name: str) -> N
         Text(f"{path}:3", "Two\u2028two."),
         Text(f"{path}:4", "Three."),
     ]
+
+
+def test_a_short_table_does_not_limit_those_that_others_read(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    read_file(written(tmp_path / "a.csv", "text\na\n"))
+    assert csv.field_size_limit() == before > 100_000
 
 
 def test_tables(tmp_path: Path) -> None:
