@@ -24,14 +24,22 @@ SENTENCES = [
 ]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _verbosity() -> int:
+    """What it is before any fixture of a session, which may run commands too."""
+    from transformers.utils import logging
+
+    return logging.get_verbosity()
+
+
 @pytest.fixture(autouse=True)
-def _same_verbosity() -> Iterator[None]:
+def _same_verbosity(_verbosity: int) -> Iterator[None]:
     """Commands silence transformers for the process they run in; here that process runs other tests too."""
     from transformers.utils import logging
 
-    before = logging.get_verbosity()
+    logging.set_verbosity(_verbosity)
     yield
-    logging.set_verbosity(before)
+    logging.set_verbosity(_verbosity)
 
 
 @pytest.fixture(scope="session")
