@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.import_utils import is_serve_available
 
 import mega_transformers  # noqa: F401
 
@@ -53,8 +54,8 @@ def test_stop_strings():
 
 
 def test_transformers_serve():
-    pytest.importorskip("fastapi")
-    pytest.importorskip("uvicorn")
+    if not is_serve_available():
+        pytest.skip("needs transformers[serving]")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
