@@ -132,9 +132,9 @@ def fill_masks(models: Models) -> None:
         return text, fill(name, text) if MASK in text else markup.filled(text)
 
     examples = (
+        f"Ironclads were widely used in South {MASK}.",
         f"The {MASK} of the United States gave a {MASK}.",
         f"We shall win this {MASK}, and the {MASK} that follows.",
-        f"In the {MASK} of 1942 the ship left the {MASK}.",
     )
     model = _chooser(models)
     text = gr.Textbox(examples[0], label=f"Text with {MASK} where a word is missing", max_lines=10)
