@@ -47,7 +47,7 @@ def encode(
     base = model.base_model
     config = base.config
     piece = _checked(model, piece)
-    _check_padding(attention_mask, config.chunk_size)
+    check_left_padding(attention_mask, config.chunk_size)
     device = base.get_input_embeddings().weight.device
     spans = [slice(start, min(start + piece, input_ids.shape[1])) for start in range(0, input_ids.shape[1], piece)]
     layouts = [_layout(config, span, attention_mask, device) for span in spans]
@@ -112,12 +112,17 @@ def _checked(model: Any, piece: int | None) -> int:
     return piece
 
 
-def _check_padding(mask: torch.Tensor | None, chunk_size: int) -> None:
-    if mask is None:
-        return
-    first = mask.int().argmax(dim=1)
-    if (first % chunk_size).any():
+def check_left_padding(mask: torch.Tensor | None, chunk_size: int) -> None:
+    """Refuses rows whose chunks, which are counted from the first real token, would be cut.
+
+    Args:
+        mask: (B, L), 1 at real tokens.
+        chunk_size: Tokens per chunk; cuts are made at its multiples.
+    """
+    first = None if mask is None else mask.int().argmax(dim=1)
+    if first is not None and bool((first % chunk_size).any()):
+        tokens = int(first[first % chunk_size != 0][0])
         raise ValueError(
-            f"attention_mask: {int(first.max())} tokens of padding on the left are not a multiple of "
-            f"chunk_size={chunk_size}; pad on the right"
+            f"attention_mask: {tokens} tokens of padding on the left, which must be a multiple of "
+            f"chunk_size={chunk_size} tokens; pad on the right"
         )

@@ -18,6 +18,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from .layers.block import MegaBlock
+from .long_inputs import check_left_padding
 from .models.mega.inputs_mega import document_starts_of
 from .ops.ema import EMACoefficients, ema_boundary, ema_entering
 from .ops.layout import AttentionLayout, positions_in_documents
@@ -118,7 +119,7 @@ class _Pieces:
         if missing and "attention_mask" not in kwargs:
             kwargs["attention_mask"] = torch.ones(batch, length, dtype=torch.int64, device=rows.device)
         self._count_labels(model, kwargs)
-        self._check_padding(kwargs.get("attention_mask"))
+        check_left_padding(kwargs.get("attention_mask"), self.chunk)
         self.now = _Cut(piece)
         mine = slice(self.rank * piece, (self.rank + 1) * piece)
         if starts is not None:
@@ -141,14 +142,6 @@ class _Pieces:
         if count is None:
             count = (kwargs.get("shift_labels", labels) != -100).sum()
         kwargs["num_items_in_batch"] = count / self.size
-
-    def _check_padding(self, mask: torch.Tensor | None) -> None:
-        first = None if mask is None else mask.int().argmax(dim=1)
-        if first is not None and bool((first % self.chunk).any()):
-            raise ValueError(
-                f"attention_mask: padding on the left must be a multiple of chunk_size={self.chunk} tokens; pad on "
-                "the right"
-            )
 
     def _documents(self, starts: torch.Tensor, mine: slice) -> torch.Tensor:
         """Positions (B, piece) in this process's documents, from where all documents start (B, processes * piece)."""
