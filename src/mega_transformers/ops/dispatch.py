@@ -6,6 +6,8 @@ is in benchmarks/results/dispatch.
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from typing import NamedTuple
 
 import torch
@@ -31,6 +33,7 @@ class Row(NamedTuple):
         one_row: Whether there is one row in the batch.
         vendor: Who made the processor.
         weights: Least number of weights.
+        triton: Whether Triton's kernels are wanted, and can do what is asked.
     """
 
     form: str
@@ -47,6 +50,7 @@ class Row(NamedTuple):
     one_row: bool | None = None
     vendor: str | None = None
     weights: int = 0
+    triton: bool | None = None
 
     def fits(self, length: int, **asked: object) -> bool:
         """Whether the row is for that length and everything else asked."""
@@ -81,6 +85,22 @@ LINEAR = (
     Row("vector", longest=1),
     Row("linear"),
 )
+
+
+TRITON = "MEGA_TRITON"
+"""The environment variable that asks for Triton's kernels, which no row chooses until a GPU has measured them."""
+
+
+def wants_triton(device: str) -> bool:
+    """Whether Triton's kernels are asked for by `MEGA_TRITON=1`, and can run on a type of device."""
+    if os.environ.get(TRITON) != "1" or importlib.util.find_spec("triton") is None:
+        return False
+    return device == "cuda" or (device == "cpu" and is_interpreted())
+
+
+def is_interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels, on the CPU: very slowly, to test them."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def linear_form(vendor: str, rows: int, weights: int) -> str:
