@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint con
 # Of WikiText-2's test text, which no model here has seen in training; chosen since the model gets the word right.
 SENTENCE := Ironclads were widely used in South <mask>.
 
-.PHONY: help demo test test-browser test-ecosystem test-transformers test-contrib test-versions contrib lint bench clean
+.PHONY: help demo docs test test-browser test-docs test-ecosystem test-transformers test-contrib test-versions contrib lint bench clean
 
 help:
 	@echo "make demo               words to phonemes, a long text in one go, a masked word: with the bundled models"
@@ -18,6 +18,8 @@ help:
 	@echo "make test-transformers  transformers' own model tests on our models"
 	@echo "make test-versions      all tests on the lowest and the newest supported release of transformers"
 	@echo "make test-browser       the page in a headless Chromium (CHROMIUM=... names it); skipped without one"
+	@echo "make docs               the documentation as a site, in build/site"
+	@echo "make test-docs          the code of every page of the documentation"
 	@echo "make contrib            Mega as a pull request to transformers would have it (ARGS=path; default: build/transformers)"
 	@echo "make test-contrib       transformers' own tests and style checks on that"
 	@echo "make lint               ruff and mypy"
@@ -37,7 +39,14 @@ test: $(VENV)/.installed-dev
 	-@test -n "$$MEGA_OLD_PYTHON" || test -e $(OLD)/complete || $(BIN)/python -m benchmarks.peers
 	MEGA_OLD_PYTHON="$${MEGA_OLD_PYTHON:-$$(test -e $(OLD)/complete && echo $(CURDIR)/$(OLD)/bin/python)}" \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore=tests/transformers_suite --ignore=tests/ecosystem \
-	  --ignore=tests/browser --numprocesses=2 $(ARGS)
+	  --ignore=tests/browser --ignore=tests/docs --numprocesses=2 $(ARGS)
+
+docs: $(VENV)/.installed-dev
+	$(BIN)/python -m mkdocs build --quiet
+	@echo "Open build/site/index.html."
+
+test-docs: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs --numprocesses=2 $(ARGS)
 
 test-browser: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser $(ARGS)
