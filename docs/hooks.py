@@ -1,9 +1,13 @@
-"""What the site has beyond the pages in this folder: files of the repository that pages link to, and the commands."""
+"""What the site adds to the pages in this folder: linked files of the repository, the commands, tables of fields."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import inspect
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,9 @@ DOCS = ROOT / "docs"
 PAGES = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 """Pages of the site that are elsewhere in the repository."""
 LINK = re.compile(r"(?<=\]\()(?![a-z]+://|#)([^)#\s]+)(#[^)\s]*)?(?=\))")
+FIELDS = re.compile(r"^<!-- fields: ([\w.]+)(?:: ([\w, \n]+))? -->$", re.MULTILINE)
+"""Where a table of a class's fields belongs: its dotted name, and which fields; all of them if none are named."""
+BOUNDS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
 
 
 def on_files(files: Files, config: Any) -> Files:
@@ -21,32 +28,36 @@ def on_files(files: Files, config: Any) -> Files:
     for page, source in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     files.append(File.generated(config, "reference/commands.md", content=_commands()))
-    for page in [*files.documentation_pages()]:
-        source = _source(page.src_uri)
+    pages = [page.src_uri for page in files.documentation_pages()]
+    for page in pages:  # which grows: linked pages have links of their own
+        source = _source(page)
         if source is None:
             continue
         for match in LINK.finditer(source.read_text(encoding="utf-8")):
             target = _resolved(source, match[1])
             if _in_repository(target) and files.get_file_from_path(_place(target)) is None:
                 files.append(File.generated(config, _place(target), abs_src_path=str(target)))
+                if target.suffix == ".md":
+                    pages.append(_place(target))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Links lead to where the site has what they lead to in the repository."""
+    """Fills in tables of fields, and makes links lead to where the site has what they lead to in the repository."""
+    markdown = FIELDS.sub(lambda match: fields_table(match[1], match[2]), markdown)
     source = _source(page.file.src_uri)
     if source is None:
         return markdown
 
     def moved(match: re.Match[str]) -> str:
         target = _resolved(source, match[1])
-        if target.is_relative_to(DOCS):
+        place = next((page for page, path in PAGES.items() if ROOT / path == target), None)
+        if place is None and target.is_relative_to(DOCS):
             place = target.relative_to(DOCS).as_posix()
-        elif _in_repository(target):
+        elif place is None and _in_repository(target):
             place = _place(target)
-        else:
+        elif place is None:
             return match[0]
-        place = next((page for page, path in PAGES.items() if ROOT / path == target), place)
         return os.path.relpath(place, os.path.dirname(page.file.src_uri) or ".") + (match[2] or "")
 
     return LINK.sub(moved, markdown)
@@ -73,6 +84,74 @@ def _in_repository(path: Path) -> bool:
 
 def _place(path: Path) -> str:
     return f"repository/{path.relative_to(ROOT).as_posix()}"
+
+
+def fields_table(path: str, names: str | None = None) -> str:
+    """The fields of a class as a table: name, type and default, and what its docstring says of it.
+
+    Args:
+        path: Dotted name of a dataclass, or of a model of pydantic.
+        names: Fields to show, separated by commas; None for all that the class adds to those it inherits.
+
+    Raises:
+        ValueError: for a field that the class lacks or does not document.
+    """
+    module, _, name = path.rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    meanings = documented_fields(kind)
+    fields = {field: (shown, default) for field, shown, default in _fields(kind)}
+    wanted = list(meanings) if names is None else [field.strip() for field in names.split(",")]
+    rows = ["| field | type and default | meaning |", "|---|---|---|"]
+    for field in wanted:
+        if field not in fields or field not in meanings:
+            raise ValueError(f"{path}.{field}: there is no such field, or its class does not document it")
+        shown, default = fields[field]
+        default = "required" if default is None else f"`{default}`"
+        rows.append(f"| `{field}` | `{shown}`<br>{default} | {meanings[field]} |")
+    return "\n".join(rows)
+
+
+def documented_fields(kind: type) -> dict[str, str]:
+    """The fields in the docstring of a class under `Args:`, and what it says of each, on one line."""
+    import griffe
+
+    found = {}
+    for section in griffe.Docstring(inspect.getdoc(kind) or "").parse("google", warnings=False):
+        if section.kind is griffe.DocstringSectionKind.parameters:
+            for parameter in section.value:
+                meaning = " ".join(parameter.description.split()).replace("|", "\\|")
+                found |= {name.strip(): meaning for name in parameter.name.split(",")}
+    return found
+
+
+def _fields(kind: Any) -> Iterator[tuple[str, str, str | None]]:
+    """Name, type and default of every field; None for a field without default."""
+    if dataclasses.is_dataclass(kind):
+        missing = dataclasses.MISSING
+        for field in dataclasses.fields(kind):
+            default = repr(field.default) if field.default is not missing else None
+            if field.default_factory is not missing:
+                default = repr(field.default_factory())
+            yield field.name, field.type if isinstance(field.type, str) else _name(field.type), default
+        return
+    for name, field in kind.model_fields.items():
+        limits = [(sign, getattr(bound, key, None)) for bound in field.metadata for key, sign in BOUNDS]
+        bounds = [f"{sign} {limit}" for sign, limit in limits if limit is not None]
+        shown = ", ".join([_name(field.annotation), *bounds])
+        if field.default_factory is not None:
+            yield name, shown, "computed"
+        else:
+            yield name, shown, None if field.is_required() else _name(field.default)
+
+
+def _name(value: Any) -> str:
+    """A type, or a default, as people write it."""
+    if isinstance(value, type) and not hasattr(value, "__args__"):
+        return value.__name__
+    if hasattr(type(value), "model_fields"):
+        return f"{type(value).__name__}()"
+    shown = re.sub(r"\b(?:typing|mega_transformers(?:\.\w+)+)\.", "", repr(value)).replace("NoneType", "None")
+    return re.sub(r"^Optional\[(.*)\]$", r"\1 | None", shown)
 
 
 def _commands() -> str:

@@ -80,23 +80,38 @@ Column = str | int
 class Source(Section):
     """Rows to train or evaluate on: files, a data set of the Hugging Face hub, or what a reader makes of files.
 
-    What plays a role are files (globs work, `.gz` too) below the data folder, names of the data set's splits, for a
-    reader that generates rows their number, or for that of a package its name.
+    `train`, `validation`, `test` and `divide` name files below the data folder (globs and `.gz` work), splits of the
+    data set, or what the reader takes: a generator the number of rows, a reader of a Python package its name.
+
+    Args:
+        name: Name for the model card.
+        license: Licence of the rows, for the model card.
+        attribution: Whom to credit, for the model card.
+        dataset: Name of a data set on the hub.
+        config: Configuration of that data set.
+        streaming: Whether training rows are read during training instead of all at once before it.
+        reader: Name of a reader, such as `cmudict`; None for files of text, tsv, csv, json, jsonl or parquet.
+        options: Keyword arguments of the reader, such as the seed of a generator.
+        train: Rows to train on.
+        validation: Rows to evaluate on during training.
+        test: Rows to evaluate the finished model on.
+        divide: Rows to divide into the three roles, as `split` says.
+        group: Column whose equal rows stay in one role; None for the first column of the task.
     """
 
-    name: str  # for the model card, as are the licence, and whom to credit
+    name: str
     license: str
     attribution: str = ""
-    dataset: str | None = None  # its name on the hub
-    config: str | None = None  # the data set's configuration
-    streaming: bool = False  # whether training rows are read while training, and never all at once
-    reader: str | None = None  # of `data.READERS`; None for text, tsv, csv, json, jsonl and parquet
-    options: dict[str, Any] = {}  # what the reader takes as keywords, such as a generator's seed
+    dataset: str | None = None
+    config: str | None = None
+    streaming: bool = False
+    reader: str | None = None
+    options: dict[str, Any] = {}
     train: Strings = []
     validation: Strings = []
     test: Strings = []
-    divide: Strings = []  # what is divided into the three roles, as `Split` says
-    group: Column | None = None  # the column whose equal rows stay in one role; None for the task's first
+    divide: Strings = []
+    group: Column | None = None
 
     # the task's names of columns
     columns: ClassVar[tuple[str, ...]]
@@ -127,11 +142,16 @@ class Source(Section):
 
 
 class TextSource(Source):
-    """Running text."""
+    """Running text, for `masked-lm` and `causal-lm`.
+
+    Args:
+        text_column: Column with the text, for rows that have columns.
+        clean: Cleaners to apply to every file or row, in this order.
+        documents: How a file or row is cut into documents.
+    """
 
     text_column: str = "text"
-    clean: Annotated[Strings, _among(CLEANERS)] = []  # applied in this order to a whole file or row
-    # how a file or row is cut
+    clean: Annotated[Strings, _among(CLEANERS)] = []
     documents: Literal["whole", "lines", "paragraphs", "sections", "articles"] = "whole"
 
     columns = ("text",)
@@ -143,7 +163,12 @@ class TextSource(Source):
 
 
 class PairSource(Source):
-    """Pairs of a source text and a target text."""
+    """Pairs of a source text and a target text, for `text-to-text`.
+
+    Args:
+        source: Column with the text that the model reads.
+        target: Column with the text that it learns to write.
+    """
 
     source: Column = "source"
     target: Column = "target"
@@ -151,21 +176,31 @@ class PairSource(Source):
 
 
 class LabelledSource(Source):
-    """Inputs and their labels.
+    """Inputs and their labels, for `sequence-classification`.
 
-    A label is a class (name or number), a number to predict, or a list of either, which csv and tsv files cannot hold.
+    Args:
+        values: Column with numbers, images or sound, for `input: values` and `input: pixels`.
+        text: Column with the text; `text` unless there are `values`.
+        text_pair: Column with a second text, which the first one is compared with.
+        label: Column with the label: a class (name or number), a number to predict, or a list of either, which csv
+            and tsv files cannot hold.
     """
 
-    values: Column | None = None  # numbers, images or sound, for `input: values` and `input: pixels`
+    values: Column | None = None
     text: Column | None = Field(default_factory=lambda given: "text" if given.get("values") is None else None)
-    text_pair: Column | None = None  # a second text that the first is compared with
+    text_pair: Column | None = None
     label: Column = "label"
 
     columns = ("text", "text_pair", "values", "label")
 
 
 class TaggedSource(Source):
-    """Sentences as lists of words, and a tag for each word."""
+    """Sentences as lists of words with a tag for each word, for `token-classification`.
+
+    Args:
+        tokens: Column with the list of words.
+        tags: Column with the list of tags.
+    """
 
     tokens: str = "tokens"
     tags: str = "tags"
@@ -174,21 +209,34 @@ class TaggedSource(Source):
 
 
 class SentenceSource(Source):
-    """Texts that belong together, or a pair and how alike it is."""
+    """Texts with the same meaning, or pairs with a similarity, for `sentence-embedding`.
 
-    anchor: Column = "anchor"  # with `positive` two texts that mean the same, or a pair with a score
+    Args:
+        anchor: Column with a text.
+        positive: Column with a text of the same meaning, or the other text of a pair with a `score`.
+        negative: Column with a text of another meaning.
+        score: Column with the similarity of the pair, from 0 to 1.
+    """
+
+    anchor: Column = "anchor"
     positive: Column = "positive"
-    negative: Column | None = None  # a text that means something else
-    score: Column | None = None  # from 0 to 1
+    negative: Column | None = None
+    score: Column | None = None
 
     columns = ("anchor", "positive", "negative", "score")
 
 
 class Split(Section):
-    """How rows are divided into roles: by a text, so that none has two roles."""
+    """How rows under `divide` are divided into roles: by group, so that no group has two roles.
 
-    seed: int = 0  # not the recipe's own, which may change without giving another division
-    validation: float = Field(0.05, ge=0)  # different texts: their number, or a fraction below 1
+    Args:
+        seed: Seed of the division. It is separate from the recipe's seed, which may change without changing it.
+        validation: Groups for validation: a fraction below 1, or their number.
+        test: Groups for test, likewise.
+    """
+
+    seed: int = 0
+    validation: float = Field(0.05, ge=0)
     test: float = Field(0.05, ge=0)
 
     @model_validator(mode="after")
@@ -200,11 +248,17 @@ class Split(Section):
 
 
 class TokenizerRecipe(Section):
-    """A tokenizer to train on the train texts, one to use, or one that needs no training."""
+    """A tokenizer: one to train on the training texts, one to load, or one that needs no training.
 
-    vocab_size: int | None = Field(None, ge=261, le=1 << 20)  # of the byte-level BPE to train
-    path: str | None = None  # a folder, or an id on the hub
-    # one token a byte; for pairs of words and phonemes; for the Long Range Arena
+    Args:
+        vocab_size: Entries of the byte-level BPE to train.
+        path: Folder, or id on the hub, of a tokenizer to load.
+        kind: `bpe` with one of the above; without: `bytes`, a token for each byte; `symbols`, for words and phonemes;
+            `listops`, for the Long Range Arena.
+    """
+
+    vocab_size: int | None = Field(None, ge=261, le=1 << 20)
+    path: str | None = None
     kind: Literal["bpe", "bytes", "symbols", "listops"] = "bpe"
 
     @model_validator(mode="after")
@@ -217,12 +271,19 @@ class TokenizerRecipe(Section):
 
 
 class Masking(Section):
-    """Which tokens are predicted, and what stands in their place."""
+    """Which tokens a masked language model predicts, and what replaces them in its input.
 
-    probability: float = Field(0.15, gt=0, lt=1)  # of a token to be predicted in training
+    Args:
+        probability: Probability that a token is to be predicted, in training.
+        evaluation_probability: The same in evaluations.
+        mask: Share of these tokens that the mask token replaces.
+        random: Share that a random token replaces; the rest stays as it is.
+    """
+
+    probability: float = Field(0.15, gt=0, lt=1)
     evaluation_probability: float = Field(0.15, gt=0, lt=1)
-    mask: float = Field(1.0, ge=0, le=1)  # the part of these that becomes the mask token
-    random: float = Field(0.0, ge=0, le=1)  # the part that becomes a random token; the rest stays
+    mask: float = Field(1.0, ge=0, le=1)
+    random: float = Field(0.0, ge=0, le=1)
 
     @model_validator(mode="after")
     def _parts(self) -> Masking:
@@ -232,13 +293,20 @@ class Masking(Section):
 
 
 class Generation(Section):
-    """How outputs are made and evaluated."""
+    """How outputs of a text-to-text model are made and evaluated.
+
+    Args:
+        metrics: Metrics to report: `bleu`, `chrf`, `exact_match`, `sequence_error_rate`, `symbol_error_rate`.
+        best_by: Metric that decides which checkpoint is the result; the first of `metrics` by default.
+        num_beams: Beams of the final evaluation, which also decodes greedily.
+        length_penalty: Exponent of the length by which the score of a beam is divided.
+        max_new_tokens: Tokens of an output at most.
+    """
 
     metrics: Annotated[Strings, _among(METRICS), Field(min_length=1)] = ["bleu", "chrf"]
-    # decides which checkpoint is the result
     best_by: str = Field(default_factory=lambda given: given["metrics"][0])
-    num_beams: int = Field(5, ge=1, le=MAX_BEAMS)  # of the final evaluation, which is made with greedy decoding too
-    length_penalty: float = 1.0  # the exponent of the length by which a beam's score is divided
+    num_beams: int = Field(5, ge=1, le=MAX_BEAMS)
+    length_penalty: float = 1.0
     max_new_tokens: int = Field(128, ge=1)
 
     @model_validator(mode="after")
@@ -256,39 +324,70 @@ class Generation(Section):
 
 
 class Published(Section):
-    """A result of others, to stand in the model card."""
+    """A published result of others, for comparison in the model card.
+
+    Args:
+        system: Name of the system.
+        citation: Where it was published.
+        scores: Metric and value, in the unit of the model's own.
+    """
 
     system: str
     citation: str
-    scores: dict[str, float]  # metric -> value, as the model's own are given
+    scores: dict[str, float]
 
 
 class Card(Section):
-    """What only a person can say in the model card."""
+    """What the model card says that no program can know.
 
-    license: str = "other"  # an identifier of the model hub's
-    language: str | list[str] = "en"  # or those of sources and targets
+    Args:
+        license: Licence of the model, an identifier of the hub.
+        language: Code of the language, or a list of those of sources and targets.
+        summary: What the model is, in a few sentences.
+        examples: Inputs whose outputs the card shows.
+        metric_titles: Metric and the title that the card gives it.
+        published: Published results, each with `system`, `citation` and `scores`.
+        published_note: How the published results differ from the model's own.
+    """
+
+    license: str = "other"
+    language: str | list[str] = "en"
     summary: str = ""
-    examples: list[str] = []  # inputs to show
+    examples: list[str] = []
     metric_titles: dict[str, str] = {}
     published: list[Published] = []
-    published_note: str = ""  # in what these differ
+    published_note: str = ""
 
 
 class Recipe(Section):
-    """A training run; the tasks add their own keys."""
+    """A training run. Each task adds its own keys.
 
-    name: str = Field(pattern=r"^[^/\\\s]+$")  # of the model, and of its folder under `runs/`
+    Args:
+        name: Name of the model, and of its folder under `runs/`.
+        task: Task to train for.
+        sequence_length: Tokens, bytes or values of a row, at most.
+        seed: Seed of the weights, the order of the rows and the masks.
+        validation_examples: Validation rows to evaluate on during training; None for all.
+        early_stopping: Evaluations without progress after which training ends; None for never.
+        data: Sources of rows.
+        split: How rows under `divide` are divided.
+        tokenizer: Tokenizer; None where `model.checkpoint` has one, or for real numbers.
+        model: Fields of `MegaConfig`, a `checkpoint` to continue from, or an `architecture` with its fields.
+        training: Fields of `TrainingArguments` of transformers.
+        card: Content of the model card.
+    """
+
+    name: str = Field(pattern=r"^[^/\\\s]+$")
     task: str
-    sequence_length: int = Field(ge=8)  # tokens, bytes or values per example at most
-    seed: int = Field(0, ge=0)  # of weights, order and masks
-    validation_examples: int | None = Field(None, ge=1)  # rows to evaluate on while training; None for all
-    early_stopping: int | None = Field(None, ge=1)  # evaluations without progress after which training ends
+    sequence_length: int = Field(ge=8)
+    seed: int = Field(0, ge=0)
+    validation_examples: int | None = Field(None, ge=1)
+    early_stopping: int | None = Field(None, ge=1)
     data: list[Any] = Field(min_length=1)
-    split: Split = Split()  # of the rows that have no role
+    split: Split = Split()
     tokenizer: TokenizerRecipe | None = None
-    model: dict[str, Any] = {}  # fields of `MegaConfig`; see `models.build_config`
-    training: dict[str, Any] = {}  # fields of transformers' `TrainingArguments`
+    model: dict[str, Any] = {}
+    training: dict[str, Any] = {}
     card: Card = Card()
 
     @model_validator(mode="after")
@@ -306,62 +405,88 @@ class Recipe(Section):
 
 
 class LanguageModelRecipe(Recipe):
-    """Running text in blocks of `sequence_length` tokens."""
+    """Running text in blocks of `sequence_length` tokens, for `masked-lm` and `causal-lm`.
+
+    Args:
+        packing: `isolated`: documents in a block do not see each other; `wrapped`: all documents are one long text.
+    """
 
     data: list[TextSource] = Field(min_length=1)
-    # documents do not see each other, and are cut where a block ends; or they are one long text
     packing: Literal["isolated", "wrapped"] = "isolated"
 
 
 class MaskedLMRecipe(LanguageModelRecipe):
-    """The task masked-lm."""
+    """The task `masked-lm`.
+
+    Args:
+        masking: Which tokens are predicted.
+    """
 
     masking: Masking = Masking()
 
 
 class CausalLMRecipe(LanguageModelRecipe):
-    """The task causal-lm."""
+    """The task `causal-lm`."""
 
 
 class TextToTextRecipe(Recipe):
-    """The task text-to-text."""
+    """The task `text-to-text`.
+
+    Args:
+        generation: How outputs are made and evaluated.
+    """
 
     data: list[PairSource] = Field(min_length=1)
     generation: Generation = Generation()
 
 
 class Normalization(Section):
-    """(value - mean) / std, after pixels (images, and numbers of one byte in Arrow's types) were divided by 255."""
+    """(value - mean) / std, after pixels (images, and numbers of one byte in Arrow's types) were divided by 255.
+
+    Args:
+        mean: What is subtracted.
+        std: What the difference is divided by.
+    """
 
     mean: float = 0.0
     std: float = Field(1.0, gt=0)
 
 
 class SequenceClassificationRecipe(Recipe):
-    """The task sequence-classification."""
+    """The task `sequence-classification`.
+
+    Args:
+        input: `tokens` of the tokenizer; real `values`, such as pixels row by row or samples of sound; or grey
+            `pixels`, 0 to 255, as tokens, for architectures that cannot read real numbers.
+        text_pairs: `together` as one text with the tokenizer's separator, or `apart`, each read by the same Mega
+            (`MegaForSequencePairClassification`).
+        problem_type: Kind of the labels; None decides by the labels: lists are several classes, numbers with a
+            fraction a regression, all others one class.
+        normalize: How real numbers are normalised, for `input: values`.
+    """
 
     data: list[LabelledSource] = Field(min_length=1)
-    # tokens of the tokenizer; real numbers, such as pixels row by row or samples of sound; or grey levels, 0 to 255,
-    # as tokens for architectures that read nothing else
     input: Literal["tokens", "values", "pixels"] = "tokens"
-    # as one text with the tokenizer's separator, or each by the same Mega (`MegaForSequencePairClassification`)
     text_pairs: Literal["together", "apart"] = "together"
-    # None for what labels look like: lists are several classes, numbers with a fraction a regression, others one class
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = None
-    normalize: Normalization = Normalization()  # for `input: values`
+    normalize: Normalization = Normalization()
 
 
 class TokenClassificationRecipe(Recipe):
-    """The task token-classification."""
+    """The task `token-classification`."""
 
     data: list[TaggedSource] = Field(min_length=1)
 
 
 class SentenceEmbeddingRecipe(Recipe):
-    """The task sentence-embedding."""
+    """The task `sentence-embedding`.
+
+    Args:
+        loss: A loss of sentence-transformers; None for `MultipleNegativesRankingLoss`, with scores `CoSENTLoss`.
+        pooling: How the vectors of tokens become one vector.
+    """
 
     data: list[SentenceSource] = Field(min_length=1)
-    # of sentence-transformers; None for MultipleNegativesRankingLoss, and CoSENTLoss with scores
     loss: str | None = None
     pooling: Literal["mean", "cls", "max", "lasttoken"] = "mean"
 
@@ -391,7 +516,15 @@ def parse(kind: Any, value: Any, where: str = "", to_train: bool = True) -> Any:
 
 
 def recipe_of(values: Any, to_train: bool = True) -> Recipe:
-    """The recipe that plain values describe, with rows to train on or, if not `to_train`, perhaps without."""
+    """The recipe that plain values describe.
+
+    Args:
+        values: A mapping, as YAML gives it.
+        to_train: Whether the recipe must have rows to train on.
+
+    Raises:
+        RecipeError: naming each key that is wrong, and its value.
+    """
     if not isinstance(values, Mapping):
         raise RecipeError(f"a recipe is a mapping of keys such as name and task; got {values!r:.80}")
     task = values.get("task")
@@ -407,9 +540,12 @@ def recipe_of(values: Any, to_train: bool = True) -> Recipe:
 
 
 def find_recipe(path: Path) -> Path:
-    """A recipe's file: the path itself, or the bundled recipe that it names.
+    """The file of a recipe: the path itself, or the bundled recipe that it names.
 
-    Where there is no such file, `mlm-smoke` and `recipes/mlm-smoke.yaml` both name the bundled one.
+    If there is no file of that name, `mlm-smoke` and `recipes/mlm-smoke.yaml` both name the bundled recipe.
+
+    Args:
+        path: A file, or the name of a bundled recipe.
     """
     parts = (path.parent / f"{path.name.removesuffix('.yaml')}.yaml").parts
     bundled = RECIPES.joinpath(*parts[parts[0] == "recipes" :])
@@ -417,9 +553,14 @@ def find_recipe(path: Path) -> Path:
 
 
 def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """The recipe of a YAML file, checked but for `training`, which needs transformers (`arguments.checked`).
+    """Reads a recipe and checks everything but `training`, which needs transformers (`arguments.checked`).
 
-    Of `overrides` each is `key=value`, the key with dots (`training.max_steps=10`, `data.0.name=x`), the value YAML.
+    Args:
+        path: A YAML file.
+        overrides: `key=value` each, with dots in the key (`training.max_steps=10`, `data.0.name=x`) and YAML as value.
+
+    Raises:
+        RecipeError: for a file that cannot be read, and for what `recipe_of` refuses.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))

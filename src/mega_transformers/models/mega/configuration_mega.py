@@ -48,15 +48,16 @@ class MegaConfig(PreTrainedConfig):
 
     Args:
         vocab_size: Number of entries of the vocabulary.
-        hidden_size: Width `d` of the hidden states, and of the EMA.
+        hidden_size: Width `d` of the hidden states, and number of channels of the EMA.
         num_hidden_layers: Number of blocks.
         intermediate_size: Width `h` of the values and their gate in attention.
         ema_projection_size: Number `N` of EMA states per channel.
         bidirectional: Whether the EMA runs in both directions. Must be False for a decoder.
         shared_representation_size: Width `z` of queries and keys. Must be even with rotary bias.
-        use_chunking: Whether attention is limited to chunks of `chunk_size` tokens (linear cost in the length).
+        use_chunking: Whether attention is limited to chunks of `chunk_size` tokens, so that its cost is linear in the
+            length.
         chunk_size: Tokens per chunk, at least 1 with `use_chunking`; -1 otherwise. With a `"simple"` bias a positive
-            `chunk_size` also is the number of positions the bias serves, with or without `use_chunking`.
+            `chunk_size` is also the number of positions that the bias serves, with or without `use_chunking`.
         truncation: Number of lags after which the EMA's kernel is cut off; None keeps all.
         normalize_before_mega: Whether the attention sub-layer is pre-norm (True) or post-norm.
         normalization_type: `"layernorm"`, `"scalenorm"`, `"rmsnorm"`, `"batchnorm"` or `"syncbatchnorm"`.
@@ -66,12 +67,13 @@ class MegaConfig(PreTrainedConfig):
         dropout_prob: Dropout of the EMA's output, the candidate states and the feed-forward output.
         hidden_dropout_prob: Dropout of the values.
         attention_probs_dropout_prob: Dropout of the attention weights.
-        use_feature_dropout: Whether `dropout_prob` and `hidden_dropout_prob` drop whole features of a sequence.
+        use_feature_dropout: Whether `dropout_prob`, `hidden_dropout_prob` and `nffn_activation_dropout_prob` drop
+            whole features of a sequence instead of single numbers.
         use_normalized_ffn: Whether blocks have a feed-forward sub-layer.
         nffn_hidden_size: Width of the feed-forward sub-layer.
         normalize_before_ffn: Whether the feed-forward sub-layer is pre-norm (True) or post-norm.
         nffn_activation_dropout_prob: Dropout inside the feed-forward sub-layer.
-        max_positions: Number of positions served by a `"simple"` bias. Rotary bias extrapolates.
+        max_positions: Number of positions that a `"simple"` bias serves. A rotary bias serves any number.
         add_token_type_embeddings: Whether token types are embedded.
         type_vocab_size: Number of token types.
         initializer_range: Standard deviation of the initial linear weights, embeddings, query/key scales and biases.
@@ -81,59 +83,65 @@ class MegaConfig(PreTrainedConfig):
         pad_token_id, bos_token_id, eos_token_id: Ids of the special tokens.
         relative_positional_bias: `"rotary"` or `"simple"`.
         classifier_dropout: Dropout of the classification heads; None means `hidden_dropout_prob`.
-        use_cache: Whether a decoder returns its state for the next step.
-        add_lm_hidden_dense_layer: Whether a tanh layer stands between the hidden states and the language model head.
-        tie_word_embeddings: Whether input and output embeddings are one matrix. Always False with an adaptive input or
-            softmax, which are none; see `tie_adaptive_weights`.
+        use_cache: Whether a decoder returns its cache for the next step.
+        add_lm_hidden_dense_layer: Whether the language model head has a tanh layer before the output projection.
+        tie_word_embeddings: Whether input and output embeddings share one matrix. Always False with an adaptive input
+            or softmax, which have several; see `tie_adaptive_weights`.
         is_decoder: Whether the model is causal.
         add_cross_attention: Whether the blocks of a decoder attend to an encoder.
+        num_attention_heads: Always 1: Mega has one head. Kept for tools that read it.
         classifier_pooling: Addition to 4.40.2. What sequence classification reads: `"cls"`, the first real token (as
-            4.40.2), in a decoder the last one, or `"mean"`, the mean over real tokens.
+            in 4.40.2), or the last one in a decoder; `"mean"`, the mean over real tokens.
         sparse_prediction: Addition to 4.40.2. Whether a masked language model that is given labels computes logits at
             the labelled positions only, shape `(labelled tokens, vocab_size)`. Same loss, less time and memory.
         legacy_unnormalized_rmsnorm: Addition to 4.40.2, whose rmsnorm scaled its input without normalising it. True
-            reproduces that, for models trained with it; None means False, and warns about a checkpoint of 4.x.
-
-        scale_embeddings: Addition to 4.40.2, as the next six from the authors' code. Whether embeddings are multiplied
-            by sqrt(hidden_size).
-        embedding_size: Width of the word embeddings; where it is given and another than `hidden_size`, a projection
-            without bias follows.
-        normalize_embeddings: Whether a norm stands behind the embeddings.
-        embedding_dropout_prob: Dropout of the embeddings.
-        final_norm: Whether a norm stands behind the last block, as pre-norm models of the authors have.
-        final_norm_affine: Whether that norm has learned scales.
-        cross_attention_max_positions: Number of source and target positions served by the `"simple"` bias of
-            cross-attention; None for `max_positions`, whether there are chunks or not. A decoder that transformers 4.x
-            saved with a positive `chunk_size` keeps 4.40.2's rule, which served so many.
+            reproduces that, for models trained with it. None means False, and warns about a checkpoint of 4.x.
+        scale_embeddings: Addition to 4.40.2 from the authors' code. Whether embeddings are multiplied by
+            sqrt(hidden_size).
+        embedding_size: Addition from the authors' code. Width of the word embeddings; None for `hidden_size`. If it
+            differs from `hidden_size`, a projection without bias follows.
+        normalize_embeddings: Addition from the authors' code. Whether a norm follows the embeddings.
+        embedding_dropout_prob: Addition from the authors' code. Dropout of the embeddings.
+        final_norm: Addition from the authors' code, whose pre-norm models have it. Whether a norm follows the last
+            block.
+        final_norm_affine: Addition from the authors' code. Whether that norm has learned scales.
+        cross_attention_max_positions: Addition from the authors' code. Number of source and target positions that the
+            `"simple"` bias of cross-attention serves, with or without chunks; None for `max_positions`. A decoder
+            that transformers 4.x saved with a positive `chunk_size` keeps the rule of 4.40.2, which served
+            `chunk_size` positions.
         cross_attention_hidden_size: Addition to 4.40.2. Width of the encoder's hidden states; None for `hidden_size`.
         cross_attention_counts_padding: Addition to 4.40.2. Whether positions in cross-attention are columns of the
             batch, as in 4.40.2 and the authors' code, where padding on the left of a source shifts its positions.
-            Otherwise they are counted from the first real token, so that padding changes nothing. None means True for
-            a decoder that transformers 4.x saved, else False.
-
-        adaptive_cutoffs: Addition to 4.40.2, as all that follow from the authors' code. Ids at which the bands of an
-            adaptive input or softmax begin, ascending; the first band begins at 0. None without either.
-        adaptive_input: Whether rarer words have narrower embeddings, which projections widen to `hidden_size`. Bands
-            are `embedding_size` (or `hidden_size`) // `adaptive_input_factor`**band wide.
-        adaptive_input_factor: How much narrower each band is than the one before.
-        adaptive_softmax: Whether a causal language model predicts words in bands; its logits are log-probabilities.
-            Bands are `hidden_size` // `adaptive_softmax_factor`**band wide.
-        adaptive_softmax_factor: How much narrower each band is than the one before.
-        adaptive_softmax_dropout_prob: Dropout of what an adaptive softmax reads, and between the factors of its bands.
-        tie_adaptive_weights: Whether the words of both are the same weights.
-        tie_adaptive_projections: Whether the projections of all bands but the first are, too.
+            False counts them from the first real token, so that padding changes nothing. None means True for a decoder
+            that transformers 4.x saved, and False otherwise.
+        adaptive_cutoffs: Addition from the authors' code, like the fields that follow. Ids at which the clusters of an
+            adaptive input or softmax begin, ascending; the first cluster begins at 0. None without either.
+        adaptive_input: Whether rarer words have narrower embeddings, which projections widen to `hidden_size`. Cluster
+            number i is `embedding_size` (or `hidden_size`) // `adaptive_input_factor`**i wide.
+        adaptive_input_factor: How much narrower each cluster of the input is than the one before.
+        adaptive_softmax: Whether a causal language model predicts words in clusters. Its logits are then
+            log-probabilities. Cluster number i is `hidden_size` // `adaptive_softmax_factor`**i wide.
+        adaptive_softmax_factor: How much narrower each cluster of the softmax is than the one before.
+        adaptive_softmax_dropout_prob: Dropout of the input of an adaptive softmax, and between the two matrices of its
+            tail clusters.
+        tie_adaptive_weights: Whether adaptive input and softmax share the weights of the words.
+        tie_adaptive_projections: Whether they also share the projections of all clusters but the first.
         input_type: What a model reads: `"tokens"` (ids), or `"values"` (real numbers such as pixels or samples).
         classifier_head: `"tanh"`, the two layers of 4.40.2, or `"blocks"`: a linear layer, dropout and
             `classifier_activation` for each of `classifier_hidden_sizes`, then a projection without bias.
-        classifier_hidden_sizes: Widths of the blocks, of which there may be none; None for one of `hidden_size`.
+        classifier_hidden_sizes: Widths of the blocks; an empty list for none, None for one of `hidden_size`.
         classifier_activation: Activation of the blocks; any name of `transformers.activations.ACT2FN`.
         recompute_activations: Addition to 4.40.2. Whether training recomputes gates and activations in the backward
-            pass, for about a third less memory and little time; None means on a CPU, where tensors are large enough.
-            Gradient checkpointing recomputes whole blocks instead.
+            pass, which saves about a third of the memory and costs little time. None does so on a CPU for large
+            tensors. Gradient checkpointing recomputes whole blocks instead.
 
     Raises:
-        InvalidMegaConfigError: a ValueError, on construction, for fields of a wrong type or value or that contradict
-            each other; the message says what would work.
+        InvalidMegaConfigError: a ValueError, on construction, for fields of a wrong type or value and for fields that
+            contradict each other. The message says what would work.
+
+    Example:
+        `MegaConfig(hidden_size=256, use_chunking=True, chunk_size=128)` is an encoder with attention in chunks, and
+        `MegaConfig(is_decoder=True, bidirectional=False)` a causal model.
     """
 
     model_type = "mega"

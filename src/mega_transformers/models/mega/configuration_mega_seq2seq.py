@@ -15,14 +15,16 @@ class MegaSeq2SeqConfig(PreTrainedConfig):
 
     Args:
         encoder: Configuration of the encoder, a `MegaConfig` or its fields. It is made bidirectional.
-        decoder: Configuration of the decoder, of any other sizes. It is made causal, with cross-attention to the
-            encoder's width. Its `cross_attention_max_positions`, where None, becomes the greater of both
-            `max_positions`.
-        share_embeddings: Whether encoder and decoder have the same word embeddings. Needs equal vocabularies and
+        decoder: Configuration of the decoder, with sizes of its own. It is made causal, with cross-attention to the
+            width of the encoder. If its `cross_attention_max_positions` is None, it becomes the greater
+            `max_positions` of the two sides.
+        share_embeddings: Whether encoder and decoder have the same word embeddings, which needs equal vocabularies and
             widths.
         tie_word_embeddings: Whether the output projection is the decoder's word embeddings.
-        pad_token_id, bos_token_id, eos_token_id: Ids of the special tokens, of encoder and decoder too.
-        decoder_start_token_id: What the decoder starts with; the authors' code starts with the end of a sentence.
+        pad_token_id, bos_token_id, eos_token_id: Ids of the special tokens, also of both sides.
+        decoder_start_token_id: First token of the decoder's input. The authors' code starts with the end of a
+            sentence.
+        is_encoder_decoder: Always True; transformers reads it.
 
     Raises:
         InvalidMegaConfigError: a ValueError, on construction, for fields that contradict each other.

@@ -95,7 +95,7 @@ class MegaPooler(nn.Module):
 
 
 class MegaPreTrainedModel(PreTrainedModel):
-    """What all Mega models share: configuration, initial weights, and what they support."""
+    """Base class of all Mega models: configuration, initial weights, loading, and what the models support."""
 
     config: MegaConfig
     config_class = MegaConfig
@@ -126,7 +126,12 @@ class MegaPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """See `PreTrainedModel.from_pretrained`; names the file when one of a folder is damaged."""
+        """Loads a model, as `PreTrainedModel.from_pretrained`; the error names the file if one is damaged.
+
+        Args:
+            pretrained_model_name_or_path: A folder, or an id on the hub.
+            args, kwargs: As in `PreTrainedModel.from_pretrained`; fields of the configuration too.
+        """
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except Exception:
@@ -134,10 +139,18 @@ class MegaPreTrainedModel(PreTrainedModel):
             raise
 
     def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
-        """As in `PreTrainedModel`.
+        """Changes the size of the vocabulary, as `PreTrainedModel.resize_token_embeddings`.
+
+        Args:
+            new_num_tokens: The new size; None changes nothing.
+            pad_to_multiple_of: Rounds the size up to a multiple of this.
+            mean_resizing: Whether new rows start near the mean of the old ones.
+
+        Returns:
+            The input embeddings, an `nn.Embedding`.
 
         Raises:
-            ValueError: where the vocabulary has bands, or the model reads values.
+            ValueError: for a model with an adaptive input or softmax, and for one that reads values.
         """
         if not isinstance(self.get_input_embeddings(), nn.Embedding):
             raise ValueError(
@@ -182,11 +195,14 @@ class MegaPreTrainedModel(PreTrainedModel):
 
 
 class MegaModel(MegaPreTrainedModel):
-    """The bare Mega model: an encoder, or a causal model with `is_decoder=True, bidirectional=False`.
+    """The Mega model without a head: an encoder, or a causal model with `is_decoder=True, bidirectional=False`.
 
     Args:
         config: The configuration.
-        add_pooling_layer: Whether to add a tanh layer over the first token.
+        add_pooling_layer: Whether to add a tanh layer over the first token, in a decoder over the last one.
+
+    Example:
+        `MegaModel(MegaConfig())(input_ids).last_hidden_state`, of shape (B, L, hidden_size)
     """
 
     _input_types = ("tokens", "values")
@@ -205,9 +221,11 @@ class MegaModel(MegaPreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        """The module that embeds ids, or values."""
         return getattr(self.embedding_layer, self._input_embeddings_name)
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the module that embeds ids, or values."""
         setattr(self.embedding_layer, self._input_embeddings_name, value)
 
     @property
@@ -231,36 +249,36 @@ class MegaModel(MegaPreTrainedModel):
         input_values: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | MegaModelOutput:
-        """Embeds, runs the blocks, pools.
+        """Computes the hidden states of every token.
 
         Args:
-            input_ids: (B, L) ids, or give `inputs_embeds`; not for a model that reads values.
-            attention_mask: (B, L), 1 (or True) at real tokens and 0 at padding, on either side; all real by default.
-                With cached tokens (B, cached + L).
-            token_type_ids: (B, L) token types, for a model that embeds them; 0 by default.
+            input_ids: (B, L) ids. Give these, or `inputs_embeds`, or `input_values` if the model reads values.
+            attention_mask: (B, L), 1 or True at real tokens and 0 at padding, which may be on either side. Default:
+                all are real. With a cache (B, cached + L).
+            token_type_ids: (B, L) token types, for a model that embeds them. Default: 0.
             inputs_embeds: (B, L, d) embeddings in place of ids or values.
-            encoder_hidden_states: (B, S, d of the encoder), for a decoder with cross-attention; not needed once their
-                keys and values are cached.
-            encoder_attention_mask: (B, S), 1 at real source tokens and 0 at padding; all real by default. What was
-                cached keeps the mask it was made with.
-            cache: A decoder's memory of the tokens before, which is brought up to date; any number of new
-                tokens may follow. `DynamicCache(config=config)` makes one, or what an earlier forward pass returned;
-                with cross-attention that is an `EncoderDecoderCache`.
-            use_cache: Whether a decoder returns that memory; `config.use_cache` by default.
+            encoder_hidden_states: (B, S, d of the encoder), for a decoder with cross-attention. Not needed once a
+                cache holds their keys and values.
+            encoder_attention_mask: (B, S), 1 at real source tokens and 0 at padding. Default: all are real. Cached
+                keys and values keep the mask that they were made with.
+            cache: What a decoder remembers of the tokens before. It is updated in place, and any number of new tokens
+                may follow. `DynamicCache(config=config)` makes an empty one; a forward pass with `use_cache=True`
+                returns one. With cross-attention it is an `EncoderDecoderCache`.
+            use_cache: Whether a decoder returns its cache. Default: `config.use_cache`.
             input_values: (B, L) real numbers, for a model with `input_type="values"`.
-            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`; and where rows are packed with several
-                documents, which then see nothing of each other, one of `position_ids` (B, L), restarting in every
-                document, `cu_seq_lens_q` (documents + 1,) and `seq_idx` (B, L). Mega has no absolute positions, so
-                `position_ids` say nothing else.
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`; and for rows that are packed with
+                several documents, which then do not see each other, one of `position_ids` (B, L), which restart in
+                every document, `cu_seq_lens_q` (documents + 1,) or `seq_idx` (B, L). Mega has no absolute positions,
+                so that `position_ids` have no other effect.
 
         Returns:
             `last_hidden_state` (B, L, d); `pooler_output` (B, d); `cache`; `hidden_states`, (B, L, d) of the
-            embeddings and of every block; `attentions`, per layer (B, K, n, n) for K chunks of n tokens, or
-            (B, 1, L, T) over the T columns that may be seen where tokens continue cached ones; `cross_attentions`, per
-            layer (B, 1, L, S).
+            embeddings and of every block; `attentions`, per layer (B, K, n, n) for K chunks of n tokens, or, with a
+            cache, (B, 1, L, T) over the T columns that may be seen; `cross_attentions`, per layer (B, 1, L, S).
 
         Raises:
-            ValueError: for inputs that cannot be right; see `validation_mega.check_inputs`.
+            ValueError: before any computation, for inputs of a wrong shape, ids or token types out of range, a mask
+                that does not fit, and a cache of another model, batch size or device.
         """
         config = self.config
         check_decoder_inputs(config, cache, encoder_hidden_states, kwargs.get("is_causal"))
@@ -367,7 +385,14 @@ class MegaLanguageModel(MegaPredictionMixin, MegaPreTrainedModel):
 
 
 class MegaForMaskedLM(MegaLanguageModel):
-    """Mega with a language model head that predicts masked words."""
+    """Mega with a language model head that predicts masked tokens.
+
+    Args:
+        config: A configuration with `is_decoder=False`.
+
+    Raises:
+        ValueError: for `is_decoder=True`, and for `adaptive_softmax=True`.
+    """
 
     _tied_weights_keys = {"mlm_head.weight": "mega.embedding_layer.word_embeddings.weight"}  # noqa: RUF012
 
@@ -381,9 +406,11 @@ class MegaForMaskedLM(MegaLanguageModel):
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Module:
+        """The output projection."""
         return self.mlm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replaces the output projection."""
         self.mlm_head = new_embeddings
 
     @checked_keywords(MegaModel.forward)
@@ -397,13 +424,20 @@ class MegaForMaskedLM(MegaLanguageModel):
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | MaskedLMOutput:
-        """Logits (B, L, V), and the loss with `labels`.
+        """Computes the logits of every token, and the loss if `labels` are given.
 
         Args:
-            labels: (B, L) ids of the words to predict, -100 where there is none. With `config.sparse_prediction` the
-                logits are those of labelled positions only, in reading order: (labelled, V).
-            input_ids, attention_mask, token_type_ids, inputs_embeds, kwargs: As in `MegaModel.forward`; also
-                `num_items_in_batch`, by which the summed loss is divided in place of the number of labels.
+            input_ids, attention_mask, token_type_ids, inputs_embeds: As in `MegaModel.forward`.
+            labels: (B, L) ids of the tokens to predict, -100 at positions without a label.
+            kwargs: As in `MegaModel.forward`; also `num_items_in_batch`, by which the summed loss is divided instead
+                of the number of labels.
+
+        Returns:
+            `loss`, a scalar; `logits` (B, L, V), or with labels and `config.sparse_prediction` (labels, V), those of
+            labelled positions in reading order; `hidden_states`; `attentions`.
+
+        Raises:
+            ValueError: as in `MegaModel.forward`, and for labels of another shape or out of range.
         """
         if labels is not None:
             check_labels("labels", labels, leading_shape(input_ids, inputs_embeds), self.config.vocab_size)
@@ -423,11 +457,11 @@ class MegaForMaskedLM(MegaLanguageModel):
 
 
 class MegaForCausalLM(MegaLanguageModel, MegaGenerationMixin):
-    """Mega with a language model head that predicts the next word.
+    """Mega with a language model head that predicts the next token.
 
     Args:
-        config: A configuration with `is_decoder=True` and `bidirectional=False`. `is_decoder=False` alone, which
-            4.40.2 accepted, is corrected with a warning.
+        config: A configuration with `is_decoder=True` and `bidirectional=False`. `is_decoder=False`, which 4.40.2
+            accepted, is corrected with a warning.
 
     Raises:
         ValueError: for `bidirectional=True`, whose EMA sees the future.
@@ -461,15 +495,21 @@ class MegaForCausalLM(MegaLanguageModel, MegaGenerationMixin):
         self.post_init()
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict:
-        """As in `PreTrainedModel`; those of an adaptive softmax are what `config.tie_adaptive_weights` decides."""
+        """Names of tied weights, as in `PreTrainedModel`. `config.tie_adaptive_weights` decides in an adaptive softmax.
+
+        Args:
+            all_submodels: Whether to include the tied weights of submodels.
+        """
         if all_submodels or not isinstance(self.lm_head, MegaAdaptiveSoftmax):
             return super().get_expanded_tied_weights_keys(all_submodels)
         return dict(self._tied_weights_keys)
 
     def get_output_embeddings(self) -> nn.Module:
+        """The output projection."""
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replaces the output projection."""
         self.lm_head = new_embeddings
 
     @checked_keywords(MegaModel.forward)
@@ -488,18 +528,27 @@ class MegaForCausalLM(MegaLanguageModel, MegaGenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | MegaCausalLMOutput:
-        """Logits (B, L, V), and the loss with `labels`; with an adaptive softmax log-probabilities, float32 at least.
+        """Computes the logits of every token, and the loss if `labels` are given.
 
         Args:
-            labels: (B, L) ids, -100 where nothing is predicted; the label at position t is compared with the logits
-                at t - 1. With an adaptive softmax in training mode, there are then no logits: its loss needs only
-                bands that labels are in.
-            logits_to_keep: Compute the logits of that many last positions only, or of the positions in a tensor of
-                indices; 0 for all. Not together with `labels`.
-            input_ids, attention_mask, token_type_ids, inputs_embeds, encoder_hidden_states, encoder_attention_mask,
-            cache, use_cache, kwargs: As in `MegaModel.forward`, but with `labels` use_cache is False by
-                default; also `num_items_in_batch`, by which the summed loss is divided in place of the number of
-                labels.
+            input_ids, attention_mask, token_type_ids, inputs_embeds: As in `MegaModel.forward`.
+            encoder_hidden_states, encoder_attention_mask, cache: As in `MegaModel.forward`.
+            labels: (B, L) ids, usually `input_ids` themselves, -100 at positions without a label. The label at
+                position t is compared with the logits at t - 1.
+            use_cache: As in `MegaModel.forward`, but False by default if `labels` are given.
+            logits_to_keep: Number of last positions whose logits are computed, or a tensor of positions; 0 for all.
+                Not together with `labels`.
+            kwargs: As in `MegaModel.forward`; also `num_items_in_batch`, by which the summed loss is divided instead
+                of the number of labels.
+
+        Returns:
+            `loss`, a scalar; `logits` (B, L or kept positions, V), with an adaptive softmax log-probabilities in
+            float32 at least, and None for its training mode with labels, where the loss does not need them; `cache`;
+            `hidden_states`; `attentions`; `cross_attentions`.
+
+        Raises:
+            ValueError: as in `MegaModel.forward`, and for labels of another shape or out of range, or together with
+                `logits_to_keep`.
         """
         if labels is not None:
             check_labels("labels", labels, leading_shape(input_ids, inputs_embeds), self.config.vocab_size)

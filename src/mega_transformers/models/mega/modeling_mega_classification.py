@@ -108,7 +108,12 @@ def check_class_labels(labels: torch.Tensor | None, batch: int, config: MegaConf
 
 
 class MegaForSequenceClassification(MegaPreTrainedModel):
-    """Mega with a head for classes of (or numbers for) whole sequences, of words or of values."""
+    """Mega with a head for classes of whole sequences, or numbers for them. Reads tokens or values.
+
+    Args:
+        config: The configuration; `num_labels`, `problem_type`, `classifier_pooling` and `classifier_head` say what
+            the head is like.
+    """
 
     _input_types: tuple[str, ...] = ("tokens", "values")
 
@@ -131,12 +136,19 @@ class MegaForSequenceClassification(MegaPreTrainedModel):
         input_values: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | SequenceClassifierOutput:
-        """Logits (B, num_labels), and the loss with `labels`.
+        """Computes the logits of every sequence, and the loss if `labels` are given.
 
         Args:
-            labels: (B,) classes in [0, num_labels); floats (B,) for regression with one label, or (B, num_labels) for
-                several labels or targets. `config.problem_type` decides, or the number of labels and the dtype.
             input_ids, attention_mask, token_type_ids, inputs_embeds, input_values, kwargs: As in `MegaModel.forward`.
+            labels: (B,) classes in [0, num_labels); floats (B,) for regression with one label, or (B, num_labels) for
+                several labels or targets. `config.problem_type` decides which, and without it the number of labels and
+                the dtype.
+
+        Returns:
+            `loss`, a scalar; `logits` (B, num_labels); `hidden_states`; `attentions`.
+
+        Raises:
+            ValueError: as in `MegaModel.forward`, and for classes of another shape or out of range.
         """
         if labels is not None:
             check_class_labels(labels, leading_shape(input_ids, inputs_embeds, input_values)[0], self.config)
@@ -153,9 +165,12 @@ class MegaForSequenceClassification(MegaPreTrainedModel):
 
 
 class MegaForAudioClassification(MegaForSequenceClassification):
-    """Mega with a head for classes of raw sound: a `MegaForSequenceClassification` that reads values first.
+    """Mega with a head for classes of raw sound: a `MegaForSequenceClassification` whose first argument is values.
 
     The authors' models for raw speech and for pixels have `classifier_pooling="mean"` and `classifier_head="blocks"`.
+
+    Args:
+        config: A configuration with `input_type="values"`.
     """
 
     _input_types = ("values",)
@@ -171,17 +186,24 @@ class MegaForAudioClassification(MegaForSequenceClassification):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | SequenceClassifierOutput:
-        """Logits (B, num_labels), and the loss with `labels`.
+        """Computes the logits of every recording, and the loss if `labels` are given.
 
         Args:
             input_values: (B, L) samples, scaled as in training.
             attention_mask, labels, inputs_embeds, kwargs: As in `MegaForSequenceClassification.forward`.
+
+        Returns:
+            As `MegaForSequenceClassification.forward`.
         """
         return super().forward(None, attention_mask, None, inputs_embeds, labels, input_values, **kwargs)
 
 
 class MegaForTokenClassification(MegaPreTrainedModel):
-    """Mega with a head for classes of tokens."""
+    """Mega with a head for classes of tokens, such as named entities or parts of speech.
+
+    Args:
+        config: The configuration, with `num_labels`.
+    """
 
     def __init__(self, config: MegaConfig) -> None:
         super().__init__(config)
@@ -202,11 +224,17 @@ class MegaForTokenClassification(MegaPreTrainedModel):
         labels: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | TokenClassifierOutput:
-        """Logits (B, L, num_labels), and the loss with `labels`.
+        """Computes the logits of every token, and the loss if `labels` are given.
 
         Args:
-            labels: (B, L) classes of tokens in [0, num_labels), -100 where there is none.
             input_ids, attention_mask, token_type_ids, inputs_embeds, kwargs: As in `MegaModel.forward`.
+            labels: (B, L) classes of tokens in [0, num_labels), -100 at tokens without a label.
+
+        Returns:
+            `loss`, a scalar; `logits` (B, L, num_labels); `hidden_states`; `attentions`.
+
+        Raises:
+            ValueError: as in `MegaModel.forward`, and for labels of another shape or out of range.
         """
         if labels is not None:
             check_labels("labels", labels, leading_shape(input_ids, inputs_embeds), self.num_labels)
@@ -221,7 +249,13 @@ class MegaForTokenClassification(MegaPreTrainedModel):
 
 
 class MegaForMultipleChoice(MegaPreTrainedModel):
-    """Mega with a head that scores the choices of a question."""
+    """Mega with a head that scores the choices of a question.
+
+    The score reads the first token of a row (`MegaModel`'s pooler), so pad on the right.
+
+    Args:
+        config: The configuration.
+    """
 
     def __init__(self, config: MegaConfig) -> None:
         super().__init__(config)
@@ -241,12 +275,20 @@ class MegaForMultipleChoice(MegaPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | MultipleChoiceModelOutput:
-        """Logits (B, choices), and the loss with `labels`.
+        """Computes the score of every choice, and the loss if `labels` are given.
 
         Args:
-            input_ids: (B, choices, L); the other inputs have the same dimensions, and `inputs_embeds` one more.
+            input_ids: (B, choices, L) ids of the question with each choice.
+            token_type_ids, attention_mask: (B, choices, L), otherwise as in `MegaModel.forward`.
+            inputs_embeds: (B, choices, L, d), otherwise as in `MegaModel.forward`.
             labels: (B,) right choices in [0, choices).
-            attention_mask, token_type_ids, inputs_embeds, kwargs: As in `MegaModel.forward`.
+            kwargs: As in `MegaModel.forward`.
+
+        Returns:
+            `loss`, a scalar; `logits` (B, choices); `hidden_states` and `attentions` of B * choices rows.
+
+        Raises:
+            ValueError: as in `MegaModel.forward`, and for labels of another shape or out of range.
         """
         given = input_ids if inputs_embeds is None else inputs_embeds
         if given is None or given.dim() != (3 if inputs_embeds is None else 4):
@@ -270,7 +312,11 @@ class MegaForMultipleChoice(MegaPreTrainedModel):
 
 
 class MegaForQuestionAnswering(MegaPreTrainedModel):
-    """Mega with a head for the first and the last token of an answer."""
+    """Mega with a head for the first and the last token of an answer.
+
+    Args:
+        config: The configuration, with `num_labels=2`, the default.
+    """
 
     def __init__(self, config: MegaConfig) -> None:
         super().__init__(config)
@@ -291,11 +337,18 @@ class MegaForQuestionAnswering(MegaPreTrainedModel):
         end_positions: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | QuestionAnsweringModelOutput:
-        """Logits (B, L) of an answer's start and of its end, and the loss with both positions.
+        """Computes the logits of an answer's start and end, and the loss if both positions are given.
 
         Args:
-            start_positions, end_positions: (B,) positions; those outside the sequence do not count.
             input_ids, attention_mask, token_type_ids, inputs_embeds, kwargs: As in `MegaModel.forward`.
+            start_positions, end_positions: (B,) positions of the first and last token of the answer. Positions outside
+                the sequence are ignored.
+
+        Returns:
+            `loss`, a scalar; `start_logits` and `end_logits` (B, L); `hidden_states`; `attentions`.
+
+        Raises:
+            ValueError: as in `MegaModel.forward`.
         """
         outputs = self.mega(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
         start_logits, end_logits = (part.squeeze(-1) for part in self.qa_outputs(outputs[0]).split(1, dim=-1))

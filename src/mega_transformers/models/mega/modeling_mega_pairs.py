@@ -16,10 +16,11 @@ from .validation_mega import check_inputs, checked_keywords
 
 @dataclass
 class MegaSequencePairClassifierOutput(SequenceClassifierOutput):
-    """A `SequenceClassifierOutput` whose `hidden_states` and `attentions` are the first sequence's.
+    """A `SequenceClassifierOutput` whose `hidden_states` and `attentions` belong to the first sequence.
 
     Args:
-        pair_hidden_states, pair_attentions: Those of the second sequence.
+        pair_hidden_states: (B, M, d) of the embeddings and of every block, of the second sequence.
+        pair_attentions: Attention weights of the second sequence, per layer as in `MegaModel.forward`.
     """
 
     pair_hidden_states: tuple[torch.FloatTensor, ...] | None = None
@@ -27,10 +28,14 @@ class MegaSequencePairClassifierOutput(SequenceClassifierOutput):
 
 
 class MegaForSequencePairClassification(MegaPreTrainedModel):
-    """Mega with a head for classes of (or numbers for) pairs of sequences, which one model reads apart.
+    """Mega with a head for classes of pairs of sequences, or numbers for them. One model reads both, separately.
 
-    The head sees both vectors side by side, the second sequence's first, as in the authors' model for retrieval. No
-    Auto class is for such a model: `AutoModelForSequenceClassification` makes that of single sequences.
+    The head reads the vector of the second sequence followed by that of the first, as in the authors' model for
+    retrieval. There is no Auto class for this model: `AutoModelForSequenceClassification` makes the model for single
+    sequences.
+
+    Args:
+        config: The configuration, as for `MegaForSequenceClassification`.
     """
 
     def __init__(self, config: MegaConfig) -> None:
@@ -56,17 +61,21 @@ class MegaForSequencePairClassification(MegaPreTrainedModel):
         pair_token_type_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | MegaSequencePairClassifierOutput:
-        """Logits (B, num_labels), and the loss with `labels`.
+        """Computes the logits of every pair, and the loss if `labels` are given.
 
         Args:
-            input_ids, attention_mask, inputs_embeds, token_type_ids: Of the first sequences, (B, L); as in
+            input_ids, attention_mask, inputs_embeds, token_type_ids: First sequences, (B, L), as in
                 `MegaModel.forward`.
-            pair_input_ids, pair_attention_mask, pair_inputs_embeds, pair_token_type_ids: Of the second ones, (B, M).
+            pair_input_ids, pair_attention_mask, pair_inputs_embeds, pair_token_type_ids: Second sequences, (B, M).
             labels: As in `MegaForSequenceClassification.forward`.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
+        Returns:
+            `loss`, a scalar; `logits` (B, num_labels); `hidden_states` and `attentions` of the first sequences,
+            `pair_hidden_states` and `pair_attentions` of the second.
+
         Raises:
-            ValueError: for inputs that cannot be right, or unequal numbers of first and second sequences.
+            ValueError: as in `MegaModel.forward`, and for unequal numbers of first and second sequences.
         """
         config = self.config
         batch, _ = check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_ids)

@@ -31,10 +31,16 @@ class MegaSeq2SeqPreTrainedModel(MegaPreTrainedModel):
     _can_record_outputs: dict[str, Any] = {}  # noqa: RUF012
 
     def resize_token_embeddings(self, new_num_tokens=None, pad_to_multiple_of=None, mean_resizing=True):
-        """As in `PreTrainedModel`, for encoder, decoder and output at once.
+        """Changes the size of the shared vocabulary of encoder, decoder and output.
+
+        Args:
+            new_num_tokens, pad_to_multiple_of, mean_resizing: As in `MegaPreTrainedModel.resize_token_embeddings`.
+
+        Returns:
+            The input embeddings, an `nn.Embedding`.
 
         Raises:
-            ValueError: for separate vocabularies, of which this cannot know which is meant.
+            ValueError: for separate vocabularies, since it is not clear which one is meant.
         """
         if not self.config.share_embeddings:
             raise ValueError(
@@ -47,7 +53,11 @@ class MegaSeq2SeqPreTrainedModel(MegaPreTrainedModel):
 
 
 class MegaSeq2SeqModel(MegaSeq2SeqPreTrainedModel):
-    """A bidirectional encoder and a causal decoder with cross-attention, without a head."""
+    """A bidirectional encoder and a causal decoder with cross-attention, without a head.
+
+    Args:
+        config: The configuration of both sides.
+    """
 
     _tied_weights_keys = {ENCODER_EMBEDDINGS: DECODER_EMBEDDINGS}  # noqa: RUF012
 
@@ -58,15 +68,21 @@ class MegaSeq2SeqModel(MegaSeq2SeqPreTrainedModel):
         self.post_init()
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict:
-        """As in `PreTrainedModel`; what decides here is `config.share_embeddings`."""
+        """Names of tied weights, as in `PreTrainedModel`; `config.share_embeddings` decides.
+
+        Args:
+            all_submodels: Whether to include the tied weights of submodels.
+        """
         if all_submodels:
             return super().get_expanded_tied_weights_keys(all_submodels)
         return dict(self._tied_weights_keys) if self.config.share_embeddings else {}
 
     def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings of the encoder."""
         return self.encoder.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the word embeddings of the encoder, and shared ones of the decoder."""
         self.encoder.set_input_embeddings(value)
         if self.config.share_embeddings:
             self.decoder.set_input_embeddings(value)
@@ -87,24 +103,24 @@ class MegaSeq2SeqModel(MegaSeq2SeqPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | MegaSeq2SeqModelOutput:
-        """Encodes the source, unless `encoder_outputs` are given, and decodes the target.
+        """Encodes the source, unless `encoder_outputs` are given, and computes the hidden states of the target.
 
         Args:
-            input_ids, attention_mask, token_type_ids, inputs_embeds: Of the source, (B, S); as in `MegaModel.forward`.
-            decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds: Of the target, (B, L). With
-                `cache` the new tokens only, and a mask of (B, cached + L).
-            encoder_outputs: What the encoder returned, `last_hidden_state` (B, S, d) first.
-            cache: An `EncoderDecoderCache`: the decoder's memory, and keys and values of the source.
-            use_cache: Whether to return that; `config.decoder.use_cache` by default.
+            input_ids, attention_mask, token_type_ids, inputs_embeds: Source, (B, S), as in `MegaModel.forward`.
+            decoder_input_ids, decoder_inputs_embeds: Target, (B, L) and (B, L, d). With a cache, the new tokens only.
+            decoder_attention_mask: (B, L), 1 at real target tokens; with a cache (B, cached + L).
+            encoder_outputs: What the encoder returned, with `last_hidden_state` (B, S, d) first.
+            cache: An `EncoderDecoderCache`: what the decoder remembers, and keys and values of the source.
+            use_cache: Whether to return the cache. Default: `config.decoder.use_cache`.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Returns:
-            `last_hidden_state` (B, L, d) of the decoder; `cache`; `decoder_hidden_states`,
-            `decoder_attentions`, `cross_attentions` (per layer (B, 1, L, S)), `encoder_last_hidden_state`,
-            `encoder_hidden_states`, `encoder_attentions`, as in `MegaModel.forward`.
+            `last_hidden_state` (B, L, d) of the decoder; `cache`; `decoder_hidden_states`, `decoder_attentions`,
+            `cross_attentions` (per layer (B, 1, L, S)), `encoder_last_hidden_state`, `encoder_hidden_states` and
+            `encoder_attentions`, as in `MegaModel.forward`.
 
         Raises:
-            ValueError: for inputs that cannot be right; see `validation_mega`.
+            ValueError: without a target, and as in `MegaModel.forward`.
         """
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError(
@@ -133,7 +149,11 @@ class MegaSeq2SeqModel(MegaSeq2SeqPreTrainedModel):
 
 
 class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedModel, MegaGenerationMixin):
-    """An encoder-decoder Mega that writes text for text: translation, transliteration, summaries."""
+    """An encoder-decoder Mega that writes a text for a text: translation, transliteration, summaries.
+
+    Args:
+        config: The configuration of both sides.
+    """
 
     _tied_weights_keys = {"lm_head.weight": f"model.{DECODER_EMBEDDINGS}"}  # noqa: RUF012
     dense = None
@@ -148,19 +168,29 @@ class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedMod
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings of the encoder."""
         return self.model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the word embeddings of the encoder, and shared ones of the decoder."""
         self.model.set_input_embeddings(value)
 
     def get_output_embeddings(self) -> nn.Module:
+        """The output projection."""
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
+        """Replaces the output projection."""
         self.lm_head = new_embeddings
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Labels (B, L) -> what the decoder reads: its start, then all labels but the last, padding for -100.
+        """What the decoder reads in training: its start token, then all labels but the last, with padding for -100.
+
+        Args:
+            labels: (B, L) ids, -100 at positions without a label.
+
+        Returns:
+            (B, L) ids.
 
         Raises:
             ValueError: if the configuration lacks `decoder_start_token_id` or `pad_token_id`.
@@ -192,17 +222,26 @@ class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedMod
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | MegaSeq2SeqLMOutput:
-        """Logits (B, L, V) of the target's next words, and the loss with `labels`.
+        """Computes the logits of the target's next tokens, and the loss if `labels` are given.
 
         Args:
-            labels: (B, L) the target's words, -100 where nothing is to be predicted. Without decoder inputs, these are
-                the labels shifted; see `prepare_decoder_input_ids_from_labels`.
-            logits_to_keep: Compute the logits of that many last positions only, or of the positions in a tensor of
-                indices; 0 for all. Not together with `labels`.
-            input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, token_type_ids, encoder_outputs,
-            cache, inputs_embeds, decoder_inputs_embeds, use_cache, kwargs: As in `MegaSeq2SeqModel.forward`,
-                but with `labels` use_cache is False by default; also `num_items_in_batch`, by which the summed loss is
-                divided in place of the number of labels.
+            input_ids, attention_mask, token_type_ids, inputs_embeds: As in `MegaSeq2SeqModel.forward`.
+            decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds: As in `MegaSeq2SeqModel.forward`. Without
+                them, the decoder reads the labels, shifted; see `prepare_decoder_input_ids_from_labels`.
+            encoder_outputs, cache: As in `MegaSeq2SeqModel.forward`.
+            labels: (B, L) ids of the target, -100 at positions without a label.
+            use_cache: As in `MegaSeq2SeqModel.forward`, but False by default if `labels` are given.
+            logits_to_keep: Number of last positions whose logits are computed, or a tensor of positions; 0 for all.
+                Not together with `labels`.
+            kwargs: As in `MegaSeq2SeqModel.forward`; also `num_items_in_batch`, by which the summed loss is divided
+                instead of the number of labels.
+
+        Returns:
+            `loss`, a scalar; `logits` (B, L or kept positions, V); the rest as `MegaSeq2SeqModel.forward`.
+
+        Raises:
+            ValueError: as in `MegaSeq2SeqModel.forward`, and for labels of another shape or out of range, or together
+                with `logits_to_keep`.
         """
         if labels is not None:
             check_all_logits(logits_to_keep)
