@@ -155,14 +155,80 @@ def _name(value: Any) -> str:
 
 
 def _commands() -> str:
-    """The reference of the command line, as typer writes it."""
+    """The reference of the command line: what typer writes, as tables that show it as it is."""
+    import click
     import typer.main
     from typer.cli import get_docs_for_click
 
     from mega_transformers.cli import app
 
-    command = typer.main.get_command(app)
-    import click
-
+    command: Any = typer.main.get_command(app)
     with click.Context(command, info_name="mega") as context:
-        return get_docs_for_click(obj=command, ctx=context, name="mega", title="Commands")
+        written = get_docs_for_click(obj=command, ctx=context, name="mega", title="Commands")
+    first, *sections = re.split(r"^## ", written, flags=re.MULTILINE)
+    intro, _, _ = first.partition("**Usage**")
+    lines = [_plain(intro), "| command | what it does |", "|---|---|"]
+    for section in sections:
+        title, text = section.split("\n", 1)
+        anchor = title.strip("`").replace(" ", "-")
+        lines.append(f"| [{title}](#{anchor}) | {_plain(text.strip().partition(chr(10))[0])} |")
+    lines += [
+        "",
+        "Every command has `--help`. `mega --version` prints the version, and `mega --install-completion` makes the",
+    ]
+    lines += ["shell complete commands and options.", ""]
+    for section in sections:
+        title, text = section.split("\n", 1)
+        about, _, rest = text.partition("**Usage**:")
+        usage = re.search(r"^\$ (.*)$", rest, re.MULTILINE)
+        lines += [f"## {title}", _plain(about), "```text", usage[1] if usage else "", "```"]
+        for kind in ("Arguments", "Options"):
+            _, _, items = rest.partition(f"**{kind}**:")
+            found = [item for item in ITEM.findall(items.partition("**Options**")[0]) if item[0] != "--help"]
+            if found:
+                lines += ["", f"| {kind.lower()} | meaning |", "|---|---|"]
+                lines += [f"| {_names(*item[:2])} | {_meaning(*item[2:])} |" for item in found]
+        lines.append("")
+    return "\n".join(lines)
+
+
+ITEM = re.compile(r"^\* `(.+?)(?: (<[^`]*>|[A-Z/]+))?`: (.*?)(?:  \[(.*)\])?$", re.MULTILINE)
+"""An argument or option as typer writes it: its names, what it takes, its help, and its default and bounds."""
+KINDS = {
+    "str": "TEXT",
+    "path": "PATH",
+    "int": "NUMBER",
+    "int range": "NUMBER",
+    "float": "NUMBER",
+    "float range": "NUMBER",
+}
+
+
+def _names(names: str, kind: str) -> str:
+    kind = re.sub(r"^<(?:list\[)?(.*?)\]?>$", r"\1", kind)
+    shown = [f"`{name}`" for name in re.split(", | / ", names)]
+    return ", ".join(shown) + (f" `{KINDS.get(kind, kind)}`" if kind and names.startswith("-") else "")
+
+
+def _meaning(text: str, extra: str) -> str:
+    """The help, then what it does not say itself: the default, bounds, the environment variable."""
+    text = _plain(text).replace("|", "\\|").rstrip(".") + "."
+    for part in filter(None, (extra or "").split("; ")):
+        name, _, value = part.partition(": ")
+        if name == "env var":
+            text += f" Environment variable: `{value}`."
+        elif name == "default":
+            text += "" if "default" in text.lower() else f" Default: `{value}`."
+        elif part != "required" and (bounds := re.fullmatch(r"(?:([\d.]+)<=)?x(?:([<>])=([\d.]+))?", part)):
+            low, sign, other = bounds.groups()
+            words = [f"at least {low or other}"] if low or sign == ">" else []
+            words += [f"at most {other}"] if sign == "<" and float(other) < 2**31 - 1 else []
+            text += f" {' and '.join(words).capitalize()}."
+    return text
+
+
+def _plain(text: str) -> str:
+    """Text that stays what it is in Markdown, where `<mask>` would be a tag of HTML; options are code."""
+    text = re.sub(r"(?<![\w`-])(--[a-z][\w-]*|<[\w-]+>)", r"`\1`", text)
+    parts = re.split(r"(`[^`]*`)", text)
+    return "".join(part if part.startswith("`") else part.replace("<", "&lt;").replace("*", "\\*") for part in parts)

@@ -2,4 +2,4 @@
 
 
 class ConversionError(Exception):
-    """A checkpoint that is damaged, foreign or not what its settings say; the message is one for the user."""
+    """A checkpoint that is damaged, of an unknown format, or not what its settings say. The message is for users."""

@@ -43,17 +43,18 @@ WITHOUT_PLACE = {
 
 @dataclass
 class Report:
-    """What became of a checkpoint.
+    """Result of a conversion.
 
     Args:
-        folder: Where the model is.
-        source: What was recognised.
-        architecture: The class it is loaded with.
-        dtype: What its weights are stored in.
-        size: Their bytes.
-        mapped: The source's name -> ours, with * for layers' numbers, and how many there are.
-        dropped: The source's names that were left out, with * likewise, and the reasons.
-        deviations: What was measured; none without verification.
+        folder: Folder of the new model.
+        source: What was recognised, in words.
+        architecture: Class that loads the model.
+        dtype: Number format of the weights.
+        size: Size of the weights in bytes.
+        mapped: For each pattern of names: the source's name, ours, and how many there are; * stands for a layer
+            number.
+        dropped: Names of the source that were left out, with the reasons.
+        deviations: What was measured; empty without verification.
         notes: What else a user should know.
     """
 
@@ -84,22 +85,22 @@ def convert_checkpoint(
 
     Args:
         source: A file of fairseq or one of its parts, or a folder.
-        output: The folder to write, which must not be there yet.
-        tokenizer: A folder whose tokenizer goes with the model; by default the source's, if it has one.
-        dictionaries: dict.txt of fairseq, from which a tokenizer is made; for an encoder-decoder with separate
+        output: Folder to write, which must not exist yet.
+        tokenizer: Folder of the tokenizer for the model. Default: the source's own, if it has one.
+        dictionaries: dict.txt files of fairseq, from which a tokenizer is made; for an encoder-decoder with separate
             vocabularies the source's and the target's.
-        dtype: What weights are stored in: float32, float16, bfloat16, or auto for what the source has.
-        averaged: Whether to convert the moving average of the weights that a file of fairseq may hold beside them.
-        verify: Whether to compare the result with the source's own arithmetic.
-        force: Whether to replace a model that is there.
-        progress: Called with what is being done, how much is done, and how much there is.
+        dtype: Number format of the weights: float32, float16, bfloat16, or auto for that of the source.
+        averaged: Whether to convert the moving average of the weights that a file of fairseq may also contain.
+        verify: Whether to compare the result with an independent evaluation of the source.
+        force: Whether to replace an existing model.
+        progress: Called with a description, how much is done, and how much there is.
 
     Returns:
         What was done.
 
     Raises:
-        ConversionError: for whatever cannot be converted, and for a result that deviates from its source. Nothing is
-            written then.
+        ConversionError: for a source that cannot be converted, and for a result that deviates from it. Then nothing
+            is written.
     """
     source, output = Path(source), Path(output)
     if dtype not in (AUTO, *DTYPES):

@@ -42,7 +42,13 @@ class Case:
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far an output is from the source's, relative to 1 + its greatest number."""
+    """How far an output of the converted model is from that of its source.
+
+    Args:
+        case: The random inputs, described for people.
+        output: Name of the output.
+        relative: Greatest absolute deviation / (1 + greatest absolute number of the source's output).
+    """
 
     case: str
     output: str

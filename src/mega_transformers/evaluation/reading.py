@@ -49,18 +49,22 @@ class Reading:
 
     @property
     def step(self) -> int:
-        """Tokens from one forward pass's first one to the next one's."""
+        """Tokens by which the start of a forward pass moves on."""
         if self.mode == "full":
             return self.piece
         return self.window if self.mode == "chunk" else self.stride or max(self.window // 2, 1)
 
     def used(self) -> dict[str, Any]:
-        """The mode, and the sizes that it uses."""
+        """The mode and the sizes that it uses, as a mapping."""
         sizes = {"piece": self.piece, "window": self.window, "stride": self.step}
         return {"mode": self.mode, **{name: sizes[name] for name in USES[self.mode]}}
 
     def spans(self, length: int) -> Iterator[tuple[int, int, int]]:
-        """Forward passes over inputs 0 to length - 1: first input, first one that predicts a new token, end."""
+        """Forward passes over inputs 0 to length - 1: first input, first input that predicts a new token, end.
+
+        Args:
+            length: Number of inputs.
+        """
         size = self.piece if self.mode == "full" else self.window
         begin = done = 0
         while done < length:

@@ -23,7 +23,14 @@ from .texts import TextSize, documents_of, encoded_batches
 
 @dataclass(frozen=True)
 class TextScore:
-    """A text's size, the cross entropy of all its tokens in nats, their number, and the seconds this took."""
+    """Cross entropy of a text. Scores of several texts can be added.
+
+    Args:
+        size: Characters, words and documents of the text.
+        nats: Cross entropy of all scored tokens, in nats.
+        tokens: Number of scored tokens.
+        seconds: Time that it took.
+    """
 
     size: TextSize
     nats: float
@@ -39,7 +46,7 @@ class TextScore:
         )
 
     def summary(self) -> dict[str, float]:
-        """`TextSize.scores`, `seconds` and `tokens_per_second`."""
+        """Perplexity per token and word, bits per character, seconds and tokens per second."""
         speed = self.tokens / max(self.seconds, 1e-9)
         return {
             **self.size.scores(self.nats, self.tokens),
@@ -49,19 +56,19 @@ class TextScore:
 
 
 def read_tokens(text: str, tokenizer: Any, clean: list[str], documents: str) -> tuple[np.ndarray, TextSize]:
-    """A text as one line of ids (tokens,), and its size.
+    """Turns a text into one row of ids (tokens,), and measures its size.
 
-    A tokenizer with a token for the start of a document and another one for its end puts both around every document;
-    one with a single token for both, or for the end alone, puts it after every document and before the first one.
+    A tokenizer with different tokens for start and end of a document puts them around every document. If it has one
+    token for both, or only one for the end, that token stands before the first document and after every document.
 
     Args:
         text: The text.
         tokenizer: A fast tokenizer.
-        clean: Names of `texts.CLEANERS`.
-        documents: A name of `texts.SPLITTERS`.
+        clean: Names of cleaners, such as `wikitext`, to apply in this order.
+        documents: How the text is split: `whole`, `lines`, `paragraphs`, `sections` or `articles`.
 
     Raises:
-        RecipeError: if there are none.
+        RecipeError: for a text without documents.
     """
     pieces = documents_of(text, clean, documents)
     if not pieces:
@@ -81,20 +88,29 @@ def read_tokens(text: str, tokenizer: Any, clean: list[str], documents: str) -> 
 def score_text(
     model: Any, tokens: np.ndarray, size: TextSize, reading: Reading, description: str = "Reading"
 ) -> TextScore:
-    """`score_tokens` of a whole text (tokens,) whose size is known, and how long it took."""
+    """Scores a whole text, and measures the time.
+
+    Args:
+        model, reading, description: As in `score_tokens`.
+        tokens: (tokens,) ids, as `read_tokens` returns them.
+        size: Size of the text, as `read_tokens` returns it.
+
+    Raises:
+        RecipeError: as `score_tokens`.
+    """
     began = time.perf_counter()
     nats = score_tokens(model, tokens, reading, description)
     return TextScore(size, nats, len(tokens) - 1, time.perf_counter() - began)
 
 
 def score_tokens(model: Any, tokens: np.ndarray, reading: Reading, description: str = "Reading") -> float:
-    """The cross entropy in nats, summed, of every token but the first: each is predicted once, from ones before it.
+    """Sum of the cross entropies of all tokens but the first, in nats. Each is predicted once, from tokens before it.
 
     Args:
         model: A causal language model of transformers.
         tokens: (tokens,) ids, at least two.
         reading: How they are cut into inputs.
-        description: What the progress bar says, which is shown on stderr when this takes longer than two seconds.
+        description: Label of the progress bar, which appears on stderr if this takes longer than two seconds.
 
     Raises:
         RecipeError: for less than two tokens, for more at a time than the model takes, and in mode full for a model

@@ -21,30 +21,40 @@ WORD = re.compile(r"\w+(?:[-'\u2019.,]\w+)*|[^\w\s]")
 
 @dataclass
 class Classifier(TextModel):
-    """A model for sequence classification, of texts and pairs of them."""
+    """A model for sequence classification of texts and pairs of texts.
+
+    Args:
+        model, tokenizer, cut: See `TextModel`.
+    """
 
     @property
     def labels(self) -> list[str]:
-        """The classes, or the names of numbers."""
+        """Names of the classes, or of the numbers of a regression."""
         return [str(self.model.config.id2label[index]) for index in range(self.model.config.num_labels)]
 
     @property
     def problem(self) -> str:
-        """`SINGLE`, `MULTI` or `REGRESSION`; where the configuration does not say it, the number of labels decides."""
+        """`SINGLE`, `MULTI` or `REGRESSION`. If the configuration does not say, the number of labels decides."""
         config = self.model.config
         return config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE)
 
     @property
     def max_rows(self) -> int | None:
+        """The most texts of a batch; 1 for a model without padding."""
         # without an id of padding, models take the last column for a text's last token
         config = self.model.config
         return 1 if config.model_type != "mega" and config.pad_token_id is None else None
 
     @torch.inference_mode()
     def scores(self, texts: Sequence[Parts], advance: Advance = lambda tokens: None) -> np.ndarray:
-        """Texts or pairs (n,) -> (n, labels), float32.
+        """Scores of every label: (n, labels), float32.
 
-        They are probabilities, with a sum of 1 or, for several labels per text, each by itself; numbers in regression.
+        They are probabilities that add up to 1; with several labels per text, a probability for each; in regression,
+        numbers.
+
+        Args:
+            texts: n texts or pairs.
+            advance: Called with the number of tokens read.
         """
         _, batch = self.encoded(texts)
         logits = self.model(**batch).logits.float()
@@ -58,7 +68,15 @@ class Classifier(TextModel):
 
 @dataclass(frozen=True)
 class Word:
-    """A word, its first character and the one behind it, its likeliest tag, and how probable that is."""
+    """A word of a text with its tag.
+
+    Args:
+        word: The word.
+        start: Its first character in the text.
+        end: The character after its last one.
+        tag: Its likeliest tag.
+        score: Probability of the tag.
+    """
 
     word: str
     start: int
@@ -69,21 +87,31 @@ class Word:
 
 @dataclass
 class Tagger(TextModel):
-    """A model for token classification, with a fast tokenizer.
+    """A model for token classification. A word has the tag of its first token, as in training.
 
-    A word's tag is that of its first token, as in training.
+    Args:
+        model, tokenizer, cut: See `TextModel`; the tokenizer must be a fast one.
     """
 
     def __post_init__(self) -> None:
         put_space_before_words(self.tokenizer)
 
     def count(self, texts: Sequence[Parts]) -> list[int]:
-        """The tokens of each text, special ones counted, before they are cut."""
+        """Number of tokens of each text before it is cut, with special tokens.
+
+        Args:
+            texts: The texts.
+        """
         return token_counts(self.tokenizer, [(_words(text),) for (text,) in texts], is_split_into_words=True)
 
     @torch.inference_mode()
     def tags(self, texts: Sequence[Parts], advance: Advance = lambda tokens: None) -> list[list[Word]]:
-        """The words of each text with their tags; those that were cut off have none and are left out."""
+        """Words of each text with their tags. Words that were cut off are left out.
+
+        Args:
+            texts: n texts.
+            advance: Called with the number of tokens read.
+        """
         encoded, batch = self.encoded([(_words(text),) for (text,) in texts], is_split_into_words=True)
         scores, tags = self.model(**batch).logits.float().softmax(dim=-1).max(dim=-1)
         advance(int(batch[MASK].sum()))

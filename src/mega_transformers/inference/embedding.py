@@ -24,7 +24,7 @@ PIECE = 4096  # tokens of a long text that are read or pooled at a time
 
 
 def pool(hidden_states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """The vectors (B, d), float32, of rows of tokens.
+    """Pools the vectors of tokens: one vector for each row, (B, d), float32.
 
     Args:
         hidden_states: (B, L, d).
@@ -40,12 +40,12 @@ def pool(hidden_states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch
 
 @dataclass
 class TokenEncoder(TextModel):
-    """A model without head (of an encoder-decoder, the encoder) whose vectors of tokens are pooled.
+    """A model without a head (the encoder of an encoder-decoder) that turns texts into vectors, by pooling its tokens.
 
     Args:
         model, tokenizer, cut: See `TextModel`.
-        pooling: One of `POOLINGS`; None for the last token of a causal model, which alone has seen all others, and
-            for the mean of any other model.
+        pooling: `"mean"`, `"first"`, `"last"` or `"max"`. None means the last token in a causal model, the only one
+            that has seen all others, and the mean in any other model.
     """
 
     pooling: str | None = None
@@ -60,7 +60,12 @@ class TokenEncoder(TextModel):
 
     @torch.inference_mode()
     def vectors(self, texts: Sequence[Parts], advance: Advance = lambda tokens: None) -> np.ndarray:
-        """(texts,) -> (texts, d), float32; a single long text is read in pieces, with carried states."""
+        """Vectors of texts: (n, d), float32. A single long text is read in pieces that the EMA's states connect.
+
+        Args:
+            texts: n texts.
+            advance: Called with the number of tokens read.
+        """
         _, batch = self.encoded(texts)
         if len(texts) == 1 and batch[MASK].shape[1] > PIECE and (self.causal or can_encode(self.model)):
             read = self._read_on if self.causal else self._read_both_ways
@@ -103,11 +108,11 @@ class TokenEncoder(TextModel):
 
 
 class SentenceEncoder(TextModel):
-    """A `SentenceTransformer`, which says itself what becomes of the tokens' vectors.
+    """A `SentenceTransformer`, which pools tokens in its own way.
 
     Args:
-        model: The model.
-        cut: Tokens that texts are cut to; None for whole texts.
+        model: The `SentenceTransformer`.
+        cut: Number of tokens to cut texts to; None for whole texts.
     """
 
     pooling = "sentence-transformers"
@@ -120,24 +125,39 @@ class SentenceEncoder(TextModel):
 
     @property
     def config(self) -> Any:
+        """Configuration of its transformers model."""
         return self.model[0].auto_model.config
 
     @property
     def limit(self) -> int | None:
+        """Most tokens of a text that is not cut."""
         return self._limit
 
     def count(self, texts: Sequence[Parts]) -> list[int]:
-        """The tokens of each text, special ones and those of the model's prompt counted, before they are cut."""
+        """Number of tokens of each text before it is cut, with special tokens and those of the model's prompt.
+
+        Args:
+            texts: The texts.
+        """
         prompt = self.model.prompts.get(self.model.default_prompt_name) or ""
         return token_counts(self.tokenizer, [(prompt + text,) for (text,) in texts])
 
     def vectors(self, texts: Sequence[Parts], advance: Advance = lambda tokens: None) -> np.ndarray:
-        """(texts,) -> (texts, d), float32."""
+        """Vectors of texts: (n, d), float32.
+
+        Args:
+            texts: n texts.
+            advance: Called with the number of tokens read.
+        """
         vectors = self.model.encode([text for (text,) in texts], batch_size=len(texts), show_progress_bar=False)
         advance(sum(self.count(texts)))
         return np.asarray(vectors, dtype=np.float32)
 
 
 def normalized(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (n, d) of length 1; a vector of zeros stays one."""
+    """Scales vectors (n, d) to length 1. A vector of zeros stays as it is.
+
+    Args:
+        vectors: (n, d).
+    """
     return F.normalize(torch.from_numpy(vectors), dim=1).numpy()

@@ -20,12 +20,12 @@ Parts: TypeAlias = tuple[Any, ...]
 
 @dataclass
 class TextModel:
-    """A model that reads texts.
+    """A model that reads texts: base class of `TokenEncoder`, `Classifier` and `Tagger`.
 
     Args:
         model: A model of transformers in evaluation mode.
         tokenizer: Its tokenizer.
-        cut: Tokens that texts are cut to; None for whole texts.
+        cut: Number of tokens to cut texts to; None for whole texts.
     """
 
     model: Any
@@ -39,12 +39,12 @@ class TextModel:
 
     @property
     def capacity(self) -> int | None:
-        """The most tokens that a text can be cut to; None for any number."""
+        """Most tokens that the model takes; None for any number."""
         return text_limit(self.config, self.tokenizer)
 
     @property
     def limit(self) -> int | None:
-        """The most tokens of a text that is not to be cut; None for any number."""
+        """Most tokens of a text that is not cut; None for any number."""
         return self.capacity
 
     @property
@@ -53,11 +53,20 @@ class TextModel:
         return None
 
     def count(self, texts: Sequence[Parts]) -> list[int]:
-        """The tokens of each text or pair, special ones counted, before they are cut."""
+        """Number of tokens of each text or pair before it is cut, with special tokens.
+
+        Args:
+            texts: The texts.
+        """
         return token_counts(self.tokenizer, texts)
 
     def encoded(self, texts: Sequence[Parts], **options: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-        """What the tokenizer makes of texts, cut, and the same as tensors (B, L) with a mask."""
+        """The output of the tokenizer for texts, and the same as tensors (B, L) with a mask.
+
+        Args:
+            texts: B texts or pairs.
+            options: For the tokenizer.
+        """
         encoded = encode(self.tokenizer, texts, self.cut, **options)
         padding = self.tokenizer.pad_token_id
         return encoded, padded(encoded, 0 if padding is None else padding, self.model.device)

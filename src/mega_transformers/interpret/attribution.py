@@ -46,20 +46,21 @@ Watch = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Attribution:
-    """What the pieces of a text contribute to an answer.
+    """What each piece of a text contributes to an answer.
 
     Args:
-        pieces: The text in order: a token each, with the white space before it. A character that is cut over several
-            tokens is one piece with the sum of their scores.
-        scores: Of each piece, in the unit of `value`: above 0 for what speaks for the answer, below 0 for what speaks
+        pieces: The text in order, a token each with the white space before it. Several tokens of one character are one
+            piece with the sum of their scores.
+        scores: Score of each piece, in the unit of `value`: above 0 if it speaks for the answer, below 0 if it speaks
             against it. Masks have 0.
-        place: The index of the piece that the answer stands for, which is a mask; None for a next word or a class.
-        target: The answer: a token, with the space before it, or a label.
-        probability: Of the answer; None for a model that gives numbers (regression).
-        value: Its log-probability in nats, or the number.
+        place: Index of the mask that the answer fills; None for a next word or a class.
+        target: The answer: a token with the space before it, or a label.
+        probability: Probability of the answer; None in regression.
+        value: Log-probability of the answer in nats, or the number in regression.
         baseline_value: The same for the baseline.
-        baseline_token: What stands in it for the tokens of the text; None for a vector of zeros.
-        error: |sum of scores - change| / |change| for change = value - baseline_value; 0 for an exact integral.
+        baseline_token: Token that replaces the tokens of the text in the baseline; None for a vector of zeros.
+        error: Completeness error: |sum of scores - change| / |change| for change = value - baseline_value; 0 for an
+            exact integral.
         steps: Points at which the gradient was computed.
     """
 
@@ -92,16 +93,16 @@ class Attribution:
 
 @dataclass(frozen=True)
 class Question:
-    """A text as a model reads it, and the one output of it that is asked about.
+    """A text as a model reads it, and the output of it that is to be explained.
 
     Args:
         text: The text.
-        ids: Of its tokens (L,), with those that the tokenizer adds.
+        ids: (L,) ids of its tokens, with those that the tokenizer adds.
         kept: (L,) whether a token stays as it is in the baseline.
-        pieces: End in the text, and tokens, of each piece.
-        place: The token at which the output is read: a mask, or -1 for the last; None for a class.
-        outputs: The outputs among which the likeliest is explained; empty for all.
-        blank: The token that stands for others in the baseline; None for a vector of zeros.
+        pieces: For each piece its end in the text, and its tokens.
+        place: Token at which the output is read: a mask, or -1 for the last one; None for a class.
+        outputs: Outputs among which the likeliest is explained; empty for all.
+        blank: Token that replaces others in the baseline; None for a vector of zeros.
     """
 
     text: str
@@ -121,20 +122,20 @@ def attribute(
     baseline: str | None = None,
     **settings: Any,
 ) -> list[Attribution]:
-    """Explains what a model says about a text: `explain` of all that `questions` finds in it.
+    """Explains what a model says about a text, by integrated gradients (arXiv 1703.01365).
 
     Args:
-        model: For masked words, next words or classes; any of transformers' that takes `inputs_embeds`. It is used in
-            float32 or float64 and in evaluation mode, and left as it was: a model in 16 bits is copied for this.
+        model: A masked or causal language model or a text classifier of transformers that takes `inputs_embeds`. It is
+            not changed; a model in 16 bits is copied, since gradients are computed in float32.
         tokenizer: Its tokenizer, a fast one.
-        text: The text, with one or more masks for a model of masked words.
-        target: What to explain, by default what the model finds likeliest: a word of one token, or a label. For a text
+        text: The text, with one or more masks for a masked language model.
+        target: What to explain: a word of one token, or a label. Default: what the model finds likeliest. For a text
             with several masks, one for all or one for each.
-        baseline: The token that stands for others in the baseline; by default padding, or the mask.
+        baseline: Token that replaces the others in the baseline. Default: padding, or the mask.
         settings: As in `explain`.
 
     Returns:
-        One for each mask, in their order; for other models a single one.
+        One attribution for each mask, in their order; for other models a single one.
 
     Raises:
         RecipeError: for a model, text or target that cannot be explained, and without captum.
@@ -144,7 +145,10 @@ def attribute(
 
 
 def predicts(model: Any) -> str:
-    """What a model predicts: MASKED, CAUSAL or CLASSIFIER.
+    """What kind of answer a model gives: masked tokens, next tokens or classes (MASKED, CAUSAL, CLASSIFIER).
+
+    Args:
+        model: A model of transformers.
 
     Raises:
         RecipeError: for other models.
@@ -165,7 +169,14 @@ def questions(
     target: str | Sequence[str] | None = None,
     baseline: str | None = None,
 ) -> list[Question]:
-    """What is asked of a text, checked without running the model; arguments and exceptions as in `attribute`."""
+    """Checks a text and says what is to be explained, without running the model: a question for each mask.
+
+    Args:
+        model, tokenizer, text, target, baseline: As in `attribute`.
+
+    Raises:
+        RecipeError: as `attribute`.
+    """
     kind = predicts(model)
     if not tokenizer.is_fast:
         raise RecipeError("the tokenizer has no tokenizer.json, so it does not tell where tokens are in a text")
@@ -210,14 +221,14 @@ def explain(
 
     Args:
         model, tokenizer: As in `attribute`.
-        question: One that `questions` gave for them.
-        steps: Points of Gauss-Legendre quadrature to begin with. They are doubled until the error is at most
-            `tolerance`, or would be more than `max_steps`.
-        max_steps: The most.
-        tolerance: The relative error of completeness that is good enough.
-        tokens_at_once: How many tokens, over all steps computed together, fit into memory; at least one step is
+        question: A question that `questions` returned for them.
+        steps: Points of Gauss-Legendre quadrature to begin with. They are doubled while the completeness error is
+            above `tolerance`.
+        max_steps: Most points.
+        tolerance: Relative completeness error that is good enough.
+        tokens_at_once: Tokens that fit into memory, over all steps that are computed together; at least one step is
             computed at a time.
-        watch: Called after each such group of steps with how many are done, and how many there are.
+        watch: Called after each group of steps with how many are done, and how many there are.
 
     Raises:
         RecipeError: without captum, and where the model gives no finite numbers.

@@ -24,13 +24,13 @@ _GROWTH = 2.5  # of the time, where the length doubles: a guess before two lengt
 
 @dataclass(frozen=True)
 class Cost:
-    """What reading a row of `length` tokens takes.
+    """Time and memory of a forward pass over one row.
 
     Args:
-        length: Tokens; of an encoder-decoder on each side.
-        seconds: The fastest of `passes` forward passes.
-        passes: How many were timed.
-        memory: Bytes at the highest point above those held before; None where the system does not tell.
+        length: Tokens, on each side of an encoder-decoder.
+        seconds: Time of the fastest of `passes` forward passes.
+        passes: How many passes were timed.
+        memory: Highest memory above that before the pass, in bytes; None where the system does not tell.
     """
 
     length: int
@@ -45,13 +45,13 @@ def measure_costs(
     seconds: float = 5.0,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Cost]:
-    """Times forward passes through the blocks, without the head, of one row of random tokens.
+    """Measures forward passes through the blocks, without the head, over one row of random tokens.
 
     Args:
-        model: A model of this package, which is not changed.
-        lengths: The lengths, ascending; by default they double from 256 on (from an eighth of the longest input of
-            the model, where that is less) to that longest input, while the next one fits into `seconds`.
-        seconds: What all passes are to take together. Each given length is measured once at least.
+        model: A model of this package. It is not changed.
+        lengths: Lengths in tokens, ascending. Default: from 256 tokens, or an eighth of the longest input of the model
+            if that is less, doubling while the next length fits into `seconds`.
+        seconds: Seconds for all passes together. Each given length is measured at least once.
         tell: Called with what is about to be measured.
     """
     limit = longest_input(model) or sys.maxsize

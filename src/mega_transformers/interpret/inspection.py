@@ -109,7 +109,12 @@ class EmaMemory:
 
 @dataclass(frozen=True)
 class Bias:
-    """A position bias: values (n,) at distances (n,), of the key's position to the query's."""
+    """A position bias.
+
+    Args:
+        distances: (n,) distances, position of the key - position of the query.
+        values: (n,) what attention adds to a score at these distances.
+    """
 
     distances: np.ndarray
     values: np.ndarray
@@ -117,7 +122,7 @@ class Bias:
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """What the weights of a block say.
+    """What the weights of a block tell.
 
     Args:
         memory: Per direction.
@@ -154,7 +159,10 @@ class Side:
 
 
 def sides_of(model: nn.Module) -> dict[str, MegaModel]:
-    """The Megas of a model by name: "" for the only one, else "encoder" and "decoder".
+    """The `MegaModel`s of a model by name: "" for the only one, "encoder" and "decoder" of an encoder-decoder.
+
+    Args:
+        model: A model of this package.
 
     Raises:
         ValueError: if it has none.
@@ -168,7 +176,11 @@ def sides_of(model: nn.Module) -> dict[str, MegaModel]:
 
 
 def count_parameters(model: nn.Module) -> list[ParameterCount]:
-    """The parameters of a model by side, block and part, in the order of the model; they add up to all it has."""
+    """Counts the parameters of a model by side, block and part, in its order. They add up to all parameters.
+
+    Args:
+        model: A model of this package.
+    """
     counts: dict[tuple[str, int | None, str], int] = {}
     for name, parameter in model.named_parameters():
         part = next((part for pattern, part in _PART_OF_NAME.items() if re.search(pattern, name)), "head")
@@ -180,7 +192,11 @@ def count_parameters(model: nn.Module) -> list[ParameterCount]:
 
 
 def exact_coefficients(module: MegaMultiDimensionDampedEma) -> list[EMACoefficients]:
-    """An EMA's coefficients (d, N) in float64 on the CPU: of the forward and, if there is one, the backward EMA."""
+    """Coefficients (d, N) of an EMA in float64 on the CPU: of the forward, and if there is one, the backward EMA.
+
+    Args:
+        module: The layer, with parameters of any dtype on any device.
+    """
     parameters = (
         module.damping_factor,
         module.decay_factor,
@@ -213,8 +229,8 @@ def mass_of_kernels(
     is infinite beyond `HORIZON`, and NaN where the kernel is zero.
 
     Args:
-        coefficients: (d, N), in float64, as of `exact_coefficients`.
-        shares: Between 0 and 1.
+        coefficients: (d, N), in float64, as `exact_coefficients` returns them.
+        shares: Numbers between 0 and 1.
         truncation: The number of lags after which the kernel is cut off.
     """
     channels = coefficients.decay.shape[0]
@@ -275,7 +291,11 @@ def _crossing(
 
 
 def half_lives_of_components(coefficients: EMACoefficients) -> torch.Tensor:
-    """(d, N) tokens after which each exponential has halved: log(1/2) / log(1 - p * a); infinite for no decay."""
+    """(d, N) tokens after which each exponential has halved: log(1/2) / log(1 - p * a); infinite without decay.
+
+    Args:
+        coefficients: (d, N), as `exact_coefficients` returns them.
+    """
     return math.log(0.5) / coefficients.log_decay
 
 
@@ -286,10 +306,10 @@ def lags_by_octave(greatest: int) -> np.ndarray:
 
 
 def inspect_weights(name: str, model: MegaModel) -> Side:
-    """What the weights of a Mega say.
+    """Computes half-lives, kernels and position biases of a Mega from its weights.
 
     Args:
-        name: "", or which side of an encoder-decoder it is.
+        name: "", "encoder" or "decoder", as `sides_of` names it.
         model: The Mega, on any device and in any dtype.
     """
     config = model.config

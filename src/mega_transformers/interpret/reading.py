@@ -49,7 +49,13 @@ class Passage:
 
 @dataclass(frozen=True)
 class Spread:
-    """A gate's activation over tokens and features: mean, 10% and 90% quantiles."""
+    """Activation of a gate over tokens and features.
+
+    Args:
+        mean: Mean.
+        low: 10% quantile.
+        high: 90% quantile.
+    """
 
     mean: float
     low: float
@@ -58,11 +64,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class Attention:
-    """What a layer's attention looks at.
+    """Where the attention of a layer looks.
 
     Args:
         shares: (L, S) weights, each row divided by its sum; zeros in a row without any weight.
-        effective: Keys that a query attends to, effectively: e to the entropy of its shares, mean over queries.
+        effective: Effective number of keys of a query: e to the entropy of its shares, mean over queries.
         distance: Mean distance |key - query|, in tokens, weighted by shares; None in cross-attention.
         even_distance: The same for even shares of all keys that a query sees.
         within: (L,) the share of weight at distances up to 0, 1, 2, ...
@@ -77,7 +83,14 @@ class Attention:
 
 @dataclass(frozen=True)
 class LayerReading:
-    """What a block did. `update` is a sigmoid's, `reset` a silu's activation; `cross_*` those of cross-attention."""
+    """What a block did while reading a passage.
+
+    Args:
+        update: Activation of the update gate, a sigmoid.
+        reset: Activation of the reset gate, a silu.
+        attention: Where self-attention looked.
+        cross_update, cross_reset, cross_attention: The same of cross-attention; None without it.
+    """
 
     update: Spread
     reset: Spread
@@ -89,7 +102,12 @@ class LayerReading:
 
 @dataclass(frozen=True)
 class Reading:
-    """A passage, and what the blocks of every side did while reading it."""
+    """A passage, and what every block did while reading it.
+
+    Args:
+        passage: What was read.
+        sides: Name of a side (see `sides_of`) -> its blocks.
+    """
 
     passage: Passage
     sides: dict[str, list[LayerReading]]
@@ -116,12 +134,12 @@ def why_unreadable(model: nn.Module, tokenizer: Any) -> str | None:
 
 
 def prepare_passage(model: Any, tokenizer: Any, text: str | None = None) -> Passage:
-    """What a model is to read: a text, or a sample of the package; what an encoder-decoder writes is its target.
+    """Prepares a text for `read`. The target of an encoder-decoder is what it writes for the text.
 
     Args:
-        model: A model of this package that `why_unreadable` finds readable.
-        tokenizer: Its tokenizer; not needed by a model of values.
-        text: The text; None for a sample.
+        model: A model of this package.
+        tokenizer: Its tokenizer; not needed by a model that reads values.
+        text: The text; None for a sample of the package.
 
     Raises:
         RecipeError: for a text that has no tokens, more than `MOST_TOKENS`, or more than the model takes, and for any
@@ -179,7 +197,12 @@ def _target(model: Any, source: torch.Tensor, most: int) -> torch.Tensor:
 
 
 def read(model: Any, passage: Passage) -> Reading:
-    """Has a model read a passage, and records gates and attention. Nothing of the model is changed."""
+    """Runs a model on a passage and records gates and attention. The model is not changed.
+
+    Args:
+        model: A model of this package.
+        passage: What `prepare_passage` made for it.
+    """
     sides = sides_of(model)
     readings: dict[str, list[LayerReading]] = {}
     states: torch.Tensor | None = None

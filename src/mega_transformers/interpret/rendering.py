@@ -53,10 +53,13 @@ def without_space(piece: str) -> tuple[str, str]:
 
 
 def fragment(attribution: Attribution) -> str:
-    """One attribution as a `<div>` with styles inline: answer, coloured text, legend.
+    """One attribution as a `<div>` of HTML with inline styles: answer, coloured text, legend.
 
-    Everything that comes from the text or the model is escaped, and nothing is loaded or run. Colours are
-    translucent, so that it can stand on light and dark pages. Each piece has its score as a tooltip.
+    Text of the model and the user is escaped, and nothing is loaded or run. The colours are translucent, so that it
+    works on light and dark pages. Each piece has its score as a tooltip.
+
+    Args:
+        attribution: What `attribute` or `explain` returned.
     """
     return (
         '<div style="margin: 1em 0">'
@@ -68,7 +71,12 @@ def fragment(attribution: Attribution) -> str:
 
 
 def page(title: str, attributions: Sequence[Attribution]) -> str:
-    """A whole page of attributions, which needs no other file."""
+    """A whole HTML page of attributions, which needs no other file.
+
+    Args:
+        title: Title of the page.
+        attributions: What `attribute` returned, for one text or several.
+    """
     body = "\n".join(f"<section>{fragment(attribution)}</section>" for attribution in attributions)
     return PAGE.format(title=_escaped(title), body=body)
 

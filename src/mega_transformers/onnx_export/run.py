@@ -34,16 +34,16 @@ VERSIONS = ("torch", "transformers", "onnxscript", "onnx", "onnxruntime")
 
 @dataclass
 class ExportReport:
-    """What was exported.
+    """Result of an export.
 
     Args:
-        folder: Where it is.
+        folder: Folder that was written.
         architecture: Name of the model's class.
-        files: Name within the folder -> its bytes, and what it is.
-        rows: What was found of each graph at each length.
-        int8_rows: The same of the 8-bit graphs; empty without.
-        losses: What 8 bits cost; None without.
-        seconds: What it took, by stage.
+        files: Name within the folder -> size in bytes, and what the file is.
+        rows: Deviation and time of each graph at each length.
+        int8_rows: The same of the 8-bit graphs; empty without them.
+        losses: What 8-bit weights cost; None without them.
+        seconds: Seconds of each stage.
     """
 
     folder: Path
@@ -65,20 +65,23 @@ def export_folder(
     force: bool = False,
     stage: Callable[[str], None] = lambda _: None,
 ) -> ExportReport:
-    """Writes a model as graphs for ONNX Runtime, and checks them; without `int8` no text is read.
+    """Writes a model as graphs for ONNX Runtime, and compares them with the model.
 
     Args:
-        source: The folder of a model that this package loads; it is not changed.
-        output: The folder to write, which must not be there yet, or be empty.
+        source: Folder of a model that this package loads. It is not changed.
+        output: Folder to write, which must not exist yet, or be empty.
         opset: Version of ONNX's operators.
-        int8: Whether to write graphs with 8-bit weights too, and measure what that costs.
-        text: What to measure it on; None for a sample that comes with the package.
-        force: Whether to replace a model that is there.
-        stage: Called with what is being done.
+        int8: Whether to write graphs with 8-bit weights too, and to measure what that costs.
+        text: Text to measure it on; None for a sample of the package. Not read without `int8`.
+        force: Whether to replace an existing model.
+        stage: Called with a description of what is being done.
+
+    Returns:
+        What was done.
 
     Raises:
-        ConversionError: for a folder that is damaged or cannot be exported, before anything is written; and for a
-            graph that deviates from the model by more than 1e-4, after which nothing is left.
+        ExportError: a ConversionError, for a folder that is damaged or cannot be exported, before anything is written;
+            and for a graph that deviates from the model by more than 1e-4, after which nothing is left.
     """
     source, output = Path(source), Path(output)
     is_empty = output.is_dir() and not output.is_symlink() and not any(output.iterdir())

@@ -4,4 +4,4 @@ from ..convert.errors import ConversionError
 
 
 class PublishError(ConversionError):
-    """A folder that is damaged or cannot be what is asked for; the message is one for the user."""
+    """A folder that is damaged, or that cannot be published or exported as asked. The message is for users."""

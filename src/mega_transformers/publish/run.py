@@ -39,16 +39,16 @@ PICTURE = re.compile(r"!\[[^\]]*\]\(([\w.-]+\.(?:png|jpe?g|svg|gif))\)")
 
 @dataclass
 class PublishReport:
-    """What was published.
+    """Result of publishing.
 
     Args:
-        folder: Where it is.
+        folder: Folder that was written.
         architecture: Name of the model's class.
-        files: Name within the folder -> its bytes, and what it is.
-        left_out: What of the source was left behind.
+        files: Name within the folder -> size in bytes, and what the file is.
+        left_out: What was not taken over from the source.
         added: Fields that the card's front matter lacked.
         notes: What else a user should know.
-        url: Where it was uploaded to, or None.
+        url: Address on the hub; None if nothing was uploaded.
     """
 
     folder: Path
@@ -74,27 +74,27 @@ def publish_folder(
     force: bool = False,
     stage: Stage = lambda _: None,
 ) -> PublishReport:
-    """Writes a folder for the model hub, and uploads it if that is asked for.
+    """Writes a folder for the model hub, and uploads it if asked.
 
     Args:
-        source: The folder of a model that this package loads; it is not changed.
-        output: The folder to write, which must not be there yet.
-        repo_id: Id on the hub, for the card and to upload to.
+        source: Folder of a model that this package loads. It is not changed.
+        output: Folder to write, which must not exist yet.
+        repo_id: Id on the hub, for the card and for uploading.
         push: Whether to upload.
-        private: Whether the repository is to be private.
-        with_code: Whether to put the modelling code beside the model, for people without this package.
-        license: Id of the model's licence, if its card does not say.
-        language: Code of the language of its texts ("en"), if its card does not say.
-        base_model: Id of the model it was trained from, if its card does not say.
-        force: Whether to replace a model that is there.
-        stage: Called with what is being done.
+        private: Whether the repository is private.
+        with_code: Whether to add the modelling code, for people without this package.
+        license: Id of the model's licence, if its card does not name one.
+        language: Code of the language of its texts ("en"), if its card does not name one.
+        base_model: Id of the model that it was trained from, if its card does not name one.
+        force: Whether to replace an existing model.
+        stage: Called with a description of what is being done.
 
     Returns:
         What was done.
 
     Raises:
-        ConversionError: for a folder that is damaged or cannot be published, before anything is written; and where
-            uploading fails, after it is.
+        PublishError: a ConversionError, for a folder that is damaged or cannot be published, before anything is
+            written; and if uploading fails, after it is.
     """
     source, output = Path(source), Path(output)
     _check_ids(license, language, base_model)

@@ -78,11 +78,12 @@ class MegaCacheState:
 
 
 class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
-    """One block's memory.
+    """What one block of a causal model remembers, as a layer of transformers' `DynamicCache`.
 
     `keys` (B, 1, T, z) and `values` (B, 1, T, h) hold the columns that a later token may still see: with chunks those
-    of the current chunk only, so that memory does not grow. `seen` counts all columns. Rolling back (`crop`) needs the
-    EMA's inputs since, which are kept between `activate_past_recording()` and `crop(...)`.
+    of the current chunk only, so that memory does not grow. `state` (B, d, N) is the EMA's state, and `seen` counts
+    all columns. Rolling back (`crop`) needs the EMA's inputs since then, which are kept between
+    `activate_past_recording()` and `crop(...)`.
     """
 
     is_compileable = False
@@ -244,7 +245,7 @@ class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
         return self.seen + query_length, 0
 
     def activate_past_recording(self) -> None:
-        """From now on keep what `crop` needs, until it is called."""
+        """From now on keeps what `crop` needs, until it is called."""
         self.record_past = True
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -313,15 +314,27 @@ class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
             )
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Row i becomes the former row `beam_idx[i]`."""
+        """Row i becomes the former row `beam_idx[i]`.
+
+        Args:
+            beam_idx: (B,) rows.
+        """
         self._take_rows(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeats every row."""
+        """Repeats every row.
+
+        Args:
+            repeats: How often.
+        """
         self._take_rows(torch.arange(max(self.batch_size, 0)).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keeps some rows."""
+        """Keeps some rows.
+
+        Args:
+            indices: (rows,) rows to keep, or (B,) bool.
+        """
         self._take_rows(torch.arange(max(self.batch_size, 0), device=indices.device)[indices])
 
     def offload(self) -> None:

@@ -495,7 +495,7 @@ class MegaForCausalLM(MegaLanguageModel, MegaGenerationMixin):
         self.post_init()
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict:
-        """Names of tied weights, as in `PreTrainedModel`. `config.tie_adaptive_weights` decides in an adaptive softmax.
+        """Names of tied weights, as in `PreTrainedModel`; `config.tie_adaptive_weights` decides for adaptive softmax.
 
         Args:
             all_submodels: Whether to include the tied weights of submodels.

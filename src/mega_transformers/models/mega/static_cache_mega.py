@@ -34,7 +34,9 @@ class _StaticStep(NamedTuple):
 
 
 class MegaStaticCacheLayer(MegaCacheState, StaticLayer):
-    """One block's memory in tensors of fixed shapes and addresses, for compiled decoding steps.
+    """What one block remembers, in tensors of fixed shapes and addresses, as a layer of transformers' `StaticCache`.
+
+    It serves compiled decoding steps: one graph for all of them.
 
     `keys` (B, 1, slots, z) and `values` (B, 1, slots, h) hold `max_cache_len` columns in order; with chunks those of
     the current chunk, in order too, so that the length has no limit. In the first layer of a cache `cumulative_length`
@@ -227,7 +229,11 @@ class MegaStaticCacheLayer(MegaCacheState, StaticLayer):
                 self.real.fill_(True)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Row i becomes the former row `beam_idx[i]`."""
+        """Row i becomes the former row `beam_idx[i]`.
+
+        Args:
+            beam_idx: (B,) rows.
+        """
         for tensor in (self.keys, self.values, self.real, self.first, self.state, self.history):
             if tensor is not None:
                 tensor.copy_(tensor.index_select(0, beam_idx.to(tensor.device)))
