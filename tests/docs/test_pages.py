@@ -6,6 +6,7 @@ Blocks of a page share their names, as in a notebook. A block that cannot run he
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from pathlib import Path
@@ -41,10 +42,8 @@ PARSED = {
 def test_code_runs(page: Path, reader: Path) -> None:
     sybil = Sybil(parsers=[PythonCodeBlockParser(), CodeBlockParser("bash", _run), SkipParser()], encoding="utf-8")
     for example in sybil.parse(page).examples():
-        try:
+        with contextlib.suppress(pytest.skip.Exception):  # which is of one block, not of the page
             example.evaluate()
-        except pytest.skip.Exception:
-            pass  # one block, not the page
 
 
 def _run(example: Example) -> None:
