@@ -59,7 +59,7 @@ def test_files_of_pairs(tmp_path, name, text, source, target, packed):
 
 
 def cut(text: str) -> bytes:
-    """A damaged file. Without the time in its header: the bytes are part of a test's name, the same in all processes."""
+    """A damaged file, without the time in its header: these bytes are in names of tests, which all processes share."""
     return gzip.compress(text.encode() * 9, mtime=0)[:-12]
 
 
