@@ -31,6 +31,7 @@ PARSED = {
     "convert": "a checkpoint of another code base",
     "demo": "does not end",
     "doctor": "half a minute",
+    "export-onnx": "half a minute; tests/onnx_export",
     "inspect": "a quarter of a minute",
     "publish": "the hub",
     "run": "a command of another package",
