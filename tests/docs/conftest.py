@@ -13,6 +13,7 @@ HUB = {
     "BEE-spoke-data/mega-small-embed-synthSTS-16384-v1": "tiny_checkpoint",
     "BEE-spoke-data/mega-ar-126m-4k": "tiny_causal_checkpoint",
     "path/to/model": "tiny_causal_checkpoint",
+    "my-classifier": "tiny_classifier",
 }
 PROSE = "The captain of the ship gave an order, and the sailors obeyed.\n\n" * 40
 FILES = {
@@ -28,6 +29,20 @@ FILES = {
 """What commands name."""
 STEPS = 2
 """Steps of a training whose page says more."""
+
+
+@pytest.fixture(scope="session")
+def tiny_classifier(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> Path:
+    """A classifier of two labels, with random weights."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from mega_transformers import MegaForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("classifier")
+    labels = {"id2label": {0: "negative", 1: "positive"}, "label2id": {"negative": 0, "positive": 1}}
+    MegaForSequenceClassification(AutoConfig.from_pretrained(tiny_checkpoint, **labels)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
