@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import griffe
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
@@ -113,8 +114,6 @@ def fields_table(path: str, names: str | None = None) -> str:
 
 def documented_fields(kind: type) -> dict[str, str]:
     """The fields in the docstring of a class under `Args:`, and what it says of each, on one line."""
-    import griffe
-
     found = {}
     for section in griffe.Docstring(inspect.getdoc(kind) or "").parse("google", warnings=False):
         if section.kind is griffe.DocstringSectionKind.parameters:
@@ -145,13 +144,23 @@ def _fields(kind: Any) -> Iterator[tuple[str, str, str | None]]:
 
 
 def _name(value: Any) -> str:
-    """A type, or a default, as people write it."""
+    """A type, or a default, as people write it in YAML or Python."""
+    if hasattr(type(value), "model_fields"):  # a section of a recipe, with the defaults of its own fields
+        return "{}"
     if isinstance(value, type) and not hasattr(value, "__args__"):
-        return value.__name__
-    if hasattr(type(value), "model_fields"):
-        return f"{type(value).__name__}()"
-    shown = re.sub(r"\b(?:typing|mega_transformers(?:\.\w+)+)\.", "", repr(value)).replace("NoneType", "None")
-    return re.sub(r"^Optional\[(.*)\]$", r"\1 | None", shown)
+        return "mapping" if hasattr(value, "model_fields") else value.__name__
+    shown = re.sub(r"mega_transformers(?:\.\w+)+", "mapping", repr(value)).replace("NoneType", "None")
+    shown = re.sub(r"^Optional\[(.*)\]$", r"\1 | None", shown.replace("typing.", ""))
+    return re.sub(r"Literal\[(.*?)\]", lambda match: match[1].replace(", ", " | "), shown)
+
+
+class Escaped(griffe.Extension):
+    """Docstrings stay what they are in Markdown, where `<a, b>`, an inner product, would be a tag of HTML."""
+
+    def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
+        if obj.docstring is not None:
+            parts = re.split(r"(``?[^`]*``?)", obj.docstring.value)
+            obj.docstring.value = "".join(x if x.startswith("`") else x.replace("<", "&lt;") for x in parts)
 
 
 def _commands() -> str:

@@ -1,7 +1,7 @@
 """Measures what options cost, for docs/choosing.md: `python docs/figures/costs.py` prints a table.
 
-Processor time of a training step (forward and backward pass) of a small encoder, in turns with the same encoder without
-the option, so that the ratio holds on a machine that others use too.
+Processor time of a training step (forward and backward pass) of a small encoder, in turns with the same encoder
+without the option, so that the ratio holds on a machine that others use too.
 """
 
 from __future__ import annotations
