@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 class MegaMatrix(nn.Module):
     """A `weight` (rows, columns) that another module multiplies by.
 
-    Not an `nn.Linear`: what replaces linear layers (adapters, quantisation) would have no effect here.
+    It is not an `nn.Linear`, since whatever replaces linear layers (adapters, quantisation) would have no effect here.
 
     Args:
-        rows, columns: Its shape.
-        std: Standard deviation of the initial numbers, as words have it; Xavier's bounds for None.
-        padding: A row that is 0 at first.
+        rows, columns: Shape of the weight.
+        std: Standard deviation of the initial numbers; None for Xavier's uniform distribution.
+        padding: Row that is initially 0; None for no such row.
     """
 
     def __init__(self, rows: int, columns: int, std: float | None = None, padding: int | None = None) -> None:
@@ -31,7 +31,7 @@ class MegaMatrix(nn.Module):
         self.weight = nn.Parameter(torch.empty(rows, columns))
 
     def initialize(self) -> None:
-        """Fills a weight that was not loaded."""
+        """Initialises a weight that was not loaded."""
         if self.std is None:
             init.xavier_uniform_(self.weight)
             return
@@ -41,7 +41,7 @@ class MegaMatrix(nn.Module):
             init.zeros_(self.weight[self.padding])
 
     def forward(self) -> torch.Tensor:
-        """The weight, by a call: hooks of the module may have to bring it first, as where weights are offloaded."""
+        """The weight. It is read by a call, so that hooks of the module can load an offloaded weight first."""
         return self.weight
 
     def extra_repr(self) -> str:
@@ -49,9 +49,12 @@ class MegaMatrix(nn.Module):
 
 
 class MegaAdaptiveEmbedding(nn.Module):
-    """Word embeddings in bands of falling width, projected to `hidden_size` (authors' `AdaptiveInput`).
+    """Word embeddings in clusters of decreasing width, projected to `hidden_size` (authors' `AdaptiveInput`).
 
-    At first words are N(0, 1 / width), and padding is 0.
+    Initially words are normal with variance 1 / width, and padding is 0.
+
+    Args:
+        config: The configuration, with `adaptive_cutoffs`.
     """
 
     def __init__(self, config: MegaConfig) -> None:
@@ -68,11 +71,15 @@ class MegaAdaptiveEmbedding(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The words of the first band, which are asked for device and dtype as those of an `nn.Embedding` are."""
+        """The words of the first cluster; like that of an `nn.Embedding`, it tells device and dtype."""
         return self.get_parameter("embeddings.0.0.weight")
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Ids (...) -> (..., d)."""
+        """Embeds ids (...) as (..., d).
+
+        Args:
+            ids: (...) ids of words.
+        """
         bands = []
         for band in self.embeddings:
             words, projection = cast(nn.ModuleList, band)
@@ -101,9 +108,12 @@ class MegaTiedHead(nn.Module):
 
 
 class MegaAdaptiveSoftmax(nn.Module):
-    """Log-probabilities of words whose rarer ones are in tails of falling width (authors' `AdaptiveSoftmax`).
+    """Log-probabilities of words, the rarer ones in tails of decreasing width (authors' `AdaptiveSoftmax`).
 
-    Which weights are those of a `MegaAdaptiveEmbedding`, `tied_weights` says; the model ties them.
+    `tied_weights` says which weights are shared with a `MegaAdaptiveEmbedding`; the model ties them.
+
+    Args:
+        config: The configuration, with `adaptive_cutoffs`.
     """
 
     def __init__(self, config: MegaConfig) -> None:
@@ -124,7 +134,7 @@ class MegaAdaptiveSoftmax(nn.Module):
             self.tail.append(nn.ModuleDict({"0": projection, "2": MegaMatrix(size, width)}))
 
     def tied_weights(self) -> dict[str, str]:
-        """Names of weights here -> names of those of `MegaAdaptiveEmbedding` that they are."""
+        """Names of tied weights here -> their names in `MegaAdaptiveEmbedding`."""
         if not self.tied:
             return {}
         assert isinstance(self.head, MegaTiedHead)
@@ -137,11 +147,20 @@ class MegaAdaptiveSoftmax(nn.Module):
         return pairs
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(..., d) -> log-probabilities of all words (..., V), float32 at least."""
+        """Log-probabilities of all words, (..., V), float32 at least.
+
+        Args:
+            hidden_states: (..., d).
+        """
         return adaptive_log_probs(self.dropout(hidden_states), *self._matrices(), self._tail_dropout())
 
     def loss(self, hidden_states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Hidden states (T, d) and labels (T,), -100 where there is none -> summed cross entropy, a scalar."""
+        """Sum of the cross entropies, a scalar.
+
+        Args:
+            hidden_states: (T, d).
+            labels: (T,) ids, -100 at positions without a label.
+        """
         return adaptive_cross_entropy(self.dropout(hidden_states), labels, *self._matrices(), self._tail_dropout())
 
     def _tail_dropout(self) -> float:

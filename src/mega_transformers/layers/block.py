@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 
 class MegaBlock(GradientCheckpointingLayer):
-    """A layer of the model."""
+    """A block of the model: gated attention, in some decoders gated cross-attention, and feed-forward.
+
+    Args:
+        config: The configuration.
+        layer_idx: Number of the block, from 0, by which it finds its layer of a cache.
+    """
 
     def __init__(self, config: MegaConfig, layer_idx: int = 0) -> None:
         super().__init__()
@@ -35,14 +40,17 @@ class MegaBlock(GradientCheckpointingLayer):
         output_attentions: bool = False,
         cache: Cache | None = None,
     ) -> torch.Tensor:
-        """(B, L, d) -> (B, L, d).
+        """Applies the block.
 
         Args:
             hidden_states, layout, output_attentions: As in `MegaMovingAverageGatedAttention.forward`.
-            encoder_hidden_states: (B, S, d of the encoder), for a block with cross-attention; not where cached. By
-                position, since gradient checkpointing differentiates with respect to positional arguments only.
+            encoder_hidden_states: (B, S, d of the encoder), for a block with cross-attention, unless they are cached.
+                Pass them by position: gradient checkpointing differentiates only positional arguments.
             cross_layout: Padding and positions of cross-attention.
-            cache: What was remembered of the tokens before; with cross-attention an `EncoderDecoderCache`.
+            cache: What is remembered of the tokens before; with cross-attention an `EncoderDecoderCache`.
+
+        Returns:
+            (B, L, d).
         """
         # gradient checkpointing recomputes the whole block: nothing in it twice
         recompute = False if self.gradient_checkpointing and self.training else None

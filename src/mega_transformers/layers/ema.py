@@ -30,7 +30,10 @@ class MegaMultiDimensionDampedEma(nn.Module):
     """silu(EMA(x) + residual_weight * x) (paper section 3.1; authors' `MultiHeadEMA`).
 
     Parameters, with D' = 2d if bidirectional else d: `damping_factor`, `decay_factor`, `ema_expansion_matrix`
-    (D', N, 1); `kernel_projection_matrix` (D', N); `residual_weight` (d,).
+    (D', N, 1); `kernel_projection_matrix` (D', N); `residual_weight` (d,). They are float32 at least.
+
+    Args:
+        config: The configuration.
     """
 
     def __init__(self, config: MegaConfig) -> None:
@@ -50,13 +53,16 @@ class MegaMultiDimensionDampedEma(nn.Module):
     def forward(
         self, x: torch.Tensor, layout: AttentionLayout | None = None, cache_layer: MegaCacheLayer | None = None
     ) -> torch.Tensor:
-        """(B, L, d) to (B, L, d).
+        """Applies the layer.
 
         Args:
             x: (B, L, d).
-            layout: Which tokens are padding, and so contribute nothing; and where packed documents start.
-            cache_layer: What was remembered of the tokens before, brought up to date; not with documents, nor in two
-                directions.
+            layout: Which tokens are padding, which contributes nothing, and where packed documents start.
+            cache_layer: What is remembered of the tokens before, updated in place; not with packed documents, and not
+                with `bidirectional`.
+
+        Returns:
+            (B, L, d).
         """
         inputs, packed = _real(x, layout), None
         if layout is not None and layout.reset is not None:
@@ -85,7 +91,13 @@ class MegaMultiDimensionDampedEma(nn.Module):
         return F.silu(y, inplace=not torch.is_grad_enabled())
 
     def boundary(self, x: torch.Tensor, coefficients: EMACoefficients, layout: AttentionLayout) -> torch.Tensor:
-        """What `ema_boundary` returns for a piece x (B, L, d) of a row."""
+        """The states (B, D', N) that a piece of a row leaves, as `ema_boundary` computes them.
+
+        Args:
+            x: (B, L, d), the piece.
+            coefficients: What `coefficients` returns.
+            layout: Padding and documents of the piece.
+        """
         with no_autocast(x.device.type):
             return ema_boundary(_real(x, layout), coefficients, bidirectional=self.bidirectional, reset=layout.reset)
 
@@ -102,7 +114,7 @@ class MegaMultiDimensionDampedEma(nn.Module):
             return ema_continuation(states, coefficients, x.shape[1], **options).to(x.dtype)
 
     def coefficients(self) -> EMACoefficients:
-        """What the recurrence needs, computed outside of autocast."""
+        """The coefficients of the recurrence, computed outside of autocast."""
         with no_autocast(self.damping_factor.device.type):
             return ema_coefficients(
                 self.damping_factor, self.decay_factor, self.ema_expansion_matrix, self.kernel_projection_matrix

@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 
 class MegaNormalizedFeedForwardNetwork(nn.Module):
-    """x + fc2(activation(fc1(norm(x)))), or with the norm after the sum."""
+    """The feed-forward sub-layer: x + fc2(activation(fc1(norm(x)))), or with the norm after the sum.
+
+    Args:
+        config: The configuration.
+    """
 
     def __init__(self, config: MegaConfig) -> None:
         super().__init__()
@@ -32,7 +36,15 @@ class MegaNormalizedFeedForwardNetwork(nn.Module):
         self.fc2 = nn.Linear(config.nffn_hidden_size, config.hidden_size)
 
     def forward(self, x: torch.Tensor, recompute: bool | None = None) -> torch.Tensor:
-        """(B, L, d) -> (B, L, d); `recompute` overrides `config.recompute_activations`."""
+        """Applies the layer.
+
+        Args:
+            x: (B, L, d).
+            recompute: Overrides `config.recompute_activations`.
+
+        Returns:
+            (B, L, d).
+        """
         if not self.training and takes_pieces(x):
             return torch.cat([self._feed(piece, False) for piece in x.split(tokens_per_piece(x), dim=1)], dim=1)
         return self._feed(x, self.recompute if recompute is None else recompute)

@@ -30,7 +30,12 @@ BACKEND_OF_IMPLEMENTATION = {"eager": "reference", "sdpa": None, "flex_attention
 
 
 class MegaMovingAverageGatedAttention(nn.Module):
-    """EMA, single-head attention over queries and keys made from it, and two gates (authors' class of this name)."""
+    """EMA, single-head attention with queries and keys made from it, and two gates (authors' class of this name).
+
+    Args:
+        config: The configuration.
+        layer_idx: Number of the block, from 0, by which it finds its layer of a cache.
+    """
 
     def __init__(self, config: MegaConfig, layer_idx: int = 0) -> None:
         super().__init__()
@@ -66,14 +71,14 @@ class MegaMovingAverageGatedAttention(nn.Module):
 
         Args:
             hidden_states: (B, L, d).
-            layout: Who sees whom; by default every token sees its chunk, or the past of it in a decoder.
-            output_attentions: Whether to return the weights, whatever the implementation.
-            cache: What was remembered of the tokens before, brought up to date.
+            layout: Who sees whom. Default: every token sees its chunk, in a decoder up to itself.
+            output_attentions: Whether to return the weights, with any implementation of attention.
+            cache: What is remembered of the tokens before, updated in place.
             recompute: Overrides `config.recompute_activations`.
 
         Returns:
-            (B, L, d), and the attention weights or None: (B, K, n, n) for K chunks of n tokens; (B, 1, L, T) where
-            tokens follow cached ones, for the T columns that may be seen.
+            (B, L, d), and the attention weights or None: (B, K, n, n) for K chunks of n tokens; with a cache
+            (B, 1, L, T) for the T columns that may be seen.
         """
         if layout is None:
             layout = default_layout(self.config, hidden_states.shape[1])

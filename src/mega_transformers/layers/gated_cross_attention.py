@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 
 
 class MegaGatedCrossAttention(nn.Module):
-    """Single-head attention over an encoder's hidden states, with a gate of its result and a gated residual."""
+    """Single-head attention over an encoder's hidden states, with a gate for its result and a gated residual.
+
+    Args:
+        config: The configuration of the decoder.
+        layer_idx: Number of the block, from 0, by which it finds its layer of a cache.
+    """
 
     def __init__(self, config: MegaConfig, layer_idx: int = 0) -> None:
         super().__init__()
@@ -57,9 +62,9 @@ class MegaGatedCrossAttention(nn.Module):
 
         Args:
             hidden_states: (B, L, d) of the decoder.
-            encoder_hidden_states: (B, S, d of the encoder); not needed where keys and values are cached.
+            encoder_hidden_states: (B, S, d of the encoder); not needed if keys and values are cached.
             layout: Padding and positions.
-            output_attentions: Whether to return the weights, whatever the implementation.
+            output_attentions: Whether to return the weights, with any implementation of attention.
             cache: Keys and values of the encoder's states, stored by the first forward pass.
 
         Returns:
@@ -94,6 +99,10 @@ class MegaGatedCrossAttention(nn.Module):
         return output if self.prenorm else self.norm(output), weights
 
     def keys_and_values(self, encoder_hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, S, d of the encoder) to keys (B, S, z) and values (B, S, d), which a cache stores."""
+        """Keys (B, S, z) and values (B, S, d) of an encoder's hidden states, which a cache stores.
+
+        Args:
+            encoder_hidden_states: (B, S, d of the encoder).
+        """
         key = linear(self.k_proj, encoder_hidden_states)
         return key, self.activation(linear(self.v_proj, encoder_hidden_states))

@@ -36,7 +36,12 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.
 
 
 class MegaScaleNorm(nn.Module):
-    """g * x / rms(x) with one learned number g, `scalar` (1,)."""
+    """g * x / rms(x) with one learned number g, `scalar` (1,).
+
+    Args:
+        eps: Added to the mean of squares.
+        affine: Whether there is a g.
+    """
 
     def __init__(self, eps: float = EPSILON, affine: bool = True) -> None:
         super().__init__()
@@ -51,7 +56,11 @@ class MegaScaleNorm(nn.Module):
 class MegaRMSNorm(nn.Module):
     """w * x / rms(x) with a learned vector w, `weight` (d,).
 
-    With `normalize=False` the division is left out: that is what transformers 4.40.2 computed.
+    Args:
+        size: Width d.
+        eps: Added to the mean of squares.
+        affine: Whether there is a w.
+        normalize: Whether to divide by rms(x). transformers 4.40.2 did not.
     """
 
     def __init__(self, size: int, eps: float = EPSILON, affine: bool = True, normalize: bool = True) -> None:
@@ -68,9 +77,13 @@ class MegaRMSNorm(nn.Module):
 
 
 class MegaSequenceNorm(nn.Module):
-    """The norm named by `config.normalization_type`.
+    """The norm that `config.normalization_type` names.
 
-    The batch norms take their statistics over all B * L positions, padding included, as the authors' do.
+    The batch norms take their statistics over all B * L positions, including padding, as the authors' do.
+
+    Args:
+        config: The configuration.
+        affine: Overrides `config.norm_affine`.
     """
 
     def __init__(self, config: MegaConfig, affine: bool | None = None) -> None:

@@ -14,11 +14,15 @@ if TYPE_CHECKING:
 
 
 class MegaSimpleRelativePositionalBias(nn.Module):
-    """A learned number per offset, `rel_pos_bias` (2 * max_positions - 1,).
+    """A learned number for each distance, `rel_pos_bias` (2 * max_positions - 1,).
 
-    As in transformers 4.40.2, the entry for offset 0 has index `chunk_size - 1` where `chunk_size` is positive (the
-    rest of the vector is then unused), else `max_positions - 1`. In cross-attention it is
-    `cross_attention_max_positions - 1` where that is given, and the vector is longer if need be.
+    As in transformers 4.40.2, the entry for distance 0 has index `chunk_size - 1` if `chunk_size` is positive (the
+    rest of the vector is then unused), and `max_positions - 1` otherwise. In cross-attention it has index
+    `cross_attention_max_positions - 1` if that is given, and the vector is longer if necessary.
+
+    Args:
+        config: The configuration.
+        crossing: Whether it is for cross-attention.
     """
 
     def __init__(self, config: MegaConfig, crossing: bool = False) -> None:
@@ -34,7 +38,11 @@ class MegaSimpleRelativePositionalBias(nn.Module):
 
 
 class MegaRotaryRelativePositionalBias(nn.Module):
-    """<R_i alpha, R_j b_param> with R_p the rotation to position p; two vectors (1, z). Extrapolates to any length."""
+    """<R_i alpha, R_j b_param> with R_p the rotation to position p; two vectors (1, z). Serves any length.
+
+    Args:
+        config: The configuration.
+    """
 
     def __init__(self, config: MegaConfig) -> None:
         super().__init__()

@@ -74,26 +74,28 @@ def positions_in_documents(reset: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """Which key columns each query sees, made once in a forward pass and shared by all layers.
+    """Which key columns each query sees. It is made once in a forward pass and shared by all layers.
 
-    Query i sees key column j where `start[i] <= j < stop[i]` and `real[j]`. Without `start` and `stop` the ranges
-    follow from the other fields: column `i + offset` sees its chunk, or everything; in a causal layout up to itself.
+    Query i sees key column j if `start[i] <= j < stop[i]` and `real[j]`. Without `start` and `stop` the ranges follow
+    from the other fields: the query at column `i + offset` sees its chunk, or everything; in a causal layout only up
+        to
+    itself.
 
     Attributes:
         queries: Query tokens L in a row.
         keys: Key columns S in a row.
         causal: Whether keys after a query are hidden.
-        chunk: Tokens per chunk; None where chunks hide nothing. Without `start`, chunks begin at multiples of it.
-        offset: Column of query 0 among the keys, by which the position bias goes: the number of cached columns; a
-            tensor (1,) or (B,) where its value is not known on the host, or not the same in every row.
-        offset_bound: The most that `offset` can be, where it is a tensor.
+        chunk: Tokens per chunk; None if chunks hide nothing. Without `start`, chunks begin at multiples of it.
+        offset: Column of query 0 among the keys, which the position bias depends on: the number of cached columns. A
+            tensor (1,) or (B,) if its value is not known on the host, or differs between rows.
+        offset_bound: Upper bound of `offset`, if it is a tensor.
         start, stop: (B or 1, L) int64.
         real: (B, S) bool, False at padding; None if there is none.
         tokens: (B, L) bool, False at queries that are padding; None if there are none.
         reset: (B, L) bool, True at the first token of every packed document, where the EMA starts afresh.
-        documents: An upper bound of the documents in a row, where it is known on the host.
-        exchange: Of a row that is one piece of a longer one: a function of the EMA's inputs (B, L, d) and coefficients
-            that returns the states (B, D', N) which enter the piece from its neighbours.
+        documents: Upper bound of the documents in a row, if it is known on the host.
+        exchange: For a row that is one piece of a longer row: a function of the EMA's inputs (B, L, d) and
+            coefficients that returns the states (B, D', N) that enter the piece from its neighbours.
     """
 
     queries: int
@@ -116,7 +118,12 @@ class AttentionLayout:
         self.__dict__["plans"] = {}
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> AttentionLayout:
-        """The layout on another device, as accelerate asks for where a model is spread over several."""
+        """The layout on another device. accelerate calls this for a model that is spread over several devices.
+
+        Args:
+            device: Where the tensors are to be.
+            non_blocking: As in `torch.Tensor.to`.
+        """
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: Any = {k: x.to(device, non_blocking=non_blocking) for k, x in values.items() if torch.is_tensor(x)}
         return replace(self, **moved) if moved else self
@@ -135,7 +142,7 @@ class AttentionLayout:
 
     @property
     def distances(self) -> tuple[int, int]:
-        """Least and greatest distance, of a key's column to its query's, that a query may see."""
+        """Least and greatest distance (column of the key - column of the query) at which a query may see a key."""
         low, high = 1 - self.queries, self.keys - 1
         if isinstance(self.offset, int):
             low, high = low - self.offset, high - self.offset
@@ -148,7 +155,11 @@ class AttentionLayout:
         return low, high
 
     def ranges(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """`start` and `stop`, (B or 1, L) each, whether they are given or follow from the other fields."""
+        """`start` and `stop`, (B or 1, L) each, given or computed from the other fields.
+
+        Args:
+            device: Where they are to be.
+        """
         if self.start is not None and self.stop is not None:
             return self.start, self.stop
         column = torch.arange(self.queries, device=device).unsqueeze(0)
@@ -166,7 +177,7 @@ class AttentionLayout:
 
         Args:
             device: Where the matrix is to be.
-            rows, queries, keys: Which part; by default everything.
+            rows, queries, keys: Which part of it. Default: everything.
         """
         real = None if self.real is None else self.real[rows, None, keys]
         if self.is_dense:
@@ -179,7 +190,11 @@ class AttentionLayout:
         return visible if real is None else visible & real
 
     def counts(self, device: torch.device) -> int | torch.Tensor:
-        """How many keys each query sees: (B or 1, L or 1), or a number where all see as many."""
+        """How many keys each query sees: (B or 1, L or 1), or an integer if the number is the same for all.
+
+        Args:
+            device: Where the tensor is to be.
+        """
         if self.is_dense:
             every = torch.full((1, 1), self.keys, device=device) if is_open(self.keys) else self.keys
             return every if self.real is None else self.real.sum(dim=1, keepdim=True)
@@ -192,7 +207,7 @@ class AttentionLayout:
         return before.gather(1, stop) - before.gather(1, start)
 
     def parts(self) -> list[Part]:
-        """The layout as problems that see nothing of each other: chunks where these are a view, or itself alone."""
+        """The layout as independent parts: groups of chunks if these are views, otherwise the whole layout."""
         if "parts" not in self.plans:
             self.plans["parts"] = self._parts()
         return self.plans["parts"]
@@ -217,7 +232,11 @@ class AttentionLayout:
         return parts
 
     def pieces(self, tokens: int) -> list[tuple[slice, AttentionLayout]] | None:
-        """The tokens in pieces of whole chunks, about that many each; None where chunks are no views, or one piece."""
+        """The tokens in pieces of whole chunks; None if chunks are not views, or there would be one piece.
+
+        Args:
+            tokens: Tokens of a piece, about.
+        """
         if self.chunk is None or self.start is not None or self.reset is not None or self.keys != self.queries:
             return None
         step = max(1, tokens // self.chunk) * self.chunk
@@ -284,7 +303,7 @@ def self_attention_layout(
         chunk_size: Tokens per chunk; None for attention over the whole document.
         causal: Whether keys after the query are hidden.
         reset: (B, L) bool, True at the first token of every packed document; None for one document a row.
-        documents: An upper bound of the documents in a row, where it is known on the host.
+        documents: Upper bound of the documents in a row, if it is known on the host.
     """
     mask = dropped_if_full(attention_mask)
     if chunk_size is not None and not is_open(length) and length <= chunk_size and reset is None:
@@ -356,18 +375,19 @@ def cross_attention_layout(
     first_target: torch.Tensor | None = None,
     count_padding: bool = False,
 ) -> AttentionLayout:
-    """The layout of a target over the columns of a source, all real ones of which it sees.
+    """The layout of a target over the columns of a source. Every target token sees all real columns.
 
-    The position bias goes by absolute positions of both (authors' `GatedCrossAttention`).
+    The position bias depends on the absolute positions of both (authors' `GatedCrossAttention`).
 
     Args:
         source_mask: (B, S), 1 or True at real source tokens; None if all are.
         keys: Source columns S.
         length: Target tokens L in a row.
-        start: Column of the first target token, those of earlier forward passes counted: an integer, or a tensor (1,).
-        start_bound: The most that `start` can be, where it is a tensor.
+        start: Column of the first target token, counting those of earlier forward passes: an integer, or a tensor
+            (1,).
+        start_bound: Upper bound of `start`, if it is a tensor.
         first_target: (B,) padding columns on the left of the target; None for 0.
-        count_padding: Whether positions are columns, padding counted. Otherwise the first real token of source and
+        count_padding: Whether positions are columns, including padding. Otherwise the first real token of source and
             target has position 0, so that padding on the left changes nothing.
     """
     mask = dropped_if_full(source_mask)

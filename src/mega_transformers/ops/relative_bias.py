@@ -119,14 +119,18 @@ class SimpleBias(NamedTuple):
 
 
 class RotaryBias(NamedTuple):
-    """The rotary bias <R_i alpha, R_j beta>, R_p the rotation to position p: vectors of z numbers, z even."""
+    """The rotary bias <R_i alpha, R_j beta> with R_p the rotation to position p.
+
+    Attributes:
+        alpha, beta: Vectors of z numbers, z even, of any shape.
+    """
 
     alpha: torch.Tensor
     beta: torch.Tensor
 
     @property
     def reach(self) -> int:
-        """The greatest distance that has a bias: there is no such limit."""
+        """Greatest distance that has a bias: unlimited."""
         return 1 << 62
 
     def table(self, low: int, high: int) -> BiasTable:
