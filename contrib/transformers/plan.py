@@ -346,16 +346,16 @@ MODELING_RULES = Rules(
 )
 
 CONFIGURATION_TEXTS = {
-    "Addition to 4.40.2, as the next six from the authors' code. Whether": "Whether",
+    "Addition to 4.40.2 from the authors' code. ": "",
+    "Addition from the authors' code. ": "",
+    "Addition from the authors' code, whose pre-norm models have it. ": "",
     "Addition to 4.40.2. ": "",
     "Addition to 4.40.2, whose rmsnorm scaled its input without normalising it. True reproduces that": (
         "Transformers 4.40.2's rmsnorm scaled its input without normalizing it. `True` reproduces that"
     ),
-    "Always False with an adaptive input or softmax, which are none; see `tie_adaptive_weights`.": "",
+    "Always False with an adaptive input or softmax, which have several; see `tie_adaptive_weights`.": "",
     "a layer of `cache_mega` for every block": "a `MegaCacheLayer` for every block",
     ", in self-attention or in cross-attention": "",
-    "as pre-norm models of the authors have": "as the original pre-norm models have",
-    "stands behind": "follows",
 }
 """What docstrings and comments say in this package -> what they say in transformers."""
 MODELING_TEXTS = {
@@ -371,7 +371,7 @@ MODELING_TEXTS = {
     "see `mega_transformers.ops.attention.attention` for the arguments": "see `attention` for the arguments",
     "that are fastest at that length (docs/performance.md)": "that are fastest at that length",
     "dropped_if_full": "as_bools",
-    "; a tensor (1,) or (B,) where its value is not known on the host, or not the same in every row": "",
+    " A tensor (1,) or (B,) if its value is not known on the host, or differs between rows.": "",
     "; None for attention over the whole document": "; None for attention over everything",
     "keep[i] * (decay * H[i - 1] + S[i - 1])": "decay * H[i - 1] + S[i - 1]",
     "keep (B, K, N') or None, initial (d, B, N')": "initial (d, B, N')",
@@ -380,22 +380,20 @@ MODELING_TEXTS = {
     ", in two copies that are faster than one": "",
     ", and those that enter each, H (d, B, K, N')": "",
     "; of a first pass the last columns are enough": "",
-    " In cross-attention it is `cross_attention_max_positions - 1` where that is given, and the vector is longer if "
-    "need be.": "",
+    " In cross-attention it has index `cross_attention_max_positions - 1` if that is given, and the vector is longer "
+    "if necessary.": "",
     ", of self-attention or of cross-attention": "",
-    "; and where packed documents start": "",
-    "; not with documents, nor in two directions": "; not in two directions",
-    "; `recompute` overrides `config.recompute_activations`": "",
+    ", and where packed documents start": "",
+    "; not with packed documents, and not with `bidirectional`": "; not with `bidirectional`",
     "; with cross-attention an `EncoderDecoderCache`": "",
     ", which tokens of other chunks do not affect": "",
     "without padding or packing": "without padding",
     "Embeddings of words or values": "Embeddings of words",
     "Ids or values (B, L)": "Ids (B, L)",
-    ", of words or of values": "",
-    "; with an adaptive softmax log-probabilities, float32 at least": "",
-    " With an adaptive softmax in training mode, there are then no logits: its loss needs only bands that labels are "
-    "in.": "",
+    " Reads tokens or values.": "",
+    ", with an adaptive softmax log-probabilities in float32 at least, and None for its training mode with labels, "
+    "where the loss does not need them": "",
+    ", and for `adaptive_softmax=True`": "",
     "# the tensor itself where possible, so that it gets a gradient": "",
-    " With `config.sparse_prediction` the logits are those of labelled positions only, in reading order: (labelled, "
-    "V).": "",
+    ", or with labels and `config.sparse_prediction` (labels, V), those of labelled positions in reading order": "",
 }
