@@ -58,6 +58,11 @@ def test_files_of_pairs(tmp_path, name, text, source, target, packed):
     assert rows.column_names == ["source", "target"] and pairs_of(rows) == PAIRS
 
 
+def cut(text: str) -> bytes:
+    """A damaged file, without the time in its header: these bytes are in names of tests, which all processes share."""
+    return gzip.compress(text.encode() * 9, mtime=0)[:-12]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "fields", "message"),
     [
@@ -95,9 +100,8 @@ def test_files_of_pairs(tmp_path, name, text, source, target, packed):
         ("a.txt", "cat\tgato\n", {}, "{path}: there is no column 'source'; there are 'text'"),
         ("a.parquet", "cat\tgato\n", {}, "cannot read {path}: Parquet"),
         ("a.tsv", b"source\ttarget\na\tcaf\xe9\n", {}, "cannot read {path}: 'utf-8' codec can't decode byte 0xe9"),
-        # Without the time in their headers: bytes are part of a test's name, which every process must collect alike.
-        ("a.tsv.gz", gzip.compress(TSV.encode() * 9, mtime=0)[:-12], {}, "cannot read {path}: Compressed file ended"),
-        ("a.jsonl.gz", gzip.compress(JSONL.encode() * 9, mtime=0)[:-12], {}, "cannot read {path}: Compressed file ended"),
+        ("a.tsv.gz", cut(TSV), {}, "cannot read {path}: Compressed file ended"),
+        ("a.jsonl.gz", cut(JSONL), {}, "cannot read {path}: Compressed file ended"),
         ("a.csv.gz", b"a,b\n1,2\n", {}, "cannot read {path}: "),
     ],
 )
