@@ -30,7 +30,7 @@ training: {max_steps: 4, per_device_train_batch_size: 4}
 """
 FILES = {
     "a.txt": PROSE,
-    "book.txt": PROSE * 10,
+    "book.txt": PROSE * 6,
     "chapter.txt": PROSE,
     "text.txt": PROSE,
     "prompts.txt": "The ship\nA whale\n",
@@ -39,7 +39,7 @@ FILES = {
     "everyday.txt": "The captain of the ship gave an order, and the sailors obeyed.\n" * 200,
     "words.txt": "ship\nwhale\n",
     "pairs.tsv": PAIRS,
-    "more-pairs.tsv": PAIRS[:200],
+    "more-pairs.tsv": PAIRS,
     "mine.yaml": RECIPE,
     "rows.csv": "text,body,label\nThe ship sailed.,The ship sailed.,sea\nThe bill passed.,The bill passed.,law\n",
 }
