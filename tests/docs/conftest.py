@@ -25,7 +25,7 @@ task: masked-lm
 sequence_length: 32
 data: [{name: A book, license: public domain, train: book.txt, validation: book.txt, documents: lines}]
 tokenizer: {vocab_size: 270}
-model: {hidden_size: 32, num_hidden_layers: 1, intermediate_size: 48, nffn_hidden_size: 48, shared_representation_size: 16}
+model: {hidden_size: 32, num_hidden_layers: 1, nffn_hidden_size: 48, shared_representation_size: 16}
 training: {max_steps: 4, per_device_train_batch_size: 4}
 """
 FILES = {
@@ -53,9 +53,7 @@ VOCABULARY = 270
 
 
 @pytest.fixture
-def reader(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def reader(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of somebody who tries a page: models under their names on the hub, files that commands name."""
     for name, fixture in HUB.items():
         shutil.copytree(request.getfixturevalue(fixture), tmp_path / name)
