@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,21 +15,42 @@ HUB = {
     "BEE-spoke-data/mega-ar-126m-4k": "tiny_causal_checkpoint",
     "path/to/model": "tiny_causal_checkpoint",
     "my-classifier": "tiny_classifier",
+    "path/to/assistant": "tiny_causal_checkpoint",
+    "path/to/masked-model": "tiny_checkpoint",
 }
 PROSE = "The captain of the ship gave an order, and the sailors obeyed.\n\n" * 40
+PAIRS = "".join(f"There are {n} ships.\tHay {n} barcos.\tmanythings.org\n" for n in range(100))
+RECIPE = """
+name: mine
+task: masked-lm
+sequence_length: 32
+data: [{name: A book, license: public domain, train: book.txt, validation: book.txt, documents: lines}]
+tokenizer: {vocab_size: 270}
+model: {hidden_size: 32, num_hidden_layers: 1, nffn_hidden_size: 48, shared_representation_size: 16}
+training: {max_steps: 4, per_device_train_batch_size: 4}
+"""
 FILES = {
     "a.txt": PROSE,
-    "book.txt": PROSE,
+    "book.txt": PROSE * 6,
     "chapter.txt": PROSE,
     "text.txt": PROSE,
     "prompts.txt": "The ship\nA whale\n",
     "sentences.txt": "The ship sailed from New York.\nA whale swam.\n",
     "texts.txt": "The <mask> sailed.\n",
+    "everyday.txt": "The captain of the ship gave an order, and the sailors obeyed.\n" * 200,
+    "words.txt": "ship\nwhale\n",
+    "pairs.tsv": PAIRS,
+    "more-pairs.tsv": PAIRS,
+    "mine.yaml": RECIPE,
     "rows.csv": "text,body,label\nThe ship sailed.,The ship sailed.,sea\nThe bill passed.,The bill passed.,law\n",
 }
 """What commands name."""
-STEPS = 2
-"""Steps of a training whose page says more."""
+STEPS = 3
+"""Steps of a training whose page says more; a dry run takes the time of the last one."""
+ROWS = 40
+"""Rows of each role that a training has whose page says more."""
+VOCABULARY = 270
+"""Tokens of a tokenizer that a training makes."""
 
 
 @pytest.fixture(scope="session")
@@ -58,8 +80,24 @@ def reader(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 
 def _short_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trainings take a few steps, on one batch each of evaluation."""
+    """Trainings take a few steps, on a few rows, with few tokens."""
     from transformers import TrainingArguments
+
+    from mega_transformers.training import data, recipe
+
+    by_role, read_recipe = data.by_role, recipe.read_recipe
+
+    def some(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {role: rows.take(ROWS) for role, rows in by_role(*args, **kwargs).items()}
+
+    def few_tokens(*args: Any, **kwargs: Any) -> Any:
+        read = read_recipe(*args, **kwargs)
+        if read.tokenizer is None or read.tokenizer.vocab_size is None:
+            return read
+        return read.model_copy(update={"tokenizer": recipe.TokenizerRecipe(vocab_size=VOCABULARY)})
+
+    monkeypatch.setattr(data, "by_role", some)
+    monkeypatch.setattr(recipe, "read_recipe", few_tokens)
 
     made = TrainingArguments.__post_init__
 

@@ -40,7 +40,7 @@ def test_bundled_recipes_are_valid(path):
 
 
 def test_the_guides_examples_are_valid():
-    guide = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    guide = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
     examples = [yaml.safe_load(text) for text in re.findall(r"^```yaml\n(.*?)^```", guide, re.MULTILINE | re.DOTALL)]
     assert {key for example in examples for key in example} >= {"data", "model"}
     rest = {
