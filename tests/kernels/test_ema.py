@@ -6,16 +6,25 @@ import inspect
 
 import pytest
 import torch
+from compiling import compiled
 from torch.autograd import grad
 
 from mega_transformers import MegaConfig, MegaForCausalLM, MegaForMaskedLM
 from mega_transformers.ops.ema import ema, ema_coefficients, triton_kernels, triton_scan
 
-from compiling import compiled
-
-TILE = 256
+LENGTHS = [1, 31, 64, 161, 256, 545]
+"""About a block, and about one and several tiles of the interpreter (64) and of a card (256)."""
 FLOAT32 = 2e-6
 BFLOAT16 = 2e-2
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(device, monkeypatch):
+    """In the interpreter, which takes a millisecond for every step of a scan."""
+    if device.type == "cpu":
+        monkeypatch.setattr(triton_scan, "BLOCKS", 4)
+        monkeypatch.setattr(triton_scan, "LEAST_STATES", 4)
+        monkeypatch.setattr(triton_scan, "CHANNELS", dict.fromkeys(triton_scan.CHANNELS, 4))
 
 
 def case(length, *, rows=1, channels=3, states=4, bidirectional=False, dtype=torch.float32):
@@ -58,9 +67,14 @@ def compare(tensors, device, tolerance=FLOAT32, **options):
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("length", [1, 31, TILE, 2 * TILE + 33])
+@pytest.mark.parametrize("length", LENGTHS)
 def test_values_and_gradients(length, bidirectional, device):
     compare(case(length, bidirectional=bidirectional), device, bidirectional=bidirectional)
+
+
+def test_tiles_of_a_card(device, monkeypatch):
+    monkeypatch.undo()
+    compare(case(260), device)
 
 
 def test_many_channels_states_and_rows(device):
@@ -71,13 +85,13 @@ def test_many_channels_states_and_rows(device):
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("length", [40, TILE + 70])
+@pytest.mark.parametrize("length", [40, 150, 330])
 def test_packed_documents(length, bidirectional, device):
     reset = torch.rand(2, length, generator=torch.Generator().manual_seed(3)) < 0.04
     compare(case(length, rows=2, bidirectional=bidirectional), device, bidirectional=bidirectional, reset=reset)
 
 
-@pytest.mark.parametrize("length", [1, 40, TILE + 1])
+@pytest.mark.parametrize("length", [1, 40, 65, 300])
 def test_states_in_and_out(length, device):
     state = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(5))
     compare(case(length, rows=2), device, state=state)
@@ -133,6 +147,7 @@ def test_models_use_it_when_asked(model_class, device, monkeypatch):
         vocab_size=30, hidden_size=8, intermediate_size=8, nffn_hidden_size=8, shared_representation_size=4,
         ema_projection_size=2, num_hidden_layers=1, is_decoder=causal, bidirectional=not causal, use_chunking=True,
         chunk_size=8, dropout_prob=0.0, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        normalize_before_mega=True, normalize_before_ffn=True, initializer_range=0.5,
     )  # fmt: skip
     torch.manual_seed(0)
     model = model_class(config).to(device)
@@ -187,7 +202,8 @@ def jobs(card):
 
 
 @pytest.mark.parametrize("card", [80, 90])
-def test_kernels_compile_for_cards_without_spilling(card):
+def test_kernels_compile_for_cards_without_spilling(card, monkeypatch):
+    monkeypatch.undo()
     asked = list(jobs(card))
     for job, found in zip(asked, compiled(asked), strict=True):
         assert found["stack"] == 0, (job["kernel"], found)

@@ -1,8 +1,8 @@
 """The EMA by Triton kernels: see `triton_kernels` for what they do, and `chunked` for the mathematics of blocks.
 
 Of tensors as large as x, a forward pass moves three (x twice, y), and the backward pass five (dy three times, x, dx);
-where the card's cache holds a tensor, fewer. The states of tiles are N / 64 numbers a token, channel and direction of a
-pass besides: with N = 16, two directions and bfloat16 as much as another tensor.
+where the card's cache holds a tensor, fewer. The states of tiles are N / 64 numbers a token, channel and direction of
+a pass besides: with N = 16, two directions and bfloat16 as much as another tensor.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ BLOCK = 16
 """Tokens M of a block: the least that matrix units take."""
 BLOCKS = 16
 """Blocks K of a tile, which registers hold."""
+LEAST_STATES = 16
+"""As matrix units take them; with fewer, the others are zero."""
 MOST_STATES = 64
 SPLITS = 8
 """Programs that share the tiles in the gradients of a channel's coefficients."""
@@ -36,8 +38,6 @@ def is_supported(x: torch.Tensor, coefficients: EMACoefficients, truncation: int
     return coefficients.input.dtype == torch.float32 and coefficients.input.shape[-1] <= MOST_STATES
 
 
-TILE = BLOCK * BLOCKS
-SIZES = {"K": BLOCKS, "M": BLOCK}
 CHANNELS = {"leaving_kernel": 16, "carry_kernel": 16, "output_kernel": 16, "gradient_kernel": 8}
 """Channels C of a program that has 16 states for each; with more states, fewer."""
 WARPS = {"leaving_kernel": 4, "carry_kernel": 4, "output_kernel": 8, "gradient_kernel": 8}
@@ -45,8 +45,8 @@ WARPS = {"leaving_kernel": 4, "carry_kernel": 4, "output_kernel": 8, "gradient_k
 
 def launch_options(kernel: str, states: int) -> dict[str, int]:
     """The constants of a kernel for N = `states`, with which no registers spill on sm_80 and sm_90, as ptxas says."""
-    sizes = {} if kernel == "carry_kernel" else SIZES
-    return {**sizes, "C": CHANNELS[kernel] * 16 // states, "N": states, "num_warps": WARPS[kernel]}
+    sizes = {} if kernel == "carry_kernel" else {"K": BLOCKS, "M": BLOCK}
+    return {**sizes, "C": max(1, CHANNELS[kernel] * LEAST_STATES // states), "N": states, "num_warps": WARPS[kernel]}
 
 
 class _Grid(NamedTuple):
@@ -58,6 +58,7 @@ class _Grid(NamedTuple):
     channels: int
     states: int
     tiles: int
+    tile: int
     N: int
 
     @classmethod
@@ -65,8 +66,9 @@ class _Grid(NamedTuple):
         rows, length, channels = x.shape
         count = length if slots is None else slots.shape[1]
         states = drive.shape[-1]
-        N = max(16, 1 << (states - 1).bit_length())
-        return cls(rows, length, count, channels, states, -(-count // TILE), N)
+        N = max(LEAST_STATES, 1 << (states - 1).bit_length())
+        tile = BLOCK * BLOCKS
+        return cls(rows, length, count, channels, states, -(-count // tile), tile, N)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -119,7 +121,7 @@ def _carried(x, drive, log_decay, grid, packing, directions, initial=None, extra
         )  # fmt: skip
         grid.launch(
             kernels.carry_kernel, grid.rows, leaving, entering[i], log_decays, initial, extra, final, packing.passes,
-            packing.begins, grid.tiles, grid.channels, grid.states, TILE, BACKWARD=backward, PACKED=packed,
+            packing.begins, grid.tiles, grid.channels, grid.states, grid.tile, BACKWARD=backward, PACKED=packed,
             INITIAL=initial is not None, EXTRA=extra is not None,
         )  # fmt: skip
     return entering, final
@@ -199,7 +201,7 @@ def _definition(x, drive, log_decay, output, diagonals, initial, slots, keeps, b
     if slots is not None:
         index = slots.long().unsqueeze(-1).expand(-1, -1, width)
         spread = F.pad(spread, (0, 0, 0, 1)).gather(1, index)
-    spread = F.pad(spread, (0, 0, 0, grid.tiles * TILE - spread.shape[1]))
+    spread = F.pad(spread, (0, 0, 0, grid.tiles * grid.tile - spread.shape[1]))
     _, E, G, decay = _matrices(EMACoefficients(drive, log_decay, output, log_decay.exp()), BLOCK, bidirectional)
     keep = None if keeps is None else F.pad(keeps, (0, grid.tiles * BLOCKS - keeps.shape[1])).to(spread.dtype)
     initial = None if initial is None else initial.transpose(0, 1)
@@ -267,7 +269,7 @@ def _scan(
     if bidirectional or packed is not None:
         return y, None
     grid = _Grid.of(x, coefficients.input, None)
-    tail = x.shape[1] - (grid.tiles - 1) * TILE
+    tail = x.shape[1] - (grid.tiles - 1) * grid.tile
     steps = torch.arange(tail - 1, -1, -1, device=x.device)
     weights = coefficients.input.unsqueeze(-1) * torch.exp(log_decay.unsqueeze(-1) * steps)
     added = torch.einsum("btd,dnt->bdn", x[:, -tail:].float(), weights)
