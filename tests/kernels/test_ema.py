@@ -150,7 +150,7 @@ def test_models_use_it_when_asked(model_class, device, monkeypatch):
         normalize_before_mega=True, normalize_before_ffn=True, initializer_range=0.5,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = model_class(config).to(device)
+    model = model_class(config).to(device).eval()
     ids = torch.randint(5, 30, (1, 20), device=device)
     positions = torch.tensor([[*range(12), *range(8)]], device=device)
 

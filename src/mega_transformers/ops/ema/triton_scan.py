@@ -54,7 +54,7 @@ class _Grid(NamedTuple):
 
     rows: int
     length: int
-    count: int
+    slots: int
     channels: int
     states: int
     tiles: int
@@ -72,7 +72,7 @@ class _Grid(NamedTuple):
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        return self.tiles, self.length, self.count, self.channels, self.states
+        return self.tiles, self.length, self.slots, self.channels, self.states
 
     def launch(self, kernel: Any, programs: int, *arguments: Any, **flags: Any) -> None:
         """Runs `programs` programs for each part of the channels, which is as large as registers allow."""
@@ -168,10 +168,12 @@ def _backward(
     dx = None
     if needs[0]:
         # in the order of directions, forward in time first
-        swapped = [_swap(t, bidirectional) for t in (output, log_decay, drive)]
+        drives, log_decays, outputs = (_swap(t, bidirectional) for t in (output, log_decay, drive))
         order = adjoints.flip(0) if bidirectional else adjoints
         directions = (False, True) if bidirectional else (True,)
-        dx = _outputs(dy, *swapped, diagonals.flip(-1).contiguous(), order, grid, packing, directions).to(x.dtype)
+        dx = _outputs(
+            dy, drives, log_decays, outputs, diagonals.flip(-1).contiguous(), order, grid, packing, directions
+        ).to(x.dtype)
     if not any(needs[1:5]):
         return dx, None, None, None, None, final if needs[5] else None
     splits = min(SPLITS, grid.rows * grid.tiles)
