@@ -9,7 +9,7 @@ from rich.text import Text
 from .formatting import escape, mebibytes, seconds
 from .results import CaseResult, Measurement, Report, floor_seconds, ratio
 
-HEADINGS = ("time", "floor", "share", "MiB", "tokens/s", "host", "× mega")
+HEADINGS = ("time", "floor", "share", "MiB", "tokens/s", "host", "x mega")
 
 
 def cells(entry: Measurement, case: CaseResult, report: Report) -> list[str]:
@@ -64,7 +64,7 @@ def markdown(report: Report) -> list[str]:
             lines.append("| " + " | ".join((f"`{case.name}`", entry.key, *outcome)) + " |")
     lines += ["", "What the cases are:", ""]
     lines += [f"- `{case.name}`: {case.title}" for case in report.cases]
-    return lines + ["", *[f"- {line}" for line in out_of_time(report)]]
+    return [*lines, "", *[f"- {line}" for line in out_of_time(report)]]
 
 
 def out_of_time(report: Report) -> list[str]:
@@ -76,10 +76,10 @@ def card(report: Report) -> list[str]:
     """The card, and what it reaches, as one fact."""
     if report.roofline is None:
         return []
-    device = report.roofline["device"]
+    device, dtype = report.roofline["device"], report.roofline["dtype"]
+    copies, products = report.roofline["bytes_per_second"], report.roofline["operations_per_second"]
     cuda = f" (CUDA {device['cuda']}, {device['memory_bytes'] / 2**30:.0f} GiB)" if device["cuda"] else ""
     return [
-        f"Card: {device['name']}{cuda}; it copies {report.roofline['bytes_per_second'] / 1e9:,.0f} GB/s and multiplies "
-        f"matrices in {report.roofline['dtype']} at {report.roofline['operations_per_second'] / 1e12:,.1f} TFLOP/s, "
-        "measured in this run"
+        f"Card: {device['name']}{cuda}; measured in this run: copies {copies / 1e9:,.0f} GB/s, multiplies matrices in "
+        f"{dtype} at {products / 1e12:,.1f} TFLOP/s"
     ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from .cases import QUICK_DIVISOR, TRITON, Case, Comparison, Subject, Workload
 from .client import Worker, WorkerError
-from .gpu_cases import SMALL
+from .gpu_cases import SMALL_LAYERS, SMALL_WIDTH
 from .peers import PEERS
 from .results import CaseResult, Measurement, Report, rows
 from .run import Listener
@@ -69,7 +69,7 @@ def run_cases(
     save: Callable[[], None],
     budget: float | None = None,
 ) -> None:
-    """Measure cases into the report, saved after each; none begins after `budget` seconds, and the report says which."""
+    """Measure cases into the report, saved after each; none begins after `budget` seconds, which the report says."""
     begin = time.monotonic()
     for case in cases:
         if budget is not None and time.monotonic() - begin > budget:
@@ -101,7 +101,8 @@ def _adapted(workload: Workload, report: Report) -> Workload:
     workload = replace(workload, device=report.device)
     if not report.quick:
         return workload
-    return replace(workload.scaled(4 * QUICK_DIVISOR), batch=min(workload.batch, 2), **SMALL)
+    workload = workload.scaled(4 * QUICK_DIVISOR)
+    return replace(workload, batch=min(workload.batch, 2), width=SMALL_WIDTH, layers=SMALL_LAYERS)
 
 
 def _measure(worker: Worker, subject: Subject, into: Measurement, report: Report, listener: Listener) -> None:

@@ -1,4 +1,4 @@
-"""The least work of a step: operations and bytes that no implementation can do without, as docs/gpu.md defines them."""
+"""The least work of a step: operations and bytes that no implementation can do without; docs/gpu.md defines them."""
 
 from __future__ import annotations
 

@@ -52,8 +52,8 @@ class PrefillSubject(Subject):
 class DecodingSubject(Subject):
     """Decoding steps, a token each, behind a cached context; every run of them starts from the same cache.
 
-    Compiled ones find the addresses of a static cache fixed, so that its contents are what is copied. On a GPU they are
-    captured as one graph.
+    Compiled ones find the addresses of a static cache fixed, so that its contents are what is copied. On a GPU each is
+    a captured graph.
     """
 
     is_prepared = True

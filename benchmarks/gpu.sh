@@ -18,7 +18,7 @@ cd "$(dirname "$0")/.." || exit 2
 
 PYTHON=${PYTHON:-python3} DEVICE=${DEVICE:-cuda} LIMIT=${LIMIT:-340}
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-if [ "$DEVICE" = cuda ] && ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+if [ "$DEVICE" = cuda ] && ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
   echo "PyTorch of $PYTHON finds no CUDA device; run this where there is one, or try it with DEVICE=cpu QUICK=1." >&2
   exit 1
 fi
@@ -70,9 +70,12 @@ set -f # patterns of cases, not of files
 rm -f "$OUT/results.json"
 # shellcheck disable=SC2086 # CASES are words
 timeout "$((LIMIT > SECONDS + 15 ? LIMIT - SECONDS + 15 : 30))" "$PYTHON" -m mega_transformers bench $CASES "${OPTIONS[@]}" \
-  >"$OUT/bench.txt" 2>&1 || echo "The measurements ended early (see bench.txt): $(tail -n 1 "$OUT/bench.txt")"
+  2>&1 | tee "$OUT/bench.txt"
+MEASURED=${PIPESTATUS[0]}
 if [ -f "$OUT/results.json" ]; then
-  "$PYTHON" -m mega_transformers bench --from "$OUT/results.json" 2>&1 | tee "$OUT/table.txt"
+  "$PYTHON" -m mega_transformers bench --from "$OUT/results.json" >"$OUT/table.txt" 2>&1
+  [ "$MEASURED" = 0 ] || cat "$OUT/table.txt"
 fi
+[ "$MEASURED" = 0 ] || echo "The measurements ended early, with $MEASURED; the table shows what there was by then."
 echo "$SECONDS seconds; everything is in $1"
 exit "$PASSED"

@@ -26,7 +26,7 @@ from .cases import (
 
 CHUNK = 1024
 TOKENS = 2**17  # of an EMA: its inputs are larger than a card's cache
-SMALL = {"width": 64, "layers": 2}  # of a quick run
+SMALL_WIDTH, SMALL_LAYERS = 64, 2  # of a quick run
 
 _MODEL = Workload("train", 0, device="cuda", dtype="bfloat16", width=768, layers=12)
 _DECODE = replace(_MODEL, task="decode", head="causal-lm", new_tokens=16, compiled=True)

@@ -15,7 +15,7 @@ EMA_CHANNELS = 512
 
 
 class Op(NamedTuple):
-    """A function `call` of batch-first `(rows, length, ...)` inputs, the module it is of, and its output's gradient."""
+    """A function `call` of batch-first `(rows, length, ...)` inputs, its module, and its output's gradient."""
 
     module: nn.Module
     call: Callable[..., Tensor]

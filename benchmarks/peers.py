@@ -103,7 +103,11 @@ def parse_pythons(entries: list[str]) -> dict[str, Path]:
 
 def absence(peer: Peer, pythons: dict[str, Path]) -> str | None:
     """Why a peer cannot run without something being installed first; None if it can."""
-    if peer.requirements and peer.name not in pythons and not (REPOSITORY / ".venvs" / peer.name / "complete").exists():
+    if (
+        peer.requirements
+        and peer.name not in pythons
+        and not (REPOSITORY / ".venvs" / peer.name / "complete").exists()
+    ):
         return f"no environment is there; name one with --peer-python {peer.name}=/path/to/python"
     if peer.module is not None and importlib.util.find_spec(peer.module) is None:
         return f"{peer.module} is not installed: pip install {peer.package}"

@@ -94,8 +94,8 @@ def facts(report: Report) -> list[str]:
         timing = f"Times are the device's; seed {report.seed}; medians of {report.repeats} samples in a process each"
     else:
         timing = (
-            f"Ratios and targets go by {cpu_title(report)}; seed {report.seed}; medians of {report.repeats} timed steps "
-            f"in turns, in up to {report.memory_repeats} processes"
+            f"Ratios and targets go by {cpu_title(report)}; seed {report.seed}; medians of {report.repeats} timed "
+            f"steps in turns, in up to {report.memory_repeats} processes"
         )
     return [
         *device_report.card(report),

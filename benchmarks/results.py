@@ -331,5 +331,9 @@ def default_path(report: Report) -> Path:
     card = report.roofline["device"]["name"] if report.roofline else "CPU"
     processor = re.sub(r"\(R\)|\(TM\)|CPU|Processor|@", " ", report.machine["cpu"] if card == "CPU" else card)
     slug = re.sub(r"[^a-z0-9.]+", "-", processor.lower()).strip("-")
-    kind = ("-gpu-cases" if report.roofline else "") + ("-before-after" if report.before else "") + ("-quick" if report.quick else "")
+    kind = (
+        ("-gpu-cases" if report.roofline else "")
+        + ("-before-after" if report.before else "")
+        + ("-quick" if report.quick else "")
+    )
     return REPOSITORY / "benchmarks" / "results" / f"{report.date[:10]}-{slug}-{report.machine['cores']}c{kind}.json"

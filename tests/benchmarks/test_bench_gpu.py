@@ -1,4 +1,4 @@
-"""What is measured on a GPU, on the CPU: the runner, the clock, the floor and the tables. No number of a GPU is known."""
+"""What is measured on a GPU, tried on the CPU: the runner, the clock, the floor and the tables."""
 
 import importlib
 import json

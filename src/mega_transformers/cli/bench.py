@@ -23,7 +23,7 @@ def bench(
     device: Annotated[
         str,
         typer.Option(
-            help="cpu or cuda. Each has its own cases; those for cuda run on cpu too where they are named, to try them."
+            help="cpu or cuda, which have their own cases; those of cuda run on the CPU too if named, to try them."
         ),
     ] = "cpu",
     budget: Annotated[
@@ -281,7 +281,9 @@ class _Progress:
         self._progress.stop()
 
     def case(self, case: Any, steps: int) -> None:
-        """A case begins that has this many steps."""
+        """A case begins that has this many steps; without a terminal that is a line of its own."""
+        if not self._progress.console.is_terminal:
+            self._progress.console.print(case.name)
         self._progress.update(self._cases, advance=1, description=case.name)
         self._progress.reset(self._steps, total=steps, completed=-1)
 
