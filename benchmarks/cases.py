@@ -1,8 +1,9 @@
 """The registry of what is measured. Pure data: nothing here imports torch, so workers of any environment can read it.
 
 What is for a GPU is in gpu_cases.py. Here every model is in float32. Language models have width 256 and 4 layers
-(h = ffn = 512, z 64, N 16, vocabulary 8192): masked for training and inference, causal for generation. Mega has rotary bias and the default norm, all else is in
-each case's workloads. Text-to-text models are those of recipes/g2p-cmudict.yaml.
+(h = ffn = 512, z 64, N 16, vocabulary 8192): masked for training and inference, causal for generation. Mega has rotary
+bias and the default norm, all else is in each case's workloads. Text-to-text models are those of
+recipes/g2p-cmudict.yaml.
 """
 
 from __future__ import annotations
