@@ -19,7 +19,9 @@ def bench(
     list_cases: Annotated[bool, typer.Option("--list", help="List cases and peers, and run nothing.")] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each peer, in turns.")] = 8,
     memory_repeats: Annotated[int, typer.Option(min=1, help="Processes of each peer, which share the repeats.")] = 4,
-    quick: Annotated[bool, typer.Option("--quick", help="Inputs 16 times shorter (for a GPU 64, of small models), 2 repeats.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Inputs 16 times shorter (for a GPU 64, of small models), 2 repeats.")
+    ] = False,
     device: Annotated[
         str,
         typer.Option(
