@@ -6,6 +6,7 @@ What is unknown, reserved, of another type, out of range or refused by transform
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +18,7 @@ from transformers.integrations import get_available_reporting_integrations
 from ..errors import RecipeError, did_you_mean
 from .models import learning_rate_of
 from .recipe import Recipe
+from .sequence_parallel import SequenceParallelism, check_arguments, check_divides
 from .tasks import Task
 
 # set elsewhere, or decided by the run
@@ -29,6 +31,7 @@ RESERVED = {
     "prediction_loss_only": "nothing: the task decides",
     "restore_callback_states_from_checkpoint": "nothing: the run decides",
     "logging_nan_inf_filter": "nothing: a loss that is not finite ends the run",
+    "parallelism_config": "sequence_parallel",
 }
 # what transformers does not check before it trains
 RANGES: dict[str, Any] = {
@@ -101,8 +104,18 @@ def build(recipe: Recipe, task: Task, output_dir: Path, **decided: Any) -> Any:
         if name not in (*there, "none", "all"):
             help_ = f"pip install {name}, or leave it out; installed: {', '.join(there) or 'none'}"
             raise RecipeError(f"training.report_to={name!r} is not installed: {help_}")
+    size = getattr(recipe, "sequence_parallel", 1)
     try:
-        return task.arguments_class(**fields)
+        if size > 1:
+            check_divides(size, int(os.environ.get("WORLD_SIZE", "1")))
+            fields["parallelism_config"] = SequenceParallelism(size)
+    except ValueError as error:
+        raise RecipeError(f"sequence_parallel={size}: {error}") from None
+    try:
+        args = task.arguments_class(**fields)
+        if size > 1:
+            check_arguments(args)
+        return args
     except (TypeError, ValueError) as error:
         raise RecipeError(f"training: {error}") from None
     except ImportError as error:
