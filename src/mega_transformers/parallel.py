@@ -96,7 +96,8 @@ def cut_sequence(
     rank, size = dist.get_rank(group), dist.get_world_size(group)
     piece = _piece_length(x.shape[1], size, chunk_size)
     missing = size * piece - x.shape[1]
-    return F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing), value=padding)[:, rank * piece : (rank + 1) * piece]
+    whole = F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing), value=padding)
+    return whole[:, rank * piece : (rank + 1) * piece].contiguous()
 
 
 def gather_sequence(x: torch.Tensor, group: dist.ProcessGroup | DeviceMesh, length: int) -> torch.Tensor:

@@ -6,7 +6,6 @@ What is unknown, reserved, of another type, out of range or refused by transform
 from __future__ import annotations
 
 import dataclasses
-import os
 import typing
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +17,7 @@ from transformers.integrations import get_available_reporting_integrations
 from ..errors import RecipeError, did_you_mean
 from .models import learning_rate_of
 from .recipe import Recipe
-from .sequence_parallel import SequenceParallelism, check_arguments, check_divides
+from .sequence_parallel import SequenceParallelism, check_arguments
 from .tasks import Task
 
 # set elsewhere, or decided by the run
@@ -104,19 +103,16 @@ def build(recipe: Recipe, task: Task, output_dir: Path, **decided: Any) -> Any:
         if name not in (*there, "none", "all"):
             help_ = f"pip install {name}, or leave it out; installed: {', '.join(there) or 'none'}"
             raise RecipeError(f"training.report_to={name!r} is not installed: {help_}")
-    size = getattr(recipe, "sequence_parallel", 1)
-    try:
-        if size > 1:
-            check_divides(size, int(os.environ.get("WORLD_SIZE", "1")))
-            fields["parallelism_config"] = SequenceParallelism(size)
-    except ValueError as error:
-        raise RecipeError(f"sequence_parallel={size}: {error}") from None
+    if (size := getattr(recipe, "sequence_parallel", 1)) > 1:
+        fields["parallelism_config"] = SequenceParallelism(size)
     try:
         args = task.arguments_class(**fields)
-        if size > 1:
-            check_arguments(args)
-        return args
     except (TypeError, ValueError) as error:
         raise RecipeError(f"training: {error}") from None
     except ImportError as error:
         raise RecipeError(f"training needs more packages: pip install 'mega-transformers[train]' ({error})") from None
+    try:
+        check_arguments(args)
+    except ValueError as error:
+        raise RecipeError(f"sequence_parallel={size}, but {error}") from None
+    return args

@@ -60,12 +60,15 @@ def check_divides(size: int, processes: int) -> None:
     if processes % size:
         raise ValueError(
             f"{processes} {'process' if processes == 1 else 'processes'} cannot be divided into groups of {size}; "
-            f"start a multiple of {size}, as torchrun --nproc-per-node {size} does"
+            f"start a multiple of {size}, as torchrun --nproc-per-node {size} does, on a CPU with use_cpu=True"
         )
 
 
 def check_arguments(args: Any) -> None:
-    """Refuses `TrainingArguments` under which rows cannot be cut with a ValueError."""
+    """Refuses `TrainingArguments` under which rows cannot be cut as they say, with a ValueError."""
+    if (size := sequence_size(args)) == 1:
+        return
+    check_divides(size, args.world_size)
     if args.label_smoothing_factor:
         raise ValueError(
             f"label_smoothing_factor={args.label_smoothing_factor}: the Trainer would smooth labels of whole rows at "
@@ -119,7 +122,6 @@ class SequenceParallelTrainer(Trainer):
             self._data, self._sequence = mesh[DATA], mesh[SEQUENCE]
             parallelize_sequence(cast(Any, self.model), self._sequence)
             self._piece_sums = piece_sums
-            self.gather_function = self._gather_rows
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
         """As the Trainer; processes of a group get the batches of its first."""
@@ -155,6 +157,12 @@ class SequenceParallelTrainer(Trainer):
             length = next(value for value in inputs.values() if torch.is_tensor(value)).shape[1]
             logits = recursively_apply(lambda piece: gather_sequence(piece, group, length), logits)
         return loss, logits, labels
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer; every row counts once."""
+        if self._size > 1:
+            self.gather_function = self._gather_rows  # the Trainer's own again after each evaluation
+        return super().evaluation_loop(*args, **kwargs)
 
     def _gather_rows(self, rows: Any) -> Any:
         """As `Accelerator.gather_for_metrics`, of rows that every process of a group has."""

@@ -1,0 +1,179 @@
+"""Rows cut over 2 and 4 gloo processes under the Trainer, with DDP and FSDP2, against one process."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_processes import SIZE, assert_alike, do, environment, logged, write_rows
+from test_processes import job as whole_job
+
+from mega_transformers.errors import RecipeError
+from mega_transformers.training.recipe import recipe_of
+from mega_transformers.training.sequence_parallel import SequenceParallelism
+
+PAGE = Path(__file__).parents[2] / "docs" / "long-inputs.md"
+CHUNK = 8
+LENGTH = 44  # the last piece is padded
+KINDS = {
+    "masked-lm": {"sparse_prediction": True},
+    "causal-lm": {"is_decoder": True, "bidirectional": False},
+}
+
+
+def job(name: str, output: Path, data_dir: Path, size: int = 1, rows: int = 8, **training: Any) -> dict[str, Any]:
+    """A run with `rows` rows a step in each process, or group of processes."""
+    made = whole_job(name, output, data_dir, per_device_train_batch_size=rows, **training)
+    made["recipe"] |= {"sequence_length": LENGTH, "packing": "wrapped", "sequence_parallel": size}
+    made["recipe"]["model"] = {**SIZE, **KINDS[name], "use_chunking": True, "chunk_size": CHUNK}
+    return made
+
+
+def jobs_of(processes: int, folder: Path) -> list[dict[str, Any]]:
+    """What each of so many processes runs."""
+    data_dir, output = folder / "data", folder / f"on-{processes}"
+    if processes == 2:
+        return [job("causal-lm", output / "causal-lm", data_dir, size=2, gradient_checkpointing=True)]
+    accumulated = {"rows": 2, "gradient_accumulation_steps": 2}
+    return [
+        job("masked-lm", output / "masked-lm", data_dir, size=2, rows=4),
+        # begun on one process
+        job("masked-lm", folder / "begun", data_dir, size=4, **accumulated | {"rows": 4}),
+        # in the end, since accelerate has to be led to think that the CPU is an accelerator
+        job("causal-lm", output / "sharded", data_dir, size=2, **accumulated, fsdp=True, use_cpu=False),
+    ]
+
+
+def script(folder: Path, cut: bool) -> str:
+    """The page's script, smaller."""
+    (code,) = re.findall(r"^```python\n(# train.py.*?)^```", PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
+    changes = {
+        "65_536": "50",
+        "=256": "=16",
+        "=512": "=16",
+        "=64": f"={CHUNK}",
+        "chunk_size=16": f"chunk_size={CHUNK}, dropout_prob=0, hidden_dropout_prob=0",
+        "max_steps=100": "max_steps=8, disable_tqdm=True",
+        "eval_steps=50": "eval_steps=4",
+        '"out': f'"{folder}',
+    }
+    changes |= {} if cut else {"parallelism_config=SequenceParallelism(2), ": ""}
+    for found, put in changes.items():
+        assert found in code
+        code = code.replace(found, put)
+    return code
+
+
+def run_script(folder: Path, name: str, cut: bool) -> list[dict[str, float]]:
+    """Losses of training and of evaluations."""
+    before, sys.argv = sys.argv, ["train.py", str(folder / "data" / "train.txt")]
+    try:
+        variables: dict[str, Any] = {}
+        exec(compile(script(folder / name, cut), "train.py", "exec"), variables)
+    finally:
+        sys.argv = before
+    trainer = variables["trainer"]
+    assert trainer.get_total_train_batch_size(trainer.args) == 1
+    return [
+        {key: entry[key] for key in ("loss", "grad_norm", "eval_loss") if key in entry}
+        for entry in trainer.state.log_history
+    ]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cut")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    (folder / "data").mkdir()
+    write_rows(folder / "data")
+    for name in KINDS:
+        assert do(job(name, folder / "one" / name, folder / "data")) is None
+    later = shutil.ignore_patterns("*-8", "*-12", "model", "results.json")
+    shutil.copytree(folder / "one" / "masked-lm", folder / "begun", ignore=later)
+    wanted = run_script(folder, "whole", cut=False)
+    started = subprocess.run(
+        [sys.executable, __file__, str(folder)], env=environment(folder), capture_output=True, text=True, timeout=300
+    )
+    assert started.returncode == 0, started.stderr[-5000:]
+    (folder / "script.json").write_text(json.dumps([wanted, json.loads((folder / "found.json").read_text())]))
+    torch.set_num_threads(threads)
+    return folder
+
+
+def work(rank: int, processes: int, port: int, folder: Path) -> None:
+    """What each process does."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+    os.environ |= {"LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    if processes == 2:
+        found = run_script(folder, "cut", cut=True)
+        if rank == 0:
+            (folder / "found.json").write_text(json.dumps(found))
+    for task in jobs_of(processes, folder):
+        if "fsdp" in task["recipe"]["training"]:
+            from accelerate import PartialState
+            from accelerate.utils import DistributedType
+
+            os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
+            PartialState._prepare_backend = lambda *args, **kwargs: ("gloo", DistributedType.MULTI_XPU)
+            PartialState._reset_state()
+        assert do(task) is None
+    torch.distributed.destroy_process_group()
+
+
+def launch(folder: Path) -> None:
+    """Two processes and then four, which import nothing anew."""
+    context = multiprocessing.get_context("fork")
+    for processes in (2, 4):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        ranks = [context.Process(target=work, args=(rank, processes, port, folder)) for rank in range(processes)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join()
+        assert all(process.exitcode == 0 for process in ranks), [process.exitcode for process in ranks]
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted"),
+    [("on-4/masked-lm", "masked-lm"), ("on-2/causal-lm", "causal-lm"), ("begun", "masked-lm")],
+)
+def test_cut_rows_equal_whole_ones(found: str, wanted: str, folder: Path) -> None:
+    """Losses, norms of gradients, metrics of evaluations, and what is counted."""
+    assert_alike(folder / found, folder / "one" / wanted)
+
+
+def test_shards(folder: Path) -> None:
+    assert_alike(folder / "on-4" / "sharded", folder / "one" / "causal-lm")
+    found, wanted = (
+        load_file(folder / name / "model" / "model.safetensors") for name in ("on-4/sharded", "one/causal-lm")
+    )
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_the_script_of_the_page(folder: Path) -> None:
+    """With masks that the first process draws, and with all rows of an odd evaluation."""
+    wanted, found = json.loads((folder / "script.json").read_text())
+    assert len(wanted) == 8 + 2 + 1 == len(found)
+    for entry, other in zip(found, wanted, strict=True):
+        assert entry == pytest.approx(other, rel=1e-5, abs=1e-5)
+    saved = [load_file(folder / name / "model" / "model.safetensors") for name in ("cut", "whole")]
+    torch.testing.assert_close(*saved, rtol=1e-3, atol=1e-3)
+
+
+if __name__ == "__main__":
+    launch(Path(sys.argv[1]))
