@@ -16,12 +16,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_processes import SIZE, assert_alike, do, environment, logged, write_rows
+from test_processes import SIZE, assert_alike, do, environment, write_rows
 from test_processes import job as whole_job
+from transformers import TrainingArguments
 
 from mega_transformers.errors import RecipeError
+from mega_transformers.training.evaluate import evaluate_model
 from mega_transformers.training.recipe import recipe_of
-from mega_transformers.training.sequence_parallel import SequenceParallelism
+from mega_transformers.training.run import RunOptions, run
+from mega_transformers.training.sequence_parallel import SequenceParallelism, check_arguments
+from mega_transformers.training.tasks import task_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "long-inputs.md"
 CHUNK = 8
@@ -63,7 +67,7 @@ def script(folder: Path, cut: bool) -> str:
         "=256": "=16",
         "=512": "=16",
         "=64": f"={CHUNK}",
-        "chunk_size=16": f"chunk_size={CHUNK}, dropout_prob=0, hidden_dropout_prob=0",
+        "chunk_size=16": f"chunk_size={CHUNK}, **{ {name: 0 for name in SIZE if 'dropout' in name} }",
         "max_steps=100": "max_steps=8, disable_tqdm=True",
         "eval_steps=50": "eval_steps=4",
         '"out': f'"{folder}',
@@ -173,6 +177,63 @@ def test_the_script_of_the_page(folder: Path) -> None:
         assert entry == pytest.approx(other, rel=1e-5, abs=1e-5)
     saved = [load_file(folder / name / "model" / "model.safetensors") for name in ("cut", "whole")]
     torch.testing.assert_close(*saved, rtol=1e-3, atol=1e-3)
+
+
+MISTAKES: list[tuple[dict[str, Any], str]] = [
+    ({}, "sequence_parallel=2, but 1 process cannot be divided into groups of 2; start a multiple of 2"),
+    ({"sequence_parallel": 0}, "sequence_parallel: Input should be greater than or equal to 1; got 0"),
+    ({"packing": "isolated"}, "sequence_parallel=2 needs packing: wrapped"),
+    ({"training": {"parallelism_config": None}}, "training.parallelism_config is not set there but by sequence_par"),
+    (
+        {"task": "token-classification", "packing": None},
+        "sequence_parallel is for masked-lm and causal-lm; leave it out",
+    ),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MISTAKES)
+def test_mistakes_in_recipes(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    write_rows(tmp_path)
+    task = job("masked-lm", tmp_path / "output", tmp_path, size=2)
+    recipe = {key: value for key, value in {**task["recipe"], **changes}.items() if key != "packing" or value}
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        run(recipe_of(recipe), RunOptions(tmp_path, tmp_path / "output"))
+    assert not (tmp_path / "output" / "tokenizer").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"use_chunking": False}, "sequence_parallel=2, but model.use_chunking=False: full attention"),
+        ({"chunk_size": 64}, "sequence_length=44 has 1 chunks of model.chunk_size=64, fewer than processes"),
+        ({"truncation": 4}, "sequence_parallel=2, but model.truncation=4: processes exchange the EMA's states only"),
+    ],
+)
+def test_models_that_cannot_be_cut(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+    write_rows(tmp_path)
+    recipe = job("masked-lm", tmp_path, tmp_path, size=2)["recipe"]
+    recipe["model"] |= fields
+    with pytest.raises(RecipeError, match=re.escape(message)):
+        task_of(recipe_of(recipe), tmp_path).check_model(None)
+
+
+def test_a_recipe_is_evaluated_on_one_process(folder: Path) -> None:
+    recipe = job("masked-lm", folder, folder / "data", size=2)["recipe"]
+    recipe |= {"model": {"checkpoint": str(folder / "one" / "masked-lm" / "model")}, "tokenizer": None}
+    found = evaluate_model(recipe_of(recipe), folder / "data", use_cpu=True)
+    wanted = json.loads((folder / "one" / "masked-lm" / "results.json").read_text())
+    assert found["scores"]["test"]["model"] == pytest.approx(wanted["scores"]["test"]["model"], rel=1e-3)
+
+
+def test_mistakes_in_arguments(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"SequenceParallelism\(1\): a row is cut over at least 2 processes"):
+        SequenceParallelism(1)
+    arguments = TrainingArguments(tmp_path, parallelism_config=SequenceParallelism(2), use_cpu=True)
+    with pytest.raises(ValueError, match="1 process cannot be divided into groups of 2"):
+        check_arguments(arguments)
+    several = type("Arguments", (), {**vars(arguments), "world_size": 4, "label_smoothing_factor": 0.1})
+    with pytest.raises(ValueError, match=r"label_smoothing_factor=0\.1: .* set it to 0"):
+        check_arguments(several)
 
 
 if __name__ == "__main__":
