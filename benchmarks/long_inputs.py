@@ -123,6 +123,7 @@ def cut(ids: Any, length: int, processes: int) -> dict[str, Any]:
     return {
         "wall_seconds": max(one["wall_seconds"] for one in found),
         "seconds": sum(one["seconds"] for one in found),
+        "busiest_seconds": max(one["seconds"] for one in found),
         "bytes": max(one["bytes"] for one in found),
         "loss": sum(one["loss"] for one in found) / processes,
         "sent": found[0]["sent"],
@@ -242,8 +243,8 @@ def tokens_of(texts: list[Path], count: int) -> Any:
     return np.resize(np.concatenate(encode_documents(tokenizer, documents)).astype(np.int32), count)
 
 
-def measure(texts: list[Path], path: Path) -> dict[str, Any]:
-    """Does all jobs, one after the other; writes the results after each."""
+def measure(texts: list[Path], path: Path, only: list[str]) -> dict[str, Any]:
+    """Does all jobs, or those of some kinds in place of what a file has of them; writes the results after each."""
     names = ("torch", "transformers", "numpy")
     report: dict[str, Any] = {
         "date": now(),
@@ -255,6 +256,10 @@ def measure(texts: list[Path], path: Path) -> dict[str, Any]:
         "piece": PIECE,
         "results": [],
     }
+    if only and path.is_file():
+        before = json.loads(path.read_text())
+        kept = [result for result in before["results"] if result["job"] not in only]
+        report["results"] = [{"revision": before["git"]["revision"], **result} for result in kept]
     ticks = processor_ticks()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
@@ -262,7 +267,7 @@ def measure(texts: list[Path], path: Path) -> dict[str, Any]:
 
         ids = Path(folder) / "ids.npy"
         np.save(ids, tokens_of(texts, max(LENGTHS["pieces"])))
-        for job in jobs():
+        for job in (job for job in jobs() if not only or job["job"] in only):
             command = [sys.executable, "-m", "benchmarks.long_inputs", "--job", json.dumps(job), str(ids)]
             done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
             if done.returncode == 0:
@@ -271,7 +276,7 @@ def measure(texts: list[Path], path: Path) -> dict[str, Any]:
                 found = {"error": f"more than {LIMIT >> 30} GiB"}
             else:
                 raise SystemExit(f"{job}: {done.stderr}")
-            report["results"].append({**job, **found})
+            report["results"].append({**job, **found, "revision": report["git"]["revision"]})
             report["stolen"] = stolen_share(ticks, processor_ticks())
             print(json.dumps(report["results"][-1]), flush=True)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -297,11 +302,14 @@ def tables(report: dict[str, Any]) -> dict[str, str]:
         slopes = [_slope(curve, short, long) for curve in curves.values()]
         if any(slopes):
             found["growth"].append([f"{short:,}", f"{long:,}", *slopes])
-    found["processes"] = [["processes", "wall time", "processor time of all", "memory of each", "loss"]]
+    found["processes"] = [
+        ["processes", "processor time of all", "of the busiest", "wall time", "memory of each", "loss"]
+    ]
     for result in done:
         if result["job"] == "cut":
-            times = [f"{result['wall_seconds']:.1f} s", f"{result['seconds']:.1f} s", _gigabytes(result["bytes"])]
-            found["processes"].append([str(result["processes"]), *times, f"{result['loss']:.6f}"])
+            times = [f"{result[name]:.1f} s" for name in ("seconds", "busiest_seconds", "wall_seconds")]
+            memory, loss = _gigabytes(result["bytes"]), f"{result['loss']:.5f}"
+            found["processes"].append([str(result["processes"]), *times, memory, loss])
     found["training"] = [["model", "setting", "seconds a step", "peak memory"]]
     for result in report["results"]:
         if result["job"] == "step":
@@ -394,6 +402,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", nargs="+", type=Path, help="texts, one after the other; .gz too")
     parser.add_argument("--output", type=Path, help="the results; default: benchmarks/results/DATE-long-inputs.json")
+    parser.add_argument("--only", nargs="+", choices=JOBS, default=[], help="measure these anew; keep the others")
     parser.add_argument("--from", dest="results", type=Path, help="results to write the page of")
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -407,7 +416,7 @@ def main() -> None:
     if given.results:
         return publish(json.loads(given.results.read_text()), PAGE)
     default = REPOSITORY / "benchmarks" / "results" / f"{now()[:10]}-long-inputs.json"
-    measure(given.text, given.output or default)
+    measure(given.text, given.output or default, given.only)
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"training": {"parallelism_config": None}}, "training.parallelism_config is not set there but by sequence_par"),
     (
         {"task": "token-classification", "packing": None},
-        "sequence_parallel is for masked-lm and causal-lm; leave it out",
+        "sequence_parallel is for masked-lm and causal-lm",
     ),
 ]
 
