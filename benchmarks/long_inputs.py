@@ -1,6 +1,7 @@
 """Long inputs: reading, training steps and rows cut over processes; makes the tables and the picture of a page.
 
-    python -m benchmarks.long_inputs --text austen.txt.gz moby_dick.txt.gz     # measures, writes benchmarks/results/
+    python -m benchmarks.long_inputs --text austen.txt.gz moby_dick.txt.gz     # measures, writes benchmarks/results/;
+                                                                               # interrupted, it continues
     python -m benchmarks.long_inputs --from benchmarks/results/FILE.json       # docs/long-inputs.md and its picture
 
 Every measurement has a fresh process with one thread, so that its peak memory is its own: resident, libraries and
@@ -39,8 +40,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "`gradient_checkpointing: true`": {"recompute_activations": False, "checkpointing": True},
 }
 WIDE = {"hidden_size": 512, "intermediate_size": 1024, "nffn_hidden_size": 1024, "num_hidden_layers": 8}
-# the model of recipes/mlm-prose.yaml, and one of about four times its width and depth
+# the model of recipes/mlm-prose.yaml, and one of twice its width and depth, with the settings they are measured with
 TRAINED: dict[str, dict[str, Any]] = {"mega-prose-5m": {}, "width 512, 8 layers": {**WIDE, "initializer_range": 0.044}}
+TRIED = [("mega-prose-5m", setting) for setting in SETTINGS]
+TRIED += [("width 512, 8 layers", "`gradient_checkpointing: true`")]
 TRAINED_LENGTH = 64 * K
 
 
@@ -223,9 +226,7 @@ def jobs() -> list[dict[str, Any]]:
     found += [{"job": "peer", "length": length} for length in PEER_LENGTHS]
     found += [{"job": "cut", "length": TRAINED_LENGTH, "processes": processes} for processes in (1, 2, 4)]
     found += [
-        {"job": "step", "length": TRAINED_LENGTH, "model": model, "setting": setting}
-        for model in TRAINED
-        for setting in SETTINGS
+        {"job": "step", "length": TRAINED_LENGTH, "model": model, "setting": setting} for model, setting in TRIED
     ]
     return found
 
@@ -243,8 +244,8 @@ def tokens_of(texts: list[Path], count: int) -> Any:
     return np.resize(np.concatenate(encode_documents(tokenizer, documents)).astype(np.int32), count)
 
 
-def measure(texts: list[Path], path: Path, only: list[str]) -> dict[str, Any]:
-    """Does all jobs, or those of some kinds in place of what a file has of them; writes the results after each."""
+def measure(texts: list[Path], path: Path, again: list[str]) -> None:
+    """Does all jobs that the results lack, and those of the kinds `again`; writes the results after each."""
     names = ("torch", "transformers", "numpy")
     report: dict[str, Any] = {
         "date": now(),
@@ -256,10 +257,14 @@ def measure(texts: list[Path], path: Path, only: list[str]) -> dict[str, Any]:
         "piece": PIECE,
         "results": [],
     }
-    if only and path.is_file():
+    wanted = jobs()
+    if path.is_file():
         before = json.loads(path.read_text())
-        kept = [result for result in before["results"] if result["job"] not in only]
-        report["results"] = [{"revision": before["git"]["revision"], **result} for result in kept]
+        for result in before["results"]:
+            job = next((job for job in wanted if job.items() <= result.items()), None)
+            if job is not None and job["job"] not in again:
+                wanted.remove(job)
+                report["results"].append({"revision": before["git"]["revision"], **result})
     ticks = processor_ticks()
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
@@ -267,7 +272,7 @@ def measure(texts: list[Path], path: Path, only: list[str]) -> dict[str, Any]:
 
         ids = Path(folder) / "ids.npy"
         np.save(ids, tokens_of(texts, max(LENGTHS["pieces"])))
-        for job in (job for job in jobs() if not only or job["job"] in only):
+        for job in wanted:
             command = [sys.executable, "-m", "benchmarks.long_inputs", "--job", json.dumps(job), str(ids)]
             done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
             if done.returncode == 0:
@@ -283,7 +288,6 @@ def measure(texts: list[Path], path: Path, only: list[str]) -> dict[str, Any]:
             partial = path.with_name(f"{path.name}.partial")
             partial.write_text(json.dumps(report, indent=1) + "\n")
             partial.replace(path)
-    return report
 
 
 # -- the page
@@ -402,7 +406,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", nargs="+", type=Path, help="texts, one after the other; .gz too")
     parser.add_argument("--output", type=Path, help="the results; default: benchmarks/results/DATE-long-inputs.json")
-    parser.add_argument("--only", nargs="+", choices=JOBS, default=[], help="measure these anew; keep the others")
+    parser.add_argument("--again", nargs="+", choices=JOBS, default=[], help="what to measure again, if it is there")
     parser.add_argument("--from", dest="results", type=Path, help="results to write the page of")
     parser.add_argument("--job", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -416,7 +420,7 @@ def main() -> None:
     if given.results:
         return publish(json.loads(given.results.read_text()), PAGE)
     default = REPOSITORY / "benchmarks" / "results" / f"{now()[:10]}-long-inputs.json"
-    measure(given.text, given.output or default, given.only)
+    measure(given.text, given.output or default, given.again)
 
 
 if __name__ == "__main__":
