@@ -45,6 +45,9 @@ TRAINED: dict[str, dict[str, Any]] = {"mega-prose-5m": {}, "width 512, 8 layers"
 TRIED = [("mega-prose-5m", setting) for setting in SETTINGS]
 TRIED += [("width 512, 8 layers", "`gradient_checkpointing: true`")]
 TRAINED_LENGTH = 64 * K
+# what the table of several machines is computed for
+NETWORK, LATENCY, RATE = 1.25e9, 50e-6, 10e12  # bytes a second (10 GbE), seconds a message, operations a second
+MACHINES, MACHINES_LENGTH = (2, 4, 16, 64), 1024 * K
 
 
 # -- what a process of its own measures; each takes the file of token ids
@@ -95,6 +98,22 @@ def step(ids: Any, length: int, model: str, setting: str) -> None:
     begin()
     trained(**batch).loss.backward()
     optimizer.step()
+
+
+def count(ids: Any, length: int, model: str) -> dict[str, int]:
+    """Operations of a training step without its update, by PyTorch's counter; and what is exchanged, by formula."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    trained, batch = masked_model(ids, length, **TRAINED[model], **SETTINGS["nothing recomputed"])
+    config = trained.config
+    with FlopCounterMode(display=False) as counter:
+        trained(**batch).loss.backward()
+    return {
+        "operations": counter.get_total_flops(),
+        "state_bytes": 4 * 2 * config.hidden_size * config.ema_projection_size,
+        "exchanges": 2 * config.num_hidden_layers,
+        "gradient_bytes": 4 * sum(parameter.numel() for parameter in trained.parameters()),
+    }
 
 
 def masked_model(ids: Any, length: int, checkpointing: bool = False, **fields: Any) -> tuple[Any, dict[str, Any]]:
@@ -179,7 +198,7 @@ def counted(sent: list[int]) -> Any:
     return Counter()
 
 
-JOBS: dict[str, Callable[..., Any]] = {"read": read, "peer": read_peer, "step": step, "cut": cut}
+JOBS: dict[str, Callable[..., Any]] = {"read": read, "peer": read_peer, "step": step, "count": count, "cut": cut}
 started: list[tuple[float, float]] = []
 
 
@@ -224,6 +243,7 @@ def jobs() -> list[dict[str, Any]]:
         {"job": "read", "length": length, "way": way} for way, lengths in LENGTHS.items() for length in lengths
     ]
     found += [{"job": "peer", "length": length} for length in PEER_LENGTHS]
+    found += [{"job": "count", "length": 8 * K, "model": model} for model in TRAINED]
     found += [{"job": "cut", "length": TRAINED_LENGTH, "processes": processes} for processes in (1, 2, 4)]
     found += [
         {"job": "step", "length": TRAINED_LENGTH, "model": model, "setting": setting} for model, setting in TRIED
@@ -319,7 +339,21 @@ def tables(report: dict[str, Any]) -> dict[str, str]:
         if result["job"] == "step":
             cells = ["", result["error"]] if "error" in result else _time_and_memory(result)
             found["training"].append([result["model"], result["setting"], *cells])
+    found["machines"] = [["model", "processes", "tokens of a piece", "states", "operations", "gradients"]]
+    for result in done:
+        if result["job"] == "count":
+            found["machines"] += [_on_machines(result, processes) for processes in MACHINES]
     return {name: _markdown(rows) for name, rows in found.items()}
+
+
+def _on_machines(result: dict[str, Any], processes: int) -> list[str]:
+    """Computed seconds of a step: messages go round a ring, all-gather of states and all-reduce of gradients alike."""
+    states = result["exchanges"] * (processes - 1) * (result["state_bytes"] / NETWORK + LATENCY)
+    piece = MACHINES_LENGTH // processes
+    operations = result["operations"] / result["length"] * piece / RATE
+    gradients = 2 * (processes - 1) * (result["gradient_bytes"] / processes / NETWORK + LATENCY)
+    times = [f"{value * 1000:,.1f} ms" for value in (states, operations, gradients)]
+    return [result["model"], str(processes), f"{piece:,}", *times]
 
 
 def curves_of(report: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
