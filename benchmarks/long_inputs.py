@@ -317,10 +317,11 @@ def tables(report: dict[str, Any]) -> dict[str, str]:
     """Name -> a table in Markdown."""
     done = [result for result in report["results"] if "error" not in result]
     found = {"reading": [["tokens", "in pieces", "memory", "at once", "memory", "ModernBERT at once", "memory"]]}
-    curves = curves_of(report)
+    curves = curves_of(report, failed=True)
     for length in sorted({length for curve in curves.values() for length in curve}):
         cells = [curves[name].get(length) for name in curves]
         found["reading"].append([f"{length:,}"] + [part for cell in cells for part in _time_and_memory(cell)])
+    curves = curves_of(report)
     found["growth"] = [["from", "to", "in pieces", "at once", "ModernBERT"]]
     for short, long in pairwise(sorted({length for curve in curves.values() for length in curve})):
         slopes = [_slope(curve, short, long) for curve in curves.values()]
@@ -331,14 +332,14 @@ def tables(report: dict[str, Any]) -> dict[str, str]:
     ]
     for result in done:
         if result["job"] == "cut":
-            times = [f"{result[name]:.1f} s" for name in ("seconds", "busiest_seconds", "wall_seconds")]
+            names = ("seconds", "busiest_seconds", "wall_seconds")
+            times = [f"{result[name]:.1f} s" if name in result else "" for name in names]
             memory, loss = _gigabytes(result["bytes"]), f"{result['loss']:.5f}"
             found["processes"].append([str(result["processes"]), *times, memory, loss])
     found["training"] = [["model", "setting", "seconds a step", "peak memory"]]
     for result in report["results"]:
         if result["job"] == "step":
-            cells = ["", result["error"]] if "error" in result else _time_and_memory(result)
-            found["training"].append([result["model"], result["setting"], *cells])
+            found["training"].append([result["model"], result["setting"], *_time_and_memory(result)])
     found["machines"] = [["model", "processes", "tokens of a piece", "states", "operations", "gradients"]]
     for result in done:
         if result["job"] == "count":
@@ -356,18 +357,20 @@ def _on_machines(result: dict[str, Any], processes: int) -> list[str]:
     return [result["model"], str(processes), f"{piece:,}", *times]
 
 
-def curves_of(report: dict[str, Any]) -> dict[str, dict[int, dict[str, Any]]]:
-    """Ways of reading -> length -> what was measured."""
+def curves_of(report: dict[str, Any], failed: bool = False) -> dict[str, dict[int, dict[str, Any]]]:
+    """Ways of reading -> length -> what was measured, or why it was not if `failed`."""
     found: dict[str, dict[int, dict[str, Any]]] = {"in pieces": {}, "at once": {}, "ModernBERT": {}}
     for result in report["results"]:
-        if result["job"] in ("read", "peer") and "error" not in result:
+        if result["job"] in ("read", "peer") and ("error" not in result or failed):
             way = {"pieces": "in pieces", "at once": "at once"}.get(result.get("way", ""), "ModernBERT")
             found[way][result["length"]] = result
     return found
 
 
 def _time_and_memory(result: dict[str, Any] | None) -> list[str]:
-    return ["", ""] if result is None else [f"{result['seconds']:.1f} s", _gigabytes(result["bytes"])]
+    if result is None:
+        return ["", ""]
+    return ["", result["error"]] if "error" in result else [f"{result['seconds']:.1f} s", _gigabytes(result["bytes"])]
 
 
 def _slope(curve: dict[int, dict[str, Any]], short: int, long: int) -> str:
@@ -389,12 +392,12 @@ def publish(report: dict[str, Any], page: Path) -> None:
     """Writes the tables between their markers, and the picture."""
     text = page.read_text(encoding="utf-8")
     for name, table in tables(report).items():
-        begin, end = f"<!-- {name}: begin -->\n", f"\n<!-- {name}: end -->"
+        begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
         before, found, rest = text.partition(begin)
         after = rest.partition(end)
         if not found or not after[1]:
-            raise SystemExit(f"{page} lacks the markers {begin.strip()} and {end.strip()}")
-        text = f"{before}{begin}{table}{end}{after[2]}"
+            raise SystemExit(f"{page} lacks the markers {begin.strip()} and {end}")
+        text = f"{before}{begin}{table}\n{end}{after[2]}"
     page.write_text(text, encoding="utf-8")
     draw(report, page.with_suffix(".svg"))
 
@@ -406,6 +409,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
     matplotlib.use("Agg")
     matplotlib.rcParams["svg.hashsalt"] = "long inputs"
     from matplotlib import pyplot
+    from matplotlib.ticker import LogLocator
 
     from benchmarks.plot import COLOURS, MARKERS
 
@@ -424,6 +428,7 @@ def draw(report: dict[str, Any], path: Path) -> None:
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
         axis.xaxis.set_major_formatter(lambda x, _: f"{x / K:g}k")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
         axis.yaxis.set_minor_formatter(lambda y, _: "")
         axis.set_xlabel("tokens")
