@@ -72,7 +72,7 @@ def script(folder: Path, cut: bool) -> str:
         "eval_steps=50": "eval_steps=4",
         '"out': f'"{folder}',
     }
-    changes |= {} if cut else {"parallelism_config=SequenceParallelism(2), ": ""}
+    changes |= {} if cut else {"parallelism_config=SequenceParallelism(2),": ""}
     for found, put in changes.items():
         assert found in code
         code = code.replace(found, put)
