@@ -80,7 +80,7 @@ def script(folder: Path, cut: bool) -> str:
 
 
 def run_script(folder: Path, name: str, cut: bool) -> list[dict[str, float]]:
-    """Losses of training and of evaluations."""
+    """Losses of training and of evaluations, and logits of a row."""
     before, sys.argv = sys.argv, ["train.py", str(folder / "data" / "train.txt")]
     try:
         variables: dict[str, Any] = {}
@@ -89,10 +89,13 @@ def run_script(folder: Path, name: str, cut: bool) -> list[dict[str, float]]:
         sys.argv = before
     trainer = variables["trainer"]
     assert trainer.get_total_train_batch_size(trainer.args) == 1
-    return [
+    logits = trainer.predict(variables["rows"][:1]).predictions
+    assert logits.shape == (1, 50, len(variables["tokenizer"]))
+    losses = [
         {key: entry[key] for key in ("loss", "grad_norm", "eval_loss") if key in entry}
         for entry in trainer.state.log_history
     ]
+    return [*losses, {f"logit {place}": value for place, value in enumerate(logits[0, :, 7].tolist())}]
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +173,9 @@ def test_shards(folder: Path) -> None:
 
 
 def test_the_script_of_the_page(folder: Path) -> None:
-    """With masks that the first process draws, and with all rows of an odd evaluation."""
+    """With masks that the first process draws."""
     wanted, found = json.loads((folder / "script.json").read_text())
-    assert len(wanted) == 8 + 2 + 1 == len(found)
+    assert len(wanted) == 8 + 2 + 1 + 1 == len(found)
     for entry, other in zip(found, wanted, strict=True):
         assert entry == pytest.approx(other, rel=1e-5, abs=1e-5)
     saved = [load_file(folder / name / "model" / "model.safetensors") for name in ("cut", "whole")]
