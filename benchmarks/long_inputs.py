@@ -145,7 +145,6 @@ def cut(ids: Any, length: int, processes: int) -> dict[str, Any]:
     return {
         "wall_seconds": max(one["wall_seconds"] for one in found),
         "seconds": sum(one["seconds"] for one in found),
-        "busiest_seconds": max(one["seconds"] for one in found),
         "bytes": max(one["bytes"] for one in found),
         "loss": sum(one["loss"] for one in found) / processes,
         "sent": found[0]["sent"],
@@ -327,13 +326,10 @@ def tables(report: dict[str, Any]) -> dict[str, str]:
         slopes = [_slope(curve, short, long) for curve in curves.values()]
         if any(slopes):
             found["growth"].append([f"{short:,}", f"{long:,}", *slopes])
-    found["processes"] = [
-        ["processes", "processor time of all", "of the busiest", "wall time", "memory of each", "loss"]
-    ]
+    found["processes"] = [["processes", "processor time of all", "wall time", "memory of each", "loss"]]
     for result in done:
         if result["job"] == "cut":
-            names = ("seconds", "busiest_seconds", "wall_seconds")
-            times = [f"{result[name]:.1f} s" if name in result else "" for name in names]
+            times = [f"{result[name]:.1f} s" for name in ("seconds", "wall_seconds")]
             memory, loss = _gigabytes(result["bytes"]), f"{result['loss']:.5f}"
             found["processes"].append([str(result["processes"]), *times, memory, loss])
     found["training"] = [["model", "setting", "seconds a step", "peak memory"]]
