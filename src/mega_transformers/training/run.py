@@ -34,7 +34,7 @@ from .trainer import Epoch, OnlyFinite, StepTimes, Stop, last_checkpoint, rows_o
 
 LOCK = ".lock"
 # what may change between an interrupted run and the one that continues it
-FREE_KEYS = ("name", "training", "card", "early_stopping")
+FREE_KEYS = ("name", "training", "sequence_parallel", "card", "early_stopping")
 # what errors of safetensors and of PyTorch say
 FULL_DISK = ("os error 28", "os error 27", "unexpected pos", "PytorchStreamWriter")
 
