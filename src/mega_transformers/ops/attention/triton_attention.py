@@ -41,30 +41,38 @@ class ForwardBlocks(NamedTuple):
 
 
 class BackwardBlocks(NamedTuple):
-    """A tile of `tile` queries and as many keys, the most features at a time, and how a GPU runs it."""
+    """Tiles of `tile` queries and keys, made `features` at a time; and of their products `terms` and `columns` at a time."""
 
     tile: int
-    step: int
+    features: int
+    terms: int
     columns: int
     num_warps: int
     num_stages: int
 
 
-def forward_blocks(z: int, h: int, element_size: int) -> ForwardBlocks:
+def is_large(device: torch.device) -> bool:
+    """Whether a GPU's multiprocessors have the shared memory of an H100 (227 KB), or less, as an A100's do (163 KB)."""
+    if device.type != "cuda":
+        return False
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= 200_000
+
+
+def forward_blocks(z: int, h: int, element_size: int, large: bool) -> ForwardBlocks:
     """The blocks of the forward pass: of values as many as make the least work, since each block computes the scores."""
-    least = min(h, 256 if element_size == 2 else 64)
-    widths = [w for w in (256, 128, 64, 32, 16) if w <= max(16, _power_of_two(least))]
+    widest = 256 if element_size == 2 else 64
+    widths = [w for w in (256, 128, 64, 32, 16) if w <= widest]
     values = min(widths, key=lambda width: -(-h // width) * (z + width))
     if element_size == 4:
-        return ForwardBlocks(32, 32, values, 4, 1)
-    return ForwardBlocks(128, 64 if z <= 128 else 32, values, 8, 2)
+        return ForwardBlocks(32, 32 if z <= 128 else 16, values, 4, 2)
+    return ForwardBlocks(128 if large else 64, 64 if z <= 128 else 32, values, 8, 2)
 
 
-def backward_blocks(longest: int, element_size: int) -> BackwardBlocks:
+def backward_blocks(longest: int, element_size: int, large: bool) -> BackwardBlocks:
     """The blocks of the backward pass for rows of `longest` queries and keys at most."""
     if element_size == 4:
-        return BackwardBlocks(32, 32, 64, 4, 1)
-    return BackwardBlocks(128, 64, 128, 8, 3) if longest > 64 else BackwardBlocks(64, 64, 128, 4, 3)
+        return BackwardBlocks(64, 16, 16, 64, 8, 2)
+    return BackwardBlocks(128, 32, 64, 128, 8, 3) if large and longest > 64 else BackwardBlocks(64, 64, 64, 128, 4, 3)
 
 
 class _Slab(NamedTuple):
@@ -213,7 +221,7 @@ def forward_pass(
     (batch, queries, z), h = q.shape, v.shape[2]
     output = v.new_empty(batch, queries, h)
     lse = q.new_empty((batch, queries) if call.activation == "softmax" else (0,), dtype=torch.float32)
-    blocks = forward_blocks(z, h, q.element_size())
+    blocks = forward_blocks(z, h, q.element_size(), is_large(q.device))
     tiles = -(-queries // blocks.queries)
     with torch.cuda.device_of(q):
         triton_kernels.forward_kernel[(batch * tiles, -(-h // blocks.values))](
@@ -243,7 +251,7 @@ def backward_pass(
     # one scale for all comes last, a scale per query before the sum over queries
     uniform = work.scale.numel() == 1
     scaled = work.q if uniform else (work.q * work.scale.unsqueeze(2)).to(q.dtype)
-    blocks = backward_blocks(max(queries, keys), q.element_size())
+    blocks = backward_blocks(max(queries, keys), q.element_size(), is_large(q.device))
     tile, how = blocks.tile, {"num_warps": blocks.num_warps, "num_stages": blocks.num_stages}
     of_queries, of_keys = _bounds(work.start, work.stop, keys, tile)
     between = (
@@ -262,7 +270,7 @@ def backward_pass(
             *(target.shape[1], x.shape[1], place.first, rows[0], terms[0], rows[1], terms[1]),
             *(*x.stride()[:2], between[transposed]),
             **{"TRANSPOSED": transposed, "PRECISION": precision(), "N": n},
-            **{"TILE": tile, "STEP": min(tile, blocks.step), "COLUMNS": columns, **how},
+            **{"TILE": tile, "STEP": min(tile, blocks.terms), "COLUMNS": columns, **how},
         )
 
     with torch.cuda.device_of(q):
@@ -276,8 +284,8 @@ def backward_pass(
                 *(*work.strides, between[0]),
                 **work.constants,
                 **{"Z": z, "H": h, "TILE": tile},
-                **{"STEP": min(blocks.step, max(16, _power_of_two(z)))},
-                **{"VSTEP": min(blocks.step, max(16, _power_of_two(h))), **how},
+                **{"STEP": min(blocks.features, max(16, _power_of_two(z)))},
+                **{"VSTEP": min(blocks.features, max(16, _power_of_two(h))), **how},
             )
             if needs[2]:
                 add_product(weights, doutput, dv, place, True)

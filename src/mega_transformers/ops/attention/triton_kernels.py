@@ -29,18 +29,25 @@ INVERSE_SQRT_PI = tl.constexpr(0.5641895835477563)
 
 
 @triton.jit
-def kept(seed, batch, rows, first, DROPPED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """A dropout mask (ROWS, COLUMNS): False with probability DROPPED / 65536.
+def keys_of_dropout(seed, batch, rows):
+    """Two random words (n,) of each query, by which `kept` draws: Philox of query and row of the batch."""
+    query = rows.to(tl.uint32)
+    zero = query * 0
+    first, second, _, _ = tl.philox(seed, query, zero + batch.to(tl.uint32), zero, zero)
+    return first, second
 
-    Philox counts (group of four keys, query, row of the batch), so that tiles of any size draw the same bits; `first`, the
-    first key, is a multiple of four.
+
+@triton.jit
+def kept(first, second, columns, DROPPED: tl.constexpr):
+    """A dropout mask (queries, columns), False with probability DROPPED / 65536; the same in tiles of any size.
+
+    Philox for every score would cost more than the matrix products. So it keys the queries, and the number of the key goes
+    through MurmurHash3's finaliser with that.
     """
-    groups = first // 4 + tl.arange(0, COLUMNS // 4)[None, :]
-    group = (groups + tl.zeros((ROWS, 1), tl.int32)).to(tl.uint32)
-    query = (rows[:, None] + tl.zeros_like(groups)).to(tl.uint32)
-    a, b, c, d = tl.philox(seed, group, query, query * 0 + batch.to(tl.uint32), query * 0)
-    bits = tl.reshape(tl.join(tl.join(a, c), tl.join(b, d)), (ROWS, COLUMNS))
-    return (bits >> 16) >= DROPPED
+    x = first[:, None] + (columns.to(tl.uint32) * 0x9E3779B9)[None, :]
+    x = (x ^ (x >> 16)) * 0x85EBCA6B + second[:, None]
+    x = (x ^ (x >> 13)) * 0xC2B2AE35
+    return (x >> 16) >= DROPPED  # the finaliser's last step leaves these bits as they are
 
 
 @triton.jit
@@ -124,6 +131,8 @@ def forward_kernel(
     result = tl.zeros((QUERIES, VALUES), tl.float32)
     greatest = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
+    if DROPPED:
+        word, other_word = keys_of_dropout(seed, batch, rows)
     for begin in range(low, high, KEYS):
         columns = begin + tl.arange(0, KEYS)
         far_columns = columns.to(tl.int64)
@@ -147,7 +156,7 @@ def forward_kernel(
         else:
             weights = tl.where(visible, activated(t, ACTIVATION), 0.0)
         if DROPPED:
-            weights = tl.where(kept(seed, batch, rows, begin, DROPPED, QUERIES, KEYS), weights, 0.0)
+            weights = tl.where(kept(word, other_word, columns, DROPPED), weights, 0.0)
         value = tl.load(
             v + far_columns[:, None] * v_row + values[None, :],
             mask=(columns < keys)[:, None] & (values < H)[None, :],
@@ -199,20 +208,10 @@ def gradients_kernel(
     products = tl.zeros((TILE, TILE), tl.float32)
     for feature in range(0, Z, STEP):
         features = feature + tl.arange(0, STEP)
-        query = tl.load(q_rows[:, None] + features[None, :], mask=inside[:, None] & (features < Z)[None, :], other=0.0)
-        key = tl.load(k_rows[None, :] + features[:, None], mask=there[None, :] & (features < Z)[:, None], other=0.0)
-        products = tl.dot(query, key, products, input_precision=PRECISION)
-
-    v_rows = v + row_of_batch * v_batch + far_columns * v_row
-    doutput_rows = doutput + row_of_batch * doutput_batch + far_rows * doutput_row
-    dweights = tl.zeros((TILE, TILE), tl.float32)
-    for feature in range(0, H, VSTEP):
-        features = feature + tl.arange(0, VSTEP)
-        grad = tl.load(
-            doutput_rows[:, None] + features[None, :], mask=inside[:, None] & (features < H)[None, :], other=0.0
-        )
-        value = tl.load(v_rows[None, :] + features[:, None], mask=there[None, :] & (features < H)[:, None], other=0.0)
-        dweights = tl.dot(grad, value, dweights, input_precision=PRECISION)
+        here = (features < Z)[None, :]
+        query = tl.load(q_rows[:, None] + features[None, :], mask=inside[:, None] & here, other=0.0)
+        key = tl.load(k_rows[:, None] + features[None, :], mask=there[:, None] & here, other=0.0)
+        products = tl.dot(query, tl.trans(key), products, input_precision=PRECISION)
 
     if SHIFTED:
         middle -= tl.load(offsets + row_of_batch * offset_batch).to(tl.int32)
@@ -221,26 +220,43 @@ def gradients_kernel(
     first = tl.load(start + row_of_batch * range_batch + rows, mask=inside, other=0)
     last = tl.minimum(tl.load(stop + row_of_batch * range_batch + rows, mask=inside, other=0), keys)
     visible = seen(first, last, columns, real, row_of_batch * real_batch, real_row, keys, PADDED)
-
-    if DROPPED:
-        share = 65536.0 / (65536 - DROPPED)
-        keep = tl.where(kept(seed, batch, rows, key_start + key_tile * TILE, DROPPED, TILE, TILE), share, 0.0)
-        dweights *= keep
     if ACTIVATION == "softmax":
         spread = tl.load(lse + row_of_batch * queries + rows, mask=inside, other=float("inf"))
         used = tl.exp2(tl.where(visible, t, float("-inf")) - spread[:, None])
-        inner = tl.load(delta + row_of_batch * queries + rows, mask=inside, other=0.0)
-        grad_t = tl.where(visible, used * (dweights - inner[:, None]) * LN2, 0.0)
+        gain = used
     else:
         used = tl.where(visible, activated(t, ACTIVATION), 0.0)
-        grad_t = tl.where(visible, dweights * derivative(t, ACTIVATION), 0.0)
+        gain = tl.where(visible, derivative(t, ACTIVATION), 0.0)
     if DROPPED:
-        used *= keep
-
+        share = 65536.0 / (65536 - DROPPED)
+        word, other_word = keys_of_dropout(seed, batch, rows)
+        keep = kept(word, other_word, columns, DROPPED)
+        # one tensor is all that is held during the second product: the sign tells which weights of softmax were dropped
+        gain = tl.where(keep, gain * share, -gain * share if ACTIVATION == "softmax" else 0.0)
+        used = tl.where(keep, used * share, 0.0)
     width = key_tiles * TILE
     slab_rows = (local.to(tl.int64) * tiles + tile) * TILE + tl.arange(0, TILE)
     places = slab_rows[:, None] * width + (key_tile * TILE + tl.arange(0, TILE))[None, :]
     tl.store(weights + places, used.to(weights.dtype.element_ty))
+
+    v_rows = v + row_of_batch * v_batch + far_columns * v_row
+    doutput_rows = doutput + row_of_batch * doutput_batch + far_rows * doutput_row
+    dweights = tl.zeros((TILE, TILE), tl.float32)
+    for feature in range(0, H, VSTEP):
+        features = feature + tl.arange(0, VSTEP)
+        here = (features < H)[None, :]
+        grad = tl.load(doutput_rows[:, None] + features[None, :], mask=inside[:, None] & here, other=0.0)
+        value = tl.load(v_rows[:, None] + features[None, :], mask=there[:, None] & here, other=0.0)
+        dweights = tl.dot(grad, tl.trans(value), dweights, input_precision=PRECISION)
+    if ACTIVATION == "softmax":
+        inner = tl.load(delta + row_of_batch * queries + rows, mask=inside, other=0.0)[:, None]
+        if DROPPED:
+            grad_t = tl.where(gain > 0.0, gain * dweights, 0.0) - tl.abs(gain) * (inner / share)
+        else:
+            grad_t = gain * (dweights - inner)
+        grad_t *= LN2
+    else:
+        grad_t = gain * dweights
     tl.store(dscores + places, grad_t.to(dscores.dtype.element_ty))
 
 
@@ -319,8 +335,8 @@ def diagonals_kernel(
 def mask_kernel(mask, seed, queries, keys, DROPPED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """The dropout mask (B, queries, keys) of the other kernels, for tests."""
     batch, rows = tl.program_id(0), tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    first = tl.program_id(2) * COLUMNS
-    columns = first + tl.arange(0, COLUMNS)
-    keep = kept(seed, batch, rows, first, DROPPED, ROWS, COLUMNS)
+    columns = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+    word, other_word = keys_of_dropout(seed, batch, rows)
     places = (batch * queries + rows)[:, None] * keys + columns[None, :]
-    tl.store(mask + places, keep, mask=(rows < queries)[:, None] & (columns < keys)[None, :])
+    inside = (rows < queries)[:, None] & (columns < keys)[None, :]
+    tl.store(mask + places, kept(word, other_word, columns, DROPPED), mask=inside)
