@@ -56,8 +56,8 @@ def attention(
         activation: `"softmax"`, `"laplace"` or `"relu2"`.
         dropout: Probability of dropping a weight.
         need_weights: Whether to return the weights, which only `"reference"` does.
-        backend: `"reference"`, `"tiled"`, `"triton"` (on CUDA, not of float64), `"fused"` or `"flex"` (these two for softmax
-            only); None chooses.
+        backend: `"reference"`, `"tiled"`, `"triton"` (on CUDA, not of float64), `"fused"` or `"flex"` (the last two for
+            softmax only); None chooses.
 
     Returns:
         Output (B, L, h), and the weights before dropout or None: (B, K, n, n) for K chunks of n tokens that see

@@ -1,10 +1,10 @@
 """Attention by Triton's kernels, for every activation, layout and bias by distance, with memory linear in the length.
 
-The forward pass is one kernel: a tile of queries goes over the keys that it may see, with the values that fit into registers.
-Values are much wider than queries, so the backward pass is bound by two products over all values, which a kernel that keeps
-its results in registers would have to compute twice, in small tiles. So it computes weights and gradients of scores once, in
-large tiles, for slabs of `SLAB` scores, and multiplies these: no more matrix work than there has to be, and no atomic
-additions, so that gradients are the same in every run.
+The forward pass is one kernel: a tile of queries goes over the keys that it may see, with as many values as fit into
+registers. Values are much wider than queries. So most of the backward pass is two products over all values, of which
+kernels that keep their results in registers would compute one twice, in small tiles. Here weights and gradients of scores
+are computed once, in large tiles, for `SLAB` scores at a time, and then multiplied: no more matrix work than there has to
+be, and no atomic additions, so that gradients are the same in every run.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from ..activations import ELEMENTWISE
+from ..dispatch import is_interpreted
 from ..layout import AttentionLayout
 from ..operators import graph_operator, operator
 from ..relative_bias import BiasTable
@@ -59,7 +60,7 @@ def is_large(device: torch.device) -> bool:
 
 
 def forward_blocks(z: int, h: int, element_size: int, large: bool) -> ForwardBlocks:
-    """The blocks of the forward pass: of values as many as make the least work, since each block computes the scores."""
+    """The blocks of the forward pass, with values that make the least work: each block of them computes the scores."""
     widest = 256 if element_size == 2 else 64
     widths = [w for w in (256, 128, 64, 32, 16) if w <= widest]
     values = min(widths, key=lambda width: -(-h // width) * (z + width))
@@ -158,7 +159,9 @@ class _Pass:
 
 
 def precision() -> str:
-    """How float32 is multiplied: exactly, unless PyTorch is told otherwise (`torch.set_float32_matmul_precision`)."""
+    """How float32 is multiplied: exactly, unless `torch.set_float32_matmul_precision` says otherwise."""
+    if is_interpreted():
+        return "interpreted"
     return {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}[torch.get_float32_matmul_precision()]
 
 
@@ -196,9 +199,9 @@ def _scale(q: torch.Tensor, call: Call, slope: float) -> torch.Tensor:
 
 
 def _bounds(start: torch.Tensor, stop: torch.Tensor, keys: int, tile: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each tile of queries the tiles of keys that it may see, and for each of keys those of queries that may see it.
+    """For each tile of queries the tiles of keys that it may see, and the other way round.
 
-    Each (B or 1, tiles, 2) int32, the first tile and one past the last. Ranges that do not grow along a row are widened.
+    Each (B or 1, tiles, 2) int32: the first tile, and one past the last. Ranges that do not grow along a row are widened.
     """
     some = start < stop
     low = torch.where(some, start, keys)

@@ -1,8 +1,9 @@
 """Triton's kernels of attention; imported only where they run.
 
-`t` is a score as the core of its activation takes it: queries times keys, times a scale per query, plus a bias by distance.
-Whatever an activation does to it before (`ELEMENTWISE`; for softmax the factor log2 e, since the kernels use powers of
-two) is in the scale and the bias already. Widths and blocks are constants; lengths are not, so that no length compiles anew.
+`t` is a score as the core of its activation takes it: queries times keys, times a scale per query, plus a bias by
+distance. Whatever an activation does to it before (`ELEMENTWISE`; for softmax the factor log2 e, since the kernels use
+powers of two) is in the scale and the bias already. Widths and blocks are constants; lengths are not, so that no length
+compiles anew.
 """
 
 from __future__ import annotations
@@ -29,6 +30,15 @@ INVERSE_SQRT_PI = tl.constexpr(0.5641895835477563)
 
 
 @triton.jit
+def added(total, a, b, PRECISION: tl.constexpr):
+    """total + a @ b in float32; the interpreter knows no products of bfloat16."""
+    if PRECISION == "interpreted":
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
+    else:
+        return tl.dot(a, b, total, input_precision=PRECISION)
+
+
+@triton.jit
 def keys_of_dropout(seed, batch, rows):
     """Two random words (n,) of each query, by which `kept` draws: Philox of query and row of the batch."""
     query = rows.to(tl.uint32)
@@ -41,8 +51,8 @@ def keys_of_dropout(seed, batch, rows):
 def kept(first, second, columns, DROPPED: tl.constexpr):
     """A dropout mask (queries, columns), False with probability DROPPED / 65536; the same in tiles of any size.
 
-    Philox for every score would cost more than the matrix products. So it keys the queries, and the number of the key goes
-    through MurmurHash3's finaliser with that.
+    Philox for every score would cost more than the matrix products. So it gives each query its two words, and with these
+    the number of a key goes through MurmurHash3's finaliser.
     """
     x = first[:, None] + (columns.to(tl.uint32) * 0x9E3779B9)[None, :]
     x = (x ^ (x >> 16)) * 0x85EBCA6B + second[:, None]
@@ -96,7 +106,8 @@ def seen(start, stop, columns, real, real_start, real_stride, keys, PADDED: tl.c
 def forward_kernel(
     q, k, v, output, lse, table, scale, start, stop, real, offsets,
     queries, keys, entries, middle, seed, tiles,
-    q_batch, q_row, k_batch, k_row, v_batch, v_row, scale_batch, scale_row, range_batch, real_batch, real_row, offset_batch,
+    q_batch, q_row, k_batch, k_row, v_batch, v_row,
+    scale_batch, scale_row, range_batch, real_batch, real_row, offset_batch,
     ACTIVATION: tl.constexpr, SHIFT: tl.constexpr, BIASED: tl.constexpr, PADDED: tl.constexpr, SHIFTED: tl.constexpr,
     DROPPED: tl.constexpr, PRECISION: tl.constexpr, Z: tl.constexpr, H: tl.constexpr,
     QUERIES: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr, VALUES: tl.constexpr,
@@ -141,7 +152,7 @@ def forward_kernel(
             mask=(columns < keys)[None, :] & (features < Z)[:, None],
             other=0.0,
         )
-        products = tl.dot(query, key, input_precision=PRECISION)
+        products = added(tl.zeros((QUERIES, KEYS), tl.float32), query, key, PRECISION)
         t = biased(products, factor, table, rows, columns, entries, middle, SHIFT, BIASED)
         visible = seen(first, last, columns, real, row_of_batch * real_batch, real_row, keys, PADDED)
         if ACTIVATION == "softmax":
@@ -162,7 +173,7 @@ def forward_kernel(
             mask=(columns < keys)[:, None] & (values < H)[None, :],
             other=0.0,
         )
-        result = tl.dot(weights.to(value.dtype), value, result, input_precision=PRECISION)
+        result = added(result, weights.to(value.dtype), value, PRECISION)
 
     if ACTIVATION == "softmax":
         result /= tl.where(total > 0.0, total, 1.0)[:, None]
@@ -189,7 +200,7 @@ def gradients_kernel(
     DROPPED: tl.constexpr, PRECISION: tl.constexpr, Z: tl.constexpr, H: tl.constexpr,
     TILE: tl.constexpr, STEP: tl.constexpr, VSTEP: tl.constexpr,
 ):  # fmt: skip
-    """The weights of a tile of queries and keys, dropout applied, and the gradient of its t: into slabs of TILE x TILE."""
+    """The weights of a tile of queries and keys, dropout applied, and the gradient of its t, into slabs."""
     program, key_tile = tl.program_id(0) // key_tiles, tl.program_id(0) % key_tiles
     local, tile = program // tiles, program % tiles
     batch = batch_start + local
@@ -211,7 +222,7 @@ def gradients_kernel(
         here = (features < Z)[None, :]
         query = tl.load(q_rows[:, None] + features[None, :], mask=inside[:, None] & here, other=0.0)
         key = tl.load(k_rows[:, None] + features[None, :], mask=there[:, None] & here, other=0.0)
-        products = tl.dot(query, tl.trans(key), products, input_precision=PRECISION)
+        products = added(products, query, tl.trans(key), PRECISION)
 
     if SHIFTED:
         middle -= tl.load(offsets + row_of_batch * offset_batch).to(tl.int32)
@@ -247,7 +258,7 @@ def gradients_kernel(
         here = (features < H)[None, :]
         grad = tl.load(doutput_rows[:, None] + features[None, :], mask=inside[:, None] & here, other=0.0)
         value = tl.load(v_rows[:, None] + features[None, :], mask=there[:, None] & here, other=0.0)
-        dweights = tl.dot(grad, tl.trans(value), dweights, input_precision=PRECISION)
+        dweights = added(dweights, grad, tl.trans(value), PRECISION)
     if ACTIVATION == "softmax":
         inner = tl.load(delta + row_of_batch * queries + rows, mask=inside, other=0.0)[:, None]
         if DROPPED:
@@ -260,14 +271,14 @@ def gradients_kernel(
     tl.store(dscores + places, grad_t.to(dscores.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=[*VARYING, "rows", "terms"])
+@triton.jit(do_not_specialize=PRODUCT_VARYING)
 def product_kernel(
     slab, x, target, bounds, rows, terms, batch_start, row_start, term_start, row_tiles, term_tiles,
     x_batch, x_row, bounds_batch,
     TRANSPOSED: tl.constexpr, PRECISION: tl.constexpr, N: tl.constexpr,
     TILE: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """target += slab @ x, or its transpose @ x, over the tiles that hold anything. `target` is (B, rows, N) float32."""
+    """target (B, rows, N) += slab @ x, or its transpose @ x, over the tiles that hold anything."""
     local, tile = tl.program_id(0) // row_tiles, tl.program_id(0) % row_tiles
     row_of_batch = (batch_start + local).to(tl.int64)
     features = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -276,10 +287,7 @@ def product_kernel(
     last = tl.minimum(tl.load(bound + 1) - term_start // TILE, term_tiles)
     if first >= last:
         return
-    if TRANSPOSED:
-        width = row_tiles * TILE
-    else:
-        width = term_tiles * TILE
+    width = (row_tiles if TRANSPOSED else term_tiles) * TILE
     slab += local.to(tl.int64) * row_tiles * term_tiles * TILE * TILE
     x += row_of_batch * x_batch
     within = tile * TILE + tl.arange(0, TILE)
@@ -293,7 +301,7 @@ def product_kernel(
         places = (term_start + steps).to(tl.int64)
         mask = (places < terms)[:, None] & (features < N)[None, :]
         given = tl.load(x + places[:, None] * x_row + features[None, :], mask=mask, other=0.0)
-        result = tl.dot(part, given, result, input_precision=PRECISION)
+        result = added(result, part, given, PRECISION)
     place = row_start + within
     target += (row_of_batch * rows + place)[:, None] * N + features[None, :]
     mask = (place < rows)[:, None] & (features < N)[None, :]
