@@ -129,41 +129,53 @@ def check(layout, kind, activation, device, z=Z, h=H):
 
 
 @pytest.mark.parametrize("name", layouts())
-@pytest.mark.parametrize("activation", ["softmax", "laplace"])
-def test_layouts(activation, name, device):
-    assert check(layouts()[name], "simple", activation, device) < 5e-6
+def test_softmax(name, device):
+    assert check(layouts()[name], "simple", "softmax", device) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["causal", "chunks, left padding", "cross, padding", "documents"])
-@pytest.mark.parametrize("kind", ["none", "rotary"])
-def test_biases(kind, name, device):
-    assert check(layouts()[name], kind, "laplace", device) < 5e-6
-    if name in ("causal", "cross, padding"):
-        assert check(layouts()[name], kind, "softmax", device) < 5e-6
+@pytest.mark.parametrize("name", list(layouts())[1::2])
+def test_laplace(name, device):
+    assert check(layouts()[name], "simple", "laplace", device) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "activation", "name"),
+    [
+        ("none", "softmax", "documents"),
+        ("none", "laplace", "causal"),
+        ("rotary", "softmax", "causal"),
+        ("rotary", "softmax", "chunks, left padding"),
+        ("rotary", "laplace", "cross, padding"),
+    ],
+)
+def test_biases(kind, activation, name, device):
+    assert check(layouts()[name], kind, activation, device) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["causal, padding everywhere", "cached", "documents, chunks, padding"])
 def test_relu2(name, device):
-    assert check(layouts()[name], "simple", "relu2", device) < 5e-6
+    assert check(layouts()[name], "simple", "relu2", device) < 1e-5
 
 
 @pytest.mark.parametrize(("z", "h"), [(16, 16), (64, 21), (6, 72), (20, 1)])
 def test_widths(z, h, device):
     layout = self_attention_layout(mask(19, (4, 6)), 19, causal=True)
-    assert check(layout, "simple", "softmax", device, z, h) < 5e-6
+    assert check(layout, "simple", "softmax", device, z, h) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(
+    ("activation", "dtype"),
+    [("softmax", torch.bfloat16), ("laplace", torch.bfloat16), ("laplace", torch.float16)],
+)
 def test_half_precision(activation, dtype, device):
-    """Against float64 of the same rounded inputs: weights and outputs are rounded once more, to 8 or 11 bits."""
+    """Against float64 of the same rounded inputs: four times the rounding of a number of 8 or 11 bits."""
     torch.manual_seed(0)
-    layout = layouts()["chunks, left padding"]
+    layout = layouts()["causal, padding everywhere"]
     inputs, weight = draw(layout)
     inputs[:3], weight = [x.to(dtype).float() for x in inputs[:3]], weight.to(dtype).float()
     expected = results(inputs, weight, layout, "simple", activation=activation, backend="reference")
     got = results(inputs, weight, layout, "simple", device, dtype, activation=activation, backend="triton")
-    assert greatest_error(got, expected) < (1e-2 if dtype == torch.bfloat16 else 2e-3)
+    assert greatest_error(got, expected) < 4 * torch.finfo(dtype).eps / 2
 
 
 def test_strides(device):
@@ -177,7 +189,7 @@ def test_strides(device):
         given = [x.to(dtype).requires_grad_() if dtype == torch.float64 else x.requires_grad_() for x in inputs]
         output, _ = attention(*given, None, layout, backend=backend)
         found.append([x.double() for x in (output, *grad(output.sum(), given))])
-    assert greatest_error(*reversed(found)) < 5e-6
+    assert greatest_error(*reversed(found)) < 1e-5
 
 
 def dropout_mask(seed, batch, queries, keys, dropout, device):
@@ -205,12 +217,12 @@ def test_dropout(activation, device):
     _, weights = attention_reference(*given[:3], table, layout, activation=activation)
     output = weights[:, 0] * keep @ given[2]
     expected = [output, *grad((output * weight).sum(), given)]
-    assert greatest_error(got, expected) < 5e-6
+    assert greatest_error(got, expected) < 1e-5
 
 
 def test_dropout_is_random(device):
     """Shares of rows and columns, and of neighbours that agree, deviate as those of independent draws do."""
-    p, n = 0.25, 256
+    p, n = 0.25, 192
     masks = torch.stack([dropout_mask(seed, 2, n, n, p, device).float() for seed in (1, 2)])
     spread = (p * (1 - p)) ** 0.5
     x = (masks - (1 - p)) / spread  # mean 0, variance 1
@@ -252,7 +264,8 @@ def test_torch_func(device):
         return attention(q, k, v, None, layout, backend=backend)[0].square().sum()
 
     each = torch.stack([q, 2 * q])
-    got, expected = (torch.vmap(torch.func.grad(lambda q: loss(q, b)))(each) for b in ("triton", "reference"))
+    per_sample = torch.vmap(torch.func.grad(loss), in_dims=(0, None))
+    got, expected = (per_sample(each, backend) for backend in ("triton", "reference"))
     assert torch.allclose(got, expected, atol=1e-6)
 
 
@@ -326,7 +339,7 @@ def test_what_cannot_run_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="returns no weights"):
         attention(q, q, q, None, layout, backend="triton", need_weights=True)
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    with pytest.raises(ValueError, match="needs Triton .* and a CUDA device, not cpu"):
+    with pytest.raises(ValueError, match=r"needs Triton .* and a CUDA device, not cpu"):
         attention(q, q, q, None, layout, backend="triton")
 
 

@@ -56,7 +56,7 @@ def attention(
         activation: `"softmax"`, `"laplace"` or `"relu2"`.
         dropout: Probability of dropping a weight.
         need_weights: Whether to return the weights, which only `"reference"` does.
-        backend: `"reference"`, `"tiled"`, `"triton"` (on CUDA, not of float64), `"fused"` or `"flex"` (the last two for
+        backend: `"reference"`, `"tiled"`, `"triton"` (CUDA; no float64), `"fused"` or `"flex"` (the last two for
             softmax only); None chooses.
 
     Returns:

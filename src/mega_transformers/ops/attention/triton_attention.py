@@ -2,9 +2,9 @@
 
 The forward pass is one kernel: a tile of queries goes over the keys that it may see, with as many values as fit into
 registers. Values are much wider than queries. So most of the backward pass is two products over all values, of which
-kernels that keep their results in registers would compute one twice, in small tiles. Here weights and gradients of scores
-are computed once, in large tiles, for `SLAB` scores at a time, and then multiplied: no more matrix work than there has to
-be, and no atomic additions, so that gradients are the same in every run.
+kernels that keep their results in registers would compute one twice, in small tiles. Here weights and gradients of
+scores are computed once, in large tiles, for `SLAB` scores at a time, and then multiplied: no more matrix work than
+there has to be, and no atomic additions, so that gradients are the same in every run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ForwardBlocks(NamedTuple):
 
 
 class BackwardBlocks(NamedTuple):
-    """Tiles of `tile` queries and keys, made `features` at a time; and of their products `terms` and `columns` at a time."""
+    """Tiles of `tile` queries and keys, made of `features` at a time; `terms` and `columns` of a tile of products."""
 
     tile: int
     features: int
@@ -53,7 +53,7 @@ class BackwardBlocks(NamedTuple):
 
 
 def is_large(device: torch.device) -> bool:
-    """Whether a GPU's multiprocessors have the shared memory of an H100 (227 KB), or less, as an A100's do (163 KB)."""
+    """Whether a GPU's blocks may have the shared memory of an H100 (227 KB), or less, as an A100's (163 KB)."""
     if device.type != "cuda":
         return False
     return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= 200_000
@@ -201,7 +201,7 @@ def _scale(q: torch.Tensor, call: Call, slope: float) -> torch.Tensor:
 def _bounds(start: torch.Tensor, stop: torch.Tensor, keys: int, tile: int) -> tuple[torch.Tensor, torch.Tensor]:
     """For each tile of queries the tiles of keys that it may see, and the other way round.
 
-    Each (B or 1, tiles, 2) int32: the first tile, and one past the last. Ranges that do not grow along a row are widened.
+    Each (B or 1, tiles, 2) int32: the first tile, and one past the last. Ranges that shrink along a row are widened.
     """
     some = start < stop
     low = torch.where(some, start, keys)

@@ -2,7 +2,7 @@
 
 `t` is a score as the core of its activation takes it: queries times keys, times a scale per query, plus a bias by
 distance. Whatever an activation does to it before (`ELEMENTWISE`; for softmax the factor log2 e, since the kernels use
-powers of two) is in the scale and the bias already. Widths and blocks are constants; lengths are not, so that no length
+powers of two) is in the scale and the bias already. Widths and blocks are constants; lengths are not, so that none
 compiles anew.
 """
 
@@ -11,19 +11,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-VARYING = [
-    "queries",
-    "keys",
-    "entries",
-    "middle",
-    "seed",
-    "batch_start",
-    "query_start",
-    "key_start",
-    "tiles",
-    "key_tiles",
-]
+VARYING = ["queries", "keys", "entries", "middle", "seed", "tiles"]
 """Arguments whose values are not compiled in, where 1 or a multiple of 16 would be kernels of their own."""
+PLACES = ["key_tiles", "batch_start", "query_start", "key_start"]
 
 LN2 = tl.constexpr(0.6931471805599453)
 INVERSE_SQRT_PI = tl.constexpr(0.5641895835477563)
@@ -51,7 +41,7 @@ def keys_of_dropout(seed, batch, rows):
 def kept(first, second, columns, DROPPED: tl.constexpr):
     """A dropout mask (queries, columns), False with probability DROPPED / 65536; the same in tiles of any size.
 
-    Philox for every score would cost more than the matrix products. So it gives each query its two words, and with these
+    Philox for every score would cost more than the matrix products. So it gives each query two words, and with these
     the number of a key goes through MurmurHash3's finaliser.
     """
     x = first[:, None] + (columns.to(tl.uint32) * 0x9E3779B9)[None, :]
@@ -176,10 +166,11 @@ def forward_kernel(
         result = added(result, weights.to(value.dtype), value, PRECISION)
 
     if ACTIVATION == "softmax":
-        result /= tl.where(total > 0.0, total, 1.0)[:, None]
+        sum_of_weights = tl.where(total > 0.0, total, 1.0)
+        result /= sum_of_weights[:, None]
         if tl.program_id(1) == 0:
             # of a query that sees nothing: weights 2^(t - inf) = 0
-            spread = tl.where(total > 0.0, greatest + tl.log2(total), float("inf"))
+            spread = tl.where(total > 0.0, greatest + tl.log2(sum_of_weights), float("inf"))
             tl.store(lse + row_of_batch * queries + rows, spread, mask=inside)
     if DROPPED:
         result *= 65536.0 / (65536 - DROPPED)
@@ -190,7 +181,7 @@ def forward_kernel(
     )
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=VARYING + PLACES)
 def gradients_kernel(
     q, k, v, doutput, weights, dscores, lse, delta, table, scale, start, stop, real, offsets, bounds,
     queries, keys, entries, middle, seed, batch_start, query_start, key_start, tiles, key_tiles,
@@ -242,7 +233,7 @@ def gradients_kernel(
         share = 65536.0 / (65536 - DROPPED)
         word, other_word = keys_of_dropout(seed, batch, rows)
         keep = kept(word, other_word, columns, DROPPED)
-        # one tensor is all that is held during the second product: the sign tells which weights of softmax were dropped
+        # all that is held during the second product: of softmax, the sign tells which weights were dropped
         gain = tl.where(keep, gain * share, -gain * share if ACTIVATION == "softmax" else 0.0)
         used = tl.where(keep, used * share, 0.0)
     width = key_tiles * TILE
@@ -271,7 +262,7 @@ def gradients_kernel(
     tl.store(dscores + places, grad_t.to(dscores.dtype.element_ty))
 
 
-@triton.jit(do_not_specialize=PRODUCT_VARYING)
+@triton.jit(do_not_specialize=["rows", "terms", "batch_start", "row_start", "term_start", "row_tiles", "term_tiles"])
 def product_kernel(
     slab, x, target, bounds, rows, terms, batch_start, row_start, term_start, row_tiles, term_tiles,
     x_batch, x_row, bounds_batch,
@@ -308,7 +299,7 @@ def product_kernel(
     tl.store(target, tl.load(target, mask=mask, other=0.0) + result, mask=mask)
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=["queries", "keys", "tiles", *PLACES])
 def diagonals_kernel(
     slab, target, bounds, queries, keys, batch_start, query_start, key_start, tiles, key_tiles, bounds_batch,
     TILE: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr,
