@@ -56,7 +56,7 @@ def is_large(device: torch.device) -> bool:
     """Whether a GPU's blocks may have the shared memory of an H100 (227 KB), or less, as an A100's (163 KB)."""
     if device.type != "cuda":
         return False
-    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= 200_000
+    return getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 0) >= 200_000
 
 
 def forward_blocks(z: int, h: int, element_size: int, large: bool) -> ForwardBlocks:
