@@ -20,10 +20,9 @@ from mega_transformers.ops.relative_bias import BiasTable
 TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32", torch.bool: "i1"}
 CASES = [
     # architecture, activation, z, h, dtype, dropout
-    (80, "laplace", 64, 512, torch.bfloat16, 0.1),
-    (80, "softmax", 128, 512, torch.float32, 0.0),
+    (80, "laplace", 256, 512, torch.bfloat16, 0.1),
+    (80, "softmax", 64, 512, torch.float32, 0.0),
     (90, "softmax", 128, 1024, torch.bfloat16, 0.1),
-    (90, "relu2", 256, 512, torch.float16, 0.0),
 ]
 EVERY = [
     (architecture, activation, z, h, dtype, dropout)

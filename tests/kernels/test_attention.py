@@ -61,11 +61,9 @@ def layouts():
     free = [(5, 9), (0, 0), (30, 35), (0, 35), (9, 7), (20, 21), (0, 3)] * 3  # neither growing nor all of them ranges
     return {
         "one token": self_attention_layout(None, 1),
-        "whole": self_attention_layout(None, 37),
         "causal": self_attention_layout(None, 37, causal=True),
         "chunks": self_attention_layout(None, 45, chunk_size=20, causal=True),
         "chunks, left padding": self_attention_layout(mask(37, (0, 7)), 37, chunk_size=17),
-        "causal chunks, left padding": self_attention_layout(mask(37, (0, 7)), 37, chunk_size=17, causal=True),
         "right padding": self_attention_layout(mask(35, (11, 35)), 35),
         "causal, padding everywhere": self_attention_layout(mask(35, (0, 3), (9, 27), (33, 35)), 35, causal=True),
         "a row of padding": self_attention_layout(mask(19, (0, 19)), 19, causal=True),
