@@ -13,7 +13,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from mega_transformers.ops.attention import triton_attention, triton_kernels
+from mega_transformers.ops.attention import triton_attention
 from mega_transformers.ops.layout import self_attention_layout
 from mega_transformers.ops.relative_bias import BiasTable
 
@@ -79,7 +79,7 @@ def launched(architecture: int, activation: str, z: int, h: int, dtype: torch.dt
     """The calls of a forward and a backward pass."""
     calls: list = []
     triton_attention.is_large = lambda _: architecture >= 90
-    kernels = {name: getattr(triton_kernels, name) for name in vars(triton_kernels) if name.endswith("_kernel")}
+    kernels = {name: kernel for name, kernel in vars(triton_attention).items() if name.endswith("_kernel")}
     mask = torch.ones(2, 256)
     mask[0, :3] = 0
     layout = self_attention_layout(mask, 256)
@@ -87,12 +87,12 @@ def launched(architecture: int, activation: str, z: int, h: int, dtype: torch.dt
     bias = BiasTable(torch.zeros(511, requires_grad=True), 255)
     try:
         for name, kernel in kernels.items():
-            setattr(triton_kernels, name, Recorder(kernel, calls))
+            setattr(triton_attention, name, Recorder(kernel, calls))
         output = triton_attention.attention_triton(*inputs, bias, layout, activation=activation, dropout=dropout)
         output.backward(torch.zeros_like(output))
     finally:
         for name, kernel in kernels.items():
-            setattr(triton_kernels, name, kernel)
+            setattr(triton_attention, name, kernel)
     return calls
 
 

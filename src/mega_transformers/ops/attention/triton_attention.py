@@ -21,8 +21,8 @@ from ..dispatch import is_interpreted
 from ..layout import AttentionLayout
 from ..operators import graph_operator, operator
 from ..relative_bias import BiasTable
-from . import triton_kernels
 from .tiled import SCHEMA, TENSORS, Call, apply, columns_of, definition
+from .triton_kernels import diagonals_kernel, forward_kernel, gradients_kernel, product_kernel
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 SLAB = 1 << 24
@@ -227,7 +227,7 @@ def forward_pass(
     blocks = forward_blocks(z, h, q.element_size(), is_large(q.device))
     tiles = -(-queries // blocks.queries)
     with torch.cuda.device_of(q):
-        triton_kernels.forward_kernel[(batch * tiles, -(-h // blocks.values))](
+        forward_kernel[(batch * tiles, -(-h // blocks.values))](
             *(work.q, work.k, work.v, output, lse, *work.tensors),
             *(*work.lengths, tiles),
             *(*work.q.stride()[:2], *work.k.stride()[:2], *work.v.stride()[:2], *work.strides),
@@ -268,7 +268,7 @@ def backward_pass(
             rows, terms = terms, rows
         n = x.shape[2]
         columns = min(blocks.columns, max(16, _power_of_two(n)))
-        triton_kernels.product_kernel[(place.rows * rows[1], -(-n // columns))](
+        product_kernel[(place.rows * rows[1], -(-n // columns))](
             *(slab, x, target, of_keys if transposed else of_queries),
             *(target.shape[1], x.shape[1], place.first, rows[0], terms[0], rows[1], terms[1]),
             *(*x.stride()[:2], between[transposed]),
@@ -280,7 +280,7 @@ def backward_pass(
         for place in work.slabs(tile):
             shape = place.rows, place.tiles * tile, place.key_tiles * tile
             weights, dscores = v.new_empty(shape), q.new_empty(shape)
-            triton_kernels.gradients_kernel[(place.rows * place.tiles * place.key_tiles,)](
+            gradients_kernel[(place.rows * place.tiles * place.key_tiles,)](
                 *(work.q, work.k, work.v, doutput, weights, dscores, lse, delta, *work.tensors, of_queries),
                 *(*work.lengths, place.first, place.start, place.low, place.tiles, place.key_tiles),
                 *(*work.q.stride()[:2], *work.k.stride()[:2], *work.v.stride()[:2], *doutput.stride()[:2]),
@@ -299,7 +299,7 @@ def backward_pass(
             if values is not None and needs[3]:
                 columns = 64
                 blocks_of = -(-(shape[1] + shape[2] - 1) // columns)
-                triton_kernels.diagonals_kernel[(place.rows * blocks_of,)](
+                diagonals_kernel[(place.rows * blocks_of,)](
                     *(dscores, ddiagonals, of_queries, queries, keys),
                     *(place.first, place.start, place.low, place.tiles, place.key_tiles, between[0]),
                     **{"TILE": tile, "STEP": min(tile, 32), "COLUMNS": columns, "num_warps": 4},

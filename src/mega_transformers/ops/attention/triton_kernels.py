@@ -8,8 +8,11 @@ compiles anew.
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+try:  # in a try, since transformers wants what code beside a model imports, unless it is there
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError("Triton's kernels need Triton: pip install 'mega-transformers[gpu]'") from error
 
 VARYING = ["queries", "keys", "entries", "middle", "seed", "tiles"]
 """Arguments whose values are not compiled in, where 1 or a multiple of 16 would be kernels of their own."""
