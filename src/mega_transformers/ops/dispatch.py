@@ -74,6 +74,7 @@ ATTENTION = (
     # whoever loads an exported graph needs no operator of ours
     Row("reference", exported=True),
     Row("reference", one_query=True),
+    Row("triton", triton=True),
     Row("reference", device="cpu", longest=128),
     Row("fused", activation="softmax", fusable=True),
     Row("tiled"),
@@ -94,7 +95,12 @@ TRITON = "MEGA_TRITON"
 
 def wants_triton(device: str) -> bool:
     """Whether Triton's kernels are asked for by `MEGA_TRITON=1`, and can run on a type of device."""
-    if os.environ.get(TRITON) != "1" or importlib.util.find_spec("triton") is None:
+    return os.environ.get(TRITON) == "1" and runs_triton(device)
+
+
+def runs_triton(device: str) -> bool:
+    """Whether Triton's kernels can run on a type of device."""
+    if importlib.util.find_spec("triton") is None:
         return False
     return device == "cuda" or (device == "cpu" and is_interpreted())
 
@@ -115,9 +121,12 @@ def ema_form(device: str, length: int, batch: int, stateful: bool, packed: bool,
     return _first(EMA, length, **asked, one_row=bool(batch == 1))
 
 
-def attention_form(device: str, keys: int, one_query: bool, activation: str, fusable: bool) -> str:
+def attention_form(
+    device: str, keys: int, one_query: bool, activation: str, fusable: bool, triton: bool = False
+) -> str:
     """The form of attention over that many key columns on a type of device."""
-    return _first(ATTENTION, keys, device=device, one_query=one_query, activation=activation, fusable=fusable)
+    asked = {"device": device, "one_query": one_query, "activation": activation, "fusable": fusable, "triton": triton}
+    return _first(ATTENTION, keys, **asked)
 
 
 def _first(table: tuple[Row, ...], length: int, **asked: object) -> str:
