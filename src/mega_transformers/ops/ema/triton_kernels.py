@@ -14,8 +14,11 @@ lives at the last token of the part it enters: each is the other's adjoint.
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+try:  # in a try, since transformers wants what code beside a model imports, unless it is there
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError("Triton's kernels need Triton: pip install 'mega-transformers[gpu]'") from error
 
 PRECISION = tl.constexpr("tf32x3")
 """Of matrix products: three products in TF32, which together are as good as one in float32."""

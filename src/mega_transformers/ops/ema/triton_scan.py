@@ -17,6 +17,7 @@ from ..relative_bias import sum_diagonals
 from .chunked import _blocks_forward, _matrices, truncated
 from .packed import PackedBlocks
 from .reference import EMACoefficients
+from .triton_kernels import carry_kernel, gradient_kernel, leaving_kernel, output_kernel
 
 BLOCK = 16
 """Tokens M of a block: the least that matrix units take."""
@@ -106,8 +107,6 @@ def _carried(x, drive, log_decay, grid, packing, directions, initial=None, extra
     Args:
         directions: Whether each travels backward in time.
     """
-    from . import triton_kernels as kernels
-
     shape = (grid.rows, grid.tiles, grid.channels, grid.states)
     entering = drive.new_empty(len(directions), *shape)
     final = drive.new_empty(grid.rows, grid.channels, grid.states)
@@ -116,11 +115,11 @@ def _carried(x, drive, log_decay, grid, packing, directions, initial=None, extra
         drives, log_decays = _half(drive, i, grid.channels), _half(log_decay, i, grid.channels)
         leaving = drive.new_empty(shape)
         grid.launch(
-            kernels.leaving_kernel, grid.rows * grid.tiles, x, leaving, drives, log_decays, packing.slots,
+            leaving_kernel, grid.rows * grid.tiles, x, leaving, drives, log_decays, packing.slots,
             packing.keeps, *grid.sizes, *x.stride(), BACKWARD=backward, PACKED=packed,
         )  # fmt: skip
         grid.launch(
-            kernels.carry_kernel, grid.rows, leaving, entering[i], log_decays, initial, extra, final, packing.passes,
+            carry_kernel, grid.rows, leaving, entering[i], log_decays, initial, extra, final, packing.passes,
             packing.begins, grid.tiles, grid.channels, grid.states, grid.tile, BACKWARD=backward, PACKED=packed,
             INITIAL=initial is not None, EXTRA=extra is not None,
         )  # fmt: skip
@@ -128,11 +127,9 @@ def _carried(x, drive, log_decay, grid, packing, directions, initial=None, extra
 
 
 def _outputs(x, drive, log_decay, output, diagonals, entering, grid, packing, directions):
-    from . import triton_kernels as kernels
-
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     grid.launch(
-        kernels.output_kernel, grid.rows * grid.tiles, x, y, diagonals, drive, log_decay, output, entering,
+        output_kernel, grid.rows * grid.tiles, x, y, diagonals, drive, log_decay, output, entering,
         packing.slots, packing.keeps, grid.rows, *grid.sizes, *x.stride(), FORWARD=not directions[0],
         BACKWARD=directions[-1], PACKED=packing.slots is not None,
     )  # fmt: skip
@@ -155,8 +152,6 @@ def _backward(
     needs, x, drive, log_decay, output, diagonals, initial, slots, keeps, entering, dy, dlast, bidirectional
 ):
     """Gradients of the first six. Those of inputs are the EMA of `dy` in the other directions."""
-    from . import triton_kernels as kernels
-
     drive, log_decay, output = (t.contiguous() for t in (drive, log_decay, output))
     grid = _Grid.of(x, drive, slots)
     packing = _Packing.of(slots, keeps)
@@ -182,7 +177,7 @@ def _backward(
     for i, adjoint_backward in enumerate(adjoint_directions):
         tables = (_half(t, i, grid.channels) for t in (drive, log_decay, output))
         grid.launch(
-            kernels.gradient_kernel, splits, x, dy, toeplitz, *(t[i] for t in sums), *tables, entering[i], adjoints[i],
+            gradient_kernel, splits, x, dy, toeplitz, *(t[i] for t in sums), *tables, entering[i], adjoints[i],
             packing.slots, packing.keeps, grid.rows, *grid.sizes, splits, *x.stride(), *dy.stride(),
             BACKWARD=not adjoint_backward, PACKED=packing.slots is not None,
         )  # fmt: skip
