@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from benchmarks.cases import MATMULS, Workload
 from benchmarks.generation import DecodingSubject, GenerationSubject, PrefillSubject
@@ -17,7 +18,7 @@ def build(peer: str, workload: Workload, seed: int) -> Subject:
     generator = torch.Generator().manual_seed(seed)
     if workload.task in OPS:
         return OpSubject(OPS[workload.task](peer, workload, generator), workload)
-    module = MODELS[peer](workload)
+    module = _model(peer, workload)
     if peer == MATMULS:
         return MatmulSubject(module, workload, generator)
     if workload.task == "prefill":
@@ -27,3 +28,14 @@ def build(peer: str, workload: Workload, seed: int) -> Subject:
     if workload.task == "generate":
         return GenerationSubject(peer, module, workload, generator)
     return ModelSubject(module, workload, generator)
+
+
+def _model(peer: str, workload: Workload) -> nn.Module:
+    """Made where and as it is to compute: by the default dtype, Mega keeps its EMA in float32."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, workload.dtype))
+    try:
+        with torch.device(workload.device):
+            return MODELS[peer](workload)
+    finally:
+        torch.set_default_dtype(usual)

@@ -1,20 +1,27 @@
 """The registry of what is measured. Pure data: nothing here imports torch, so workers of any environment can read it.
 
-Every model is in float32. Language models have width 256 and 4 layers (h = ffn = 512, z 64, N 16, vocabulary 8192):
-masked for training and inference, causal for generation. Mega has rotary bias and the default norm, all else is in
-each case's workloads. Text-to-text models are those of recipes/g2p-cmudict.yaml.
+What is for a GPU is in gpu_cases.py. Here every model is in float32. Language models have width 256 and 4 layers
+(h = ffn = 512, z 64, N 16, vocabulary 8192): masked for training and inference, causal for generation. Mega has rotary
+bias and the default norm, all else is in each case's workloads. Text-to-text models are those of
+recipes/g2p-cmudict.yaml.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 OURS = "mega"
+TRITON = "mega-triton"
 OLD = "transformers-4.40.2"
 MODERNBERT = "modernbert"
 ROBERTA = "roberta"
+MODERNBERT_FLASH = "modernbert-flash"
 GPT2 = "gpt2"
+MAMBA2 = "mamba2"
+GLA = "gla"
 MARIAN = "marian"
 ONE_BY_ONE = "one-by-one"
 UNCOMPILED = "uncompiled"
@@ -32,7 +39,8 @@ class Workload:
         task: `"train"` (forward, loss, backward, AdamW step, gradients freed) or `"infer"` of a model; of a causal one
             `"prefill"` (a prompt read at once), `"decode"` (steps of one token behind a cached context) or
             `"generate"` (prompts, or sources, of unequal lengths); or forward and backward of one op: `"ema-layer"`
-            (the module), `"ema-op"` or `"attention-op"` (our back ends).
+            (the module), `"ema-op"` or `"attention-op"` (our back ends). On a GPU also `"ema-forward"` and
+            `"attention-forward"`.
         length: Tokens in a row of the batch; of `"decode"` those in the cache before, of `"generate"` the longest
             prompt's.
         chunk: Tokens per chunk of attention; None is full attention. Only Mega has chunks.
@@ -43,13 +51,16 @@ class Workload:
         labelled: Share of the positions that have a label; the rest is -100.
         sparse: Whether logits are computed at labelled positions only.
         backend: Which implementation of an op.
-        batch: Rows; more than one for `"generate"` only.
+        batch: Rows; on a CPU more than one for `"generate"` only.
         beams: Beams of `"generate"`; one is greedy search.
         new_tokens: Tokens that `"decode"` and `"generate"` add to each row.
         all_logits: Whether ours, too, gives the logits of every token in `"prefill"`, not those of the last alone.
         old_way: How 4.40.2 reads the prompt of `"prefill"`: in a `"training"` forward pass (with a graph), in
             `"inference"` without a cache, or `"cached"`, filling one.
         compiled: Whether the steps of `"decode"` are compiled (`torch.compile`, a static cache); not `UNCOMPILED`'s.
+        device: `"cpu"` or `"cuda"`.
+        dtype: Of weights and activations.
+        width, layers: Of models.
     """
 
     task: str
@@ -67,6 +78,25 @@ class Workload:
     all_logits: bool = False
     old_way: str = "training"
     compiled: bool = False
+    device: str = "cpu"
+    dtype: str = "float32"
+    width: int = 256
+    layers: int = 4
+
+    @property
+    def hidden(self) -> int:
+        """Mega's h, and the width of its feed-forward."""
+        return 2 * self.width
+
+    @property
+    def shared(self) -> int:
+        """Mega's z; flash kernels take up to 2 * 128."""
+        return min(self.width // 4, 128)
+
+    @property
+    def heads(self) -> int:
+        """Heads of models that have several, of 64 features each."""
+        return max(1, self.width // 64)
 
     def scaled(self, divisor: int) -> Workload:
         """The same workload with length and chunk divided by `divisor`."""
@@ -109,9 +139,13 @@ class Comparison:
         """Subjects that are measured in turns: here one group."""
         return [[Subject(peer, peer, self.workload) for peer in (OURS, *self.against)]]
 
+    def changed(self, change: Callable[[Workload], Workload]) -> Comparison:
+        """The same case with another workload."""
+        return replace(self, workload=change(self.workload))
+
     def scaled(self, divisor: int) -> Comparison:
         """The same case with shorter inputs."""
-        return replace(self, workload=self.workload.scaled(divisor))
+        return self.changed(lambda workload: workload.scaled(divisor))
 
 
 @dataclass(frozen=True)
@@ -138,7 +172,7 @@ class Series:
     def groups(self) -> list[list[Subject]]:
         """Subjects that are measured in turns."""
         subjects = [
-            Subject(f"{curve}@{workload.length}", OURS, workload)
+            Subject(f"{curve}@{workload.length}", TRITON if workload.backend == "triton" else OURS, workload)
             for curve, workloads in self.curves.items()
             for workload in workloads
         ]
@@ -147,9 +181,13 @@ class Series:
         lengths = sorted({subject.workload.length for subject in subjects})
         return [[subject for subject in subjects if subject.workload.length == length] for length in lengths]
 
+    def changed(self, change: Callable[[Workload], Workload]) -> Series:
+        """The same case with other workloads."""
+        return replace(self, curves={k: tuple(map(change, v)) for k, v in self.curves.items()})
+
     def scaled(self, divisor: int) -> Series:
         """The same case with shorter inputs."""
-        return replace(self, curves={k: tuple(w.scaled(divisor) for w in v) for k, v in self.curves.items()})
+        return self.changed(lambda workload: workload.scaled(divisor))
 
 
 Case = Comparison | Series
@@ -164,7 +202,7 @@ PREFILL = Workload("prefill", 8192, chunk=512, head="causal-lm")
 CONTEXTS = tuple(thousands * 1024 + 255 for thousands in (1, 4, 16, 64, 256))
 
 
-def _lengths(workload: Workload, first: int, last: int) -> tuple[Workload, ...]:
+def lengths(workload: Workload, first: int, last: int) -> tuple[Workload, ...]:
     """The workload at `first`, twice that, and so on to `last` tokens."""
     doublings = (last // first).bit_length()
     return tuple(replace(workload, length=first << i) for i in range(doublings))
@@ -239,7 +277,7 @@ _ALL: tuple[Case, ...] = (
     Series(
         "infer-scaling",
         "inference of the encoder, softmax, chunks of 512, 4k to 64k tokens",
-        {"encoder": _lengths(Workload("infer", 0, chunk=512, head="encoder"), 4096, 65536)},
+        {"encoder": lengths(Workload("infer", 0, chunk=512, head="encoder"), 4096, 65536)},
         growth=17.0,
         in_turns="all",
         memory_repeats=3,
@@ -322,19 +360,19 @@ _ALL: tuple[Case, ...] = (
         "ema-crossover",
         "our EMA back ends, forward and backward, 256 channels x 2 directions, N 16",
         {
-            "reference": _lengths(Workload("ema-op", 0, backend="reference"), 64, 1024),
-            "fft": _lengths(Workload("ema-op", 0, backend="fft"), 64, 32768),
-            "chunked": _lengths(Workload("ema-op", 0, backend="chunked"), 64, 32768),
+            "reference": lengths(Workload("ema-op", 0, backend="reference"), 64, 1024),
+            "fft": lengths(Workload("ema-op", 0, backend="fft"), 64, 32768),
+            "chunked": lengths(Workload("ema-op", 0, backend="chunked"), 64, 32768),
         },
     ),
     Series(
         "attention-crossover",
         "our attention back ends, forward and backward, full attention, rotary bias, z 64, h 512",
         {
-            "softmax reference": _lengths(_attention("softmax", "reference"), 128, 4096),
-            "softmax tiled": _lengths(_attention("softmax", "tiled"), 128, 8192),
-            "laplace reference": _lengths(_attention("laplace", "reference"), 128, 4096),
-            "laplace tiled": _lengths(_attention("laplace", "tiled"), 128, 8192),
+            "softmax reference": lengths(_attention("softmax", "reference"), 128, 4096),
+            "softmax tiled": lengths(_attention("softmax", "tiled"), 128, 8192),
+            "laplace reference": lengths(_attention("laplace", "reference"), 128, 4096),
+            "laplace tiled": lengths(_attention("laplace", "tiled"), 128, 8192),
         },
     ),
 )
@@ -362,15 +400,15 @@ def before_after(cases: list[Case]) -> tuple[list[Case], list[str]]:
     return chosen, left_out
 
 
-def select(names: list[str] | None) -> list[Case]:
-    """Cases by name, in the registry's order; all of them for none.
+def select(names: list[str] | None, registry: Mapping[str, Case] = CASES) -> list[Case]:
+    """Cases by name or by pattern (`*`), in the registry's order; all of them for none.
 
     Raises:
         ValueError: if a name is unknown; the message lists the known ones.
     """
     if not names:
-        return list(CASES.values())
-    unknown = [name for name in names if name not in CASES]
-    if unknown:
-        raise ValueError(f"Unknown case {unknown[0]!r}. Known cases: {', '.join(CASES)}.")
-    return [case for name, case in CASES.items() if name in names]
+        return list(registry.values())
+    for pattern in names:
+        if not any(fnmatchcase(name, pattern) for name in registry):
+            raise ValueError(f"Unknown case {pattern!r}. Known cases: {', '.join(registry)}.")
+    return [case for name, case in registry.items() if any(fnmatchcase(name, pattern) for pattern in names)]

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,10 +26,13 @@ class WorkerError(RuntimeError):
 class Worker:
     """A process that holds one subject. It computes only while a method of this class waits for its answer.
 
-    It runs the benchmarks of this tree; `mega_transformers` comes from the tree `package`.
+    It runs the benchmarks of this tree; `mega_transformers` comes from the tree `package`. `variables` are added to
+    its environment.
     """
 
-    def __init__(self, python: Path, threads: int, package: Path = REPOSITORY):
+    def __init__(
+        self, python: Path, threads: int, package: Path = REPOSITORY, variables: Mapping[str, str] | None = None
+    ):
         self._source = (package / "src").resolve()
         environment = {
             **os.environ,
@@ -38,6 +42,7 @@ class Worker:
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
+            **(variables or {}),
         }
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - open as long as the process lives
         self._process = subprocess.Popen(
@@ -85,6 +90,24 @@ class Worker:
         """Wall and processor time of a step, or of one of the like parts it is made of, in seconds."""
         answer = self._ask("time")
         return answer["seconds"], answer["cpu_seconds"]
+
+    def device_time(self) -> tuple[float, float]:
+        """The same by the device's clock; the first answer is a warm-up."""
+        answer = self._ask("device_time")
+        return answer["seconds"], answer["cpu_seconds"]
+
+    def work(self) -> tuple[float | None, float | None]:
+        """Operations and bytes that a step, or a part, cannot do without; None where that is unknown."""
+        answer = self._ask("work")
+        return answer["operations"], answer["bytes"]
+
+    def roofline(self, device: str) -> dict[str, Any]:
+        """The card, and the rates it copies and multiplies at."""
+        return self._ask("roofline", device=device)
+
+    def unload(self) -> None:
+        """Drop the subject and return the device's memory."""
+        self._ask("unload")
 
     def calls(self) -> int:
         """Calls of aten functions in a step, or in one of the like parts it is made of."""

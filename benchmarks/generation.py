@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cases import OLD, ONE_BY_ONE, UNCOMPILED, Workload
+from benchmarks import floor
+from benchmarks.cases import MAMBA2, OLD, ONE_BY_ONE, UNCOMPILED, Workload
 from benchmarks.memory import CACHE_METHOD
 from benchmarks.models import SYMBOLS, VOCABULARY
 from benchmarks.subjects import Subject, random_tokens
@@ -51,24 +52,31 @@ class PrefillSubject(Subject):
 class DecodingSubject(Subject):
     """Decoding steps, a token each, behind a cached context; every run of them starts from the same cache.
 
-    Compiled ones find the addresses of a static cache fixed, so that its contents are what is copied.
+    Compiled ones find the addresses of a static cache fixed, so that its contents are what is copied. On a GPU each is
+    a captured graph.
     """
+
+    is_prepared = True
 
     def __init__(self, peer: str, module: nn.Module, workload: Workload, generator: torch.Generator):
         super().__init__(module.eval(), workload)
         self.one_token: Callable[..., Any] = module
-        self.compiled = workload.compiled and peer != UNCOMPILED
+        self.compiled = workload.compiled and peer not in (UNCOMPILED, MAMBA2)
+        self.without_gradients = torch.inference_mode if workload.device == "cpu" else torch.no_grad
         if self.compiled:
-            self.one_token = torch.compile(module, dynamic=False)
-        self.cache_name = "cache" if "cache" in inspect.signature(module.forward).parameters else "past_key_values"
+            mode = None if workload.device == "cpu" else "reduce-overhead"
+            self.one_token = torch.compile(module, dynamic=False, mode=mode)
+        known = inspect.signature(module.forward).parameters
+        self.cache_name = next(name for name in ("cache", "past_key_values", "cache_params") if name in known)
+        self.of_context = {"logits_to_keep": 1} if "logits_to_keep" in known else {}
         self.parts = workload.new_tokens
-        self.context = random_tokens((1, workload.length), generator)
-        self.new_tokens = random_tokens((1, workload.new_tokens), generator)
+        self.context = self.placed(random_tokens((workload.batch, workload.length), generator))
+        self.new_tokens = self.placed(random_tokens((workload.batch, workload.new_tokens), generator))
         self.cache_of_context: Any = None
         self.cache: Any = None
 
     def prepare(self) -> None:
-        with torch.inference_mode():
+        with self.without_gradients():
             if self.cache_of_context is None:
                 self._read_context()
             if not self.compiled:
@@ -80,13 +88,13 @@ class DecodingSubject(Subject):
                         getattr(layer, name).copy_(value)
 
     def step(self, length: int | None = None) -> None:
-        with torch.inference_mode():
+        with self.without_gradients():
             for token in self.new_tokens.split(1, dim=1):
                 self._forward(token)
 
     def evaluate(self) -> dict[str, Tensor]:
         self.prepare()
-        with torch.inference_mode():
+        with self.without_gradients():
             return {"output": torch.cat([self._forward(token) for token in self.new_tokens.split(1, dim=1)], dim=1)}
 
     def memory(self) -> tuple[int, str]:
@@ -94,6 +102,14 @@ class DecodingSubject(Subject):
         self.prepare()
         self.step()
         return tensor_bytes(self.cache), CACHE_METHOD
+
+    def work(self) -> floor.Work:
+        self.module.requires_grad_(False)  # or the counter looks for a graph
+        self.prepare()
+        token, given = self.new_tokens[:, :1], {self.cache_name: self.cache}
+        with self.without_gradients():
+            operations = floor.counted(lambda: self.module(input_ids=token, use_cache=True, **given))
+        return floor.Work(operations, floor.weights_read(self.module) + tensor_bytes(self.cache))
 
     def forget(self) -> None:
         super().forget()
@@ -116,9 +132,11 @@ class DecodingSubject(Subject):
 
     def _forward(self, input_ids: Tensor) -> Tensor:
         forward = self.one_token if input_ids.shape[1] == 1 else self.module
-        output = forward(input_ids=input_ids, use_cache=True, **{self.cache_name: self.cache})
+        options = {} if input_ids.shape[1] == 1 else self.of_context
+        output = forward(input_ids=input_ids, use_cache=True, **options, **{self.cache_name: self.cache})
         self.cache = getattr(output, self.cache_name)
-        return output.logits
+        # the next step of a captured graph writes where this one did
+        return output.logits.clone() if self.compiled else output.logits
 
 
 class GenerationSubject(Subject):

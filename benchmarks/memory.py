@@ -15,13 +15,24 @@ _STATUS = "/proc/self/status"
 _CLEAR_REFS = "/proc/self/clear_refs"
 
 
-def measure(work: Callable[[], None]) -> tuple[int, str]:
-    """Bytes by which `work` raises the process's resident memory at its highest point, and how they were measured.
+def measure(work: Callable[[], None], device: str = "cpu") -> tuple[int, str]:
+    """Bytes by which `work` raises the memory in use at its highest point, and how they were measured.
+
+    On a GPU that is what PyTorch's allocator has given out. On a CPU it is the process's resident memory.
 
     On Linux the kernel's high-water mark is reset (5 written to clear_refs) and read back as VmHWM, less VmRSS before.
     Elsewhere it is `ru_maxrss`, which cannot be reset: right in a process that has not yet held more than its model.
     """
     gc.collect()
+    if device != "cpu":
+        import torch
+
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before, "max_memory_allocated"
     _return_free_memory()
     if os.access(_CLEAR_REFS, os.W_OK):
         with open(_CLEAR_REFS, "w") as file:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,24 +12,24 @@ from torch import nn
 
 from benchmarks.cases import (
     BEFORE,
+    GLA,
     GPT2,
+    MAMBA2,
     MARIAN,
     MATMULS,
     MODERNBERT,
+    MODERNBERT_FLASH,
     OLD,
     ONE_BY_ONE,
     OURS,
     ROBERTA,
+    TRITON,
     UNCOMPILED,
     Workload,
 )
 
 VOCABULARY = 8192
 SYMBOLS = 72
-WIDTH = 256
-LAYERS = 4
-HIDDEN = 512
-SHARED = 64
 # Mega's small parameters, by the ends of their names, are drawn with these deviations: wide enough that a mistake in
 # scores or bias shows in the outputs. Of a causal model the outputs of a few tokens behind many are compared, in which
 # attention is to have a larger part.
@@ -58,12 +59,12 @@ def _mega(peer: str) -> Callable[[Workload], nn.Module]:
         additions: dict[str, Any] = {} if peer == OLD else {"sparse_prediction": workload.sparse}
         config = classes.MegaConfig(
             vocab_size=VOCABULARY,
-            hidden_size=WIDTH,
-            num_hidden_layers=LAYERS,
-            intermediate_size=HIDDEN,
-            nffn_hidden_size=HIDDEN,
+            hidden_size=workload.width,
+            num_hidden_layers=workload.layers,
+            intermediate_size=workload.hidden,
+            nffn_hidden_size=workload.hidden,
             ema_projection_size=16,
-            shared_representation_size=SHARED,
+            shared_representation_size=workload.shared,
             bidirectional=not causal,
             is_decoder=causal,
             use_chunking=workload.chunk is not None,
@@ -114,16 +115,16 @@ def _spread(module: nn.Module, spread: dict[str, float]) -> nn.Module:
     return module
 
 
-def _modernbert(workload: Workload) -> nn.Module:
+def _modernbert(workload: Workload, implementation: str = "sdpa") -> nn.Module:
     """Its default pattern (every third layer global, else windows of 128), and an MLP of a width for like size."""
     from transformers import ModernBertConfig, ModernBertForMaskedLM
 
     config = ModernBertConfig(
         vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        intermediate_size=768,
+        hidden_size=workload.width,
+        num_hidden_layers=workload.layers,
+        num_attention_heads=workload.heads,
+        intermediate_size=3 * workload.width,
         max_position_embeddings=workload.length,
         attention_dropout=workload.dropout,
         embedding_dropout=workload.dropout,
@@ -135,7 +136,7 @@ def _modernbert(workload: Workload) -> nn.Module:
         cls_token_id=0,
         sep_token_id=2,
     )
-    return ModernBertForMaskedLM._from_config(config, attn_implementation="sdpa")
+    return ModernBertForMaskedLM._from_config(config, attn_implementation=implementation)
 
 
 def _roberta(workload: Workload) -> nn.Module:
@@ -144,10 +145,10 @@ def _roberta(workload: Workload) -> nn.Module:
 
     config = RobertaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=WIDTH,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        intermediate_size=1152,
+        hidden_size=workload.width,
+        num_hidden_layers=workload.layers,
+        num_attention_heads=workload.heads,
+        intermediate_size=9 * workload.width // 2,
         max_position_embeddings=workload.length + 2,
         hidden_dropout_prob=workload.dropout,
         attention_probs_dropout_prob=workload.dropout,
@@ -162,9 +163,9 @@ def _gpt2(workload: Workload) -> nn.Module:
 
     config = GPT2Config(
         vocab_size=VOCABULARY,
-        n_embd=WIDTH,
-        n_layer=LAYERS,
-        n_head=4,
+        n_embd=workload.width,
+        n_layer=workload.layers,
+        n_head=workload.heads,
         n_positions=workload.length + workload.new_tokens,
         resid_pdrop=workload.dropout,
         embd_pdrop=workload.dropout,
@@ -173,6 +174,42 @@ def _gpt2(workload: Workload) -> nn.Module:
         eos_token_id=2,
     )
     return GPT2LMHeadModel._from_config(config, attn_implementation="sdpa")
+
+
+def _mamba2(workload: Workload) -> nn.Module:
+    """Two layers, which have no feed-forward, for one of others, as in the published sizes."""
+    from transformers import Mamba2Config, Mamba2ForCausalLM
+
+    config = Mamba2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=workload.width,
+        num_hidden_layers=2 * workload.layers,
+        num_heads=2 * workload.heads,
+        head_dim=2 * workload.width // (2 * workload.heads),
+        expand=2,
+        n_groups=1,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+    return Mamba2ForCausalLM(config)
+
+
+def _gla(workload: Workload) -> nn.Module:
+    """Gated linear attention as the library flash-linear-attention has it, with its default widths."""
+    from fla.models import GLAConfig, GLAForCausalLM
+
+    config = GLAConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=workload.width,
+        num_hidden_layers=workload.layers,
+        num_heads=workload.heads // 3 or 1,
+        max_position_embeddings=workload.length + workload.new_tokens,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+    )
+    return GLAForCausalLM(config)
 
 
 def _marian(workload: Workload) -> nn.Module:
@@ -200,9 +237,12 @@ def _marian(workload: Workload) -> nn.Module:
 
 
 MODELS: dict[str, Callable[[Workload], nn.Module]] = {
-    **{peer: _mega(peer) for peer in (OURS, ONE_BY_ONE, UNCOMPILED, MATMULS, BEFORE, OLD)},
+    **{peer: _mega(peer) for peer in (OURS, TRITON, ONE_BY_ONE, UNCOMPILED, MATMULS, BEFORE, OLD)},
     MODERNBERT: _modernbert,
+    MODERNBERT_FLASH: partial(_modernbert, implementation="flash_attention_2"),
     ROBERTA: _roberta,
     GPT2: _gpt2,
+    MAMBA2: _mamba2,
+    GLA: _gla,
     MARIAN: _marian,
 }

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.cases import OLD, Workload
-from benchmarks.models import HIDDEN, WIDTH, mega_classes
+from benchmarks.models import mega_classes
 
 EMA_CHANNELS = 512
 
 
 class Op(NamedTuple):
-    """A function `call` of batch-first `(1, length, ...)` inputs, the module it is of, and its output's gradient."""
+    """A function `call` of batch-first `(rows, length, ...)` inputs, its module, and its output's gradient."""
 
     module: nn.Module
     call: Callable[..., Tensor]
@@ -68,15 +68,14 @@ class _Parameters(nn.Module):
 def _ema_op(peer: str, workload: Workload, generator: torch.Generator) -> Op:
     from mega_transformers.ops.ema import ema, ema_coefficients
 
-    states, channels = (2 * WIDTH, 16, 1), (1, workload.length, WIDTH)
+    states, channels = (2 * workload.width, 16, 1), (workload.batch, workload.length, workload.width)
     module = _Parameters(
         damping_factor=states, decay_factor=states, ema_expansion_matrix=states, kernel_projection_matrix=states[:2]
     )
     _initialise_ema(module, generator)
-    parameters = list(module.parameters())
 
     def call(x: Tensor) -> Tensor:
-        return ema(x, ema_coefficients(*parameters), bidirectional=True, backend=workload.backend)[0]
+        return ema(x, ema_coefficients(*module.parameters()), bidirectional=True, backend=workload.backend)[0]
 
     x, gradient = torch.randn(channels, generator=generator), torch.randn(channels, generator=generator)
     return Op(module, call, [x], gradient)
@@ -87,22 +86,26 @@ def _attention_op(peer: str, workload: Workload, generator: torch.Generator) -> 
     from mega_transformers.ops.layout import self_attention_layout
     from mega_transformers.ops.relative_bias import RotaryBias
 
-    module = _Parameters(alpha=(64,), beta=(64,))
+    module = _Parameters(alpha=(workload.shared,), beta=(workload.shared,))
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.normal_(std=0.2, generator=generator)
-    bias = RotaryBias(*module.parameters())
+    module.to(dtype=getattr(torch, workload.dtype))
 
     def call(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         layout = self_attention_layout(None, q.shape[1], chunk_size=workload.chunk)
+        bias = RotaryBias(*module.parameters())
         return attention(q, k, v, bias, layout, activation=workload.attention, backend=workload.backend)[0]
 
-    q, k, v, gradient = (torch.randn(1, workload.length, n, generator=generator) for n in (64, 64, HIDDEN, HIDDEN))
+    widths = (workload.shared, workload.shared, workload.hidden, workload.hidden)
+    q, k, v, gradient = (torch.randn(workload.batch, workload.length, n, generator=generator) for n in widths)
     return Op(module, call, [q, k, v], gradient)
 
 
 OPS: dict[str, Callable[[str, Workload, torch.Generator], Op]] = {
     "ema-layer": _ema_layer,
     "ema-op": _ema_op,
+    "ema-forward": _ema_op,
     "attention-op": _attention_op,
+    "attention-forward": _attention_op,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -13,7 +14,22 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from .cases import BEFORE, GPT2, MARIAN, MATMULS, MODERNBERT, OLD, ONE_BY_ONE, OURS, ROBERTA, UNCOMPILED
+from .cases import (
+    BEFORE,
+    GLA,
+    GPT2,
+    MAMBA2,
+    MARIAN,
+    MATMULS,
+    MODERNBERT,
+    MODERNBERT_FLASH,
+    OLD,
+    ONE_BY_ONE,
+    OURS,
+    ROBERTA,
+    TRITON,
+    UNCOMPILED,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -26,6 +42,7 @@ class Peer:
         requirements: What its own virtual environment holds beside our torch; empty means it runs in our interpreter.
         pythons: Minor versions of Python 3 that the requirements have wheels for.
         same_weights: Whether it computes the same function as ours, so that it is checked before it is timed.
+        module, package: What must be importable in our interpreter, and what pip installs it by.
     """
 
     name: str
@@ -33,12 +50,15 @@ class Peer:
     requirements: tuple[str, ...] = ()
     pythons: tuple[int, ...] = ()
     same_weights: bool = False
+    module: str | None = None
+    package: str | None = None
 
 
 PEERS: dict[str, Peer] = {
     peer.name: peer
     for peer in (
         Peer(OURS, "Mega, this repository"),
+        Peer(TRITON, "Mega, this repository, with MEGA_TRITON=1", module="triton", package="triton"),
         Peer(
             OLD,
             "Mega of transformers 4.40.2",
@@ -47,8 +67,11 @@ PEERS: dict[str, Peer] = {
             same_weights=True,
         ),
         Peer(MODERNBERT, "ModernBERT (sdpa)"),
+        Peer(MODERNBERT_FLASH, "ModernBERT (flash-attn)", module="flash_attn", package="flash-attn"),
         Peer(ROBERTA, "RoBERTa (sdpa)"),
         Peer(GPT2, "GPT-2 (sdpa)"),
+        Peer(MAMBA2, "Mamba-2 of transformers"),
+        Peer(GLA, "GLA of flash-linear-attention", module="fla", package="flash-linear-attention"),
         Peer(MARIAN, "Marian (sdpa)"),
         Peer(ONE_BY_ONE, "Mega, this repository, a prompt at a time", same_weights=True),
         Peer(UNCOMPILED, "Mega, this repository, not compiled", same_weights=True),
@@ -76,6 +99,19 @@ def parse_pythons(entries: list[str]) -> dict[str, Path]:
         # Not resolved: the interpreter of a virtual environment is a link, and finds its packages by the link's place.
         pythons[name] = Path(path).absolute()
     return pythons
+
+
+def absence(peer: Peer, pythons: dict[str, Path]) -> str | None:
+    """Why a peer cannot run without something being installed first; None if it can."""
+    if (
+        peer.requirements
+        and peer.name not in pythons
+        and not (REPOSITORY / ".venvs" / peer.name / "complete").exists()
+    ):
+        return f"no environment is there; name one with --peer-python {peer.name}=/path/to/python"
+    if peer.module is not None and importlib.util.find_spec(peer.module) is None:
+        return f"{peer.module} is not installed: pip install {peer.package}"
+    return None
 
 
 def interpreter(peer: Peer, pythons: dict[str, Path], say: Callable[[str], None]) -> Path:

@@ -1,4 +1,4 @@
-"""Tables of a run: for the terminal (rich) and for docs/performance.md (markdown)."""
+"""Tables of a run: for the terminal (rich), and for docs/performance.md and docs/gpu.md (markdown)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from . import device_report
 from .cases import CASES, MATMULS
+from .formatting import escape, mebibytes, seconds, size
 from .peers import PEERS, REPOSITORY
 from .results import CaseResult, Measurement, Report, Row
 
 DOCUMENT = REPOSITORY / "docs" / "performance.md"
+GPU_DOCUMENT = REPOSITORY / "docs" / "gpu.md"
 BEGIN = "<!-- benchmarks: begin (written by `mega bench --publish`) -->"
 END = "<!-- benchmarks: end -->"
 
@@ -23,27 +26,6 @@ END = "<!-- benchmarks: end -->"
 CPU = ("ours", "theirs", "speed-up", "target", "met")
 WALL = ("ours", "theirs", "speed-up")
 MEMORY = ("ours", "theirs", "share", "target", "met")
-
-
-def seconds(value: float | None) -> str:
-    """A time in a unit that suits it."""
-    if value is None:
-        return "-"
-    if value >= 1:
-        return f"{value:.2f} s"
-    return f"{value * 1e3:.0f} ms" if value >= 0.1 else f"{value * 1e3:.1f} ms"
-
-
-def size(value: float | None) -> str:
-    """A number of bytes in MiB."""
-    return "-" if value is None else f"{mebibytes(value)} MiB"
-
-
-def mebibytes(value: float | None) -> str:
-    """A number of bytes as a number of MiB, small ones to a tenth."""
-    if value is None:
-        return "-"
-    return f"{value / 2**20:.1f}" if 0 < value < 10 * 2**20 else f"{value / 2**20:.0f}"
 
 
 def cpu_title(report: Report) -> str:
@@ -108,11 +90,18 @@ def facts(report: Report) -> list[str]:
     )
     quick = "; QUICK run, short inputs" if report.quick else ""
     stolen = "" if report.stolen is None else f"; stolen by the host: {report.stolen:.1%} of the time cores had work"
+    if report.roofline:
+        timing = f"Times are the device's; seed {report.seed}; medians of {report.repeats} samples in a process each"
+    else:
+        timing = (
+            f"Ratios and targets go by {cpu_title(report)}; seed {report.seed}; medians of {report.repeats} timed "
+            f"steps in turns, in up to {report.memory_repeats} processes"
+        )
     return [
+        *device_report.card(report),
         f"Machine: {machine['cpu']}{processor and f' ({processor})'}, {machine['cores']} cores used, "
         f"{machine['memory_bytes'] / 2**30:.0f} GiB memory, {machine['system']}{stolen}",
-        f"Ratios and targets go by {cpu_title(report)}; seed {report.seed}; medians of {report.repeats} timed steps "
-        f"in turns, in up to {report.memory_repeats} processes{quick}",
+        f"{timing}{quick}",
         f"Date: {report.date}; revision: {_revision(report.git)}{before}",
         f"Versions: {versions}",
         f"Command: `{report.command}`",
@@ -148,6 +137,8 @@ def notes(report: Report) -> list[str]:
 
 def terminal(report: Report) -> Group:
     """The run as rich tables that fit 80 columns."""
+    if report.roofline:
+        return Group(*device_report.tables(report), *(Text(line) for line in (*facts(report), *sizes(report))))
     rows = [row for case in report.cases for row in case.rows]
     parts: list[Table | Text] = []
     if rows:
@@ -226,6 +217,8 @@ def missing(case: CaseResult) -> list[str]:
 
 def markdown(report: Report) -> str:
     """The run as markdown tables, with the facts they depend on."""
+    if report.roofline:
+        return "\n".join(device_report.markdown(report) + [f"- {fact}" for fact in (*facts(report), *sizes(report))])
     headings = ["case", "against"]
     for title, (first, *others) in ((cpu_title(report), CPU), ("wall time", WALL), ("memory", MEMORY)):
         headings += [f"{title}: {first}", *others]
@@ -233,7 +226,7 @@ def markdown(report: Report) -> str:
     for row in (row for case in report.cases for row in case.rows):
         outcome = cpu_cells(row) + wall_cells(row) + memory_cells(row)
         if row.refused:
-            outcome = [f"refused: {_escape(row.refused)}", *[""] * (len(outcome) - 1)]
+            outcome = [f"refused: {escape(row.refused)}", *[""] * (len(outcome) - 1)]
         lines.append("| " + " | ".join((f"`{row.case}`", row.against, *outcome)) + " |")
     lines += ["", "What the cases are:", ""]
     lines += [f"- `{case.name}`: {case.title}" for case in report.cases]
@@ -243,7 +236,7 @@ def markdown(report: Report) -> str:
             lines += ["", f"**{case.name}**: {case.title} ({_cell_title(report, case)})", ""]
             lines += ["| tokens | " + " | ".join(curves) + " |", "|---:" * (len(curves) + 1) + "|"]
             lines += ["| " + " | ".join(line) + " |" for line in grid]
-            lines += [f"- not measured: {_escape(text)}" for text in missing(case)]
+            lines += [f"- not measured: {escape(text)}" for text in missing(case)]
     absent = [f"`{name}`" for name in CASES if name not in {case.name for case in report.cases}]
     lines += ["", *[f"- {fact}" for fact in (*notes(report), *facts(report), *sizes(report))]]
     if absent:
@@ -251,12 +244,10 @@ def markdown(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def publish(report: Report, document: Path = DOCUMENT) -> list[Path]:
+def publish(report: Report, document: Path | None = None) -> list[Path]:
     """Write tables and picture into the document between its markers; gives the files written.
+
+    A run for a GPU has a document of its own, without a picture.
 
     Raises:
         ValueError: if the run was quick or against another tree, or the document has not exactly one pair of markers
@@ -268,15 +259,21 @@ def publish(report: Report, document: Path = DOCUMENT) -> list[Path]:
         raise ValueError("A quick run uses short inputs and is not published; run without --quick.")
     if report.before:
         raise ValueError("A run against another tree is not published; run without --against.")
+    if report.roofline and report.device == "cpu":
+        raise ValueError("What is for a GPU is not published from a CPU; run with --device cuda.")
+    document = document or (GPU_DOCUMENT if report.roofline else DOCUMENT)
     text = document.read_text() if document.exists() else ""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise ValueError(f"{document} needs the lines {BEGIN} and {END}, once each and in this order.")
-    picture = document.with_name("performance.png")
-    draw(report, picture)
+    written, block = [document], markdown(report)
+    if not report.roofline:
+        picture = document.with_name("performance.png")
+        draw(report, picture)
+        written.append(picture)
+        block = f"![Speed and memory against each peer]({picture.name})\n\n{block}"
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]
-    block = f"{BEGIN}\n\n![Speed and memory against each peer]({picture.name})\n\n{markdown(report)}\n\n{END}"
     temporary = document.with_name(f".{document.name}.new")
-    temporary.write_text(before + block + after)
+    temporary.write_text(f"{before}{BEGIN}\n\n{block}\n\n{END}{after}")
     temporary.replace(document)
-    return [document, picture]
+    return written

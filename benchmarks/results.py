@@ -22,7 +22,11 @@ SCHEMA = 2
 
 @dataclass
 class Measurement:
-    """What was measured of one subject. `error` says why something is missing; `calls` counts aten functions."""
+    """What was measured of one subject.
+
+    `error` says why something is missing; `calls` counts aten functions; `operations` and `moved_bytes` are what no
+    implementation can do without, as far as they are known.
+    """
 
     key: str
     peer: str
@@ -34,6 +38,8 @@ class Measurement:
     memory_method: str | None = None
     calls: int | None = None
     error: str | None = None
+    operations: float | None = None
+    moved_bytes: float | None = None
 
     @classmethod
     def of(cls, subject: Subject) -> Measurement:
@@ -115,6 +121,9 @@ class Report:
     Args:
         before: State of the other tree's repository, as in `git`, of a run against one.
         stolen: Share of the processor time in which the machine had work that its host gave to others meanwhile.
+        device: `"cpu"` or `"cuda"`.
+        roofline: Of a run of cases for a GPU: the card and its rates, as `benchmarks.roofline.measure` gives them.
+        missing: Names of cases that the time did not suffice for.
     """
 
     date: str
@@ -130,6 +139,9 @@ class Report:
     cases: list[CaseResult] = field(default_factory=list)
     before: dict[str, Any] | None = None
     stolen: float | None = None
+    device: str = "cpu"
+    roofline: dict[str, Any] | None = None
+    missing: list[str] = field(default_factory=list)
     schema: int = SCHEMA
 
     def save(self, path: Path) -> None:
@@ -168,15 +180,21 @@ class Report:
             raise ValueError(f"{path} is not a result file of `mega bench`: {error}.") from error
 
 
-def rows(case: Case, measurements: list[Measurement], agreements: dict[str, float | str]) -> list[Row]:
+def rows(
+    case: Case, measurements: list[Measurement], agreements: dict[str, float | str], wall: bool = False
+) -> list[Row]:
     """The outcome of a case. `agreements` holds for each checked peer its agreement, or why it failed.
 
-    A peer that was checked and does not agree gets no ratio: a speed-up of something else means nothing.
+    A peer that was checked and does not agree gets no ratio: a speed-up of something else means nothing. With `wall`
+    the speed is that of the device's time, and not of the processor's.
     """
     found = {measurement.key: measurement for measurement in measurements}
     if isinstance(case, Series):
         return [_growth(case, curve, found) for curve in case.curves] if case.growth else []
-    return [_comparison(case, peer, found[OURS], found[peer], agreements.get(peer)) for peer in case.against]
+    outcome = [_comparison(case, peer, found[OURS], found[peer], agreements.get(peer)) for peer in case.against]
+    for row in outcome if wall else ():
+        row.speed = row.wall_speed
+    return outcome
 
 
 def _comparison(
@@ -223,6 +241,15 @@ def _fill(row: Row, ours: Measurement, theirs: Measurement) -> None:
     row.ours_bytes, row.their_bytes = ours.median_bytes, theirs.median_bytes
     row.ours_calls, row.their_calls = ours.calls, theirs.calls
     row.memory = ratio(row.ours_bytes, row.their_bytes)
+
+
+def floor_seconds(measurement: Measurement, roofline: dict[str, Any]) -> float | None:
+    """The time that a card needs at least, at the rates measured on it, for what cannot be done without."""
+    times = (
+        ratio(measurement.operations, roofline["operations_per_second"]),
+        ratio(measurement.moved_bytes, roofline["bytes_per_second"]),
+    )
+    return max((time for time in times if time), default=None)
 
 
 def ratio(numerator: float | None, denominator: float | None) -> float | None:
@@ -301,7 +328,12 @@ def _git(tree: Path, *arguments: str) -> str | None:
 
 def default_path(report: Report) -> Path:
     """`benchmarks/results/<date>-<processor>-<cores>c.json`; the machine is named by its processor, not its owner."""
-    processor = re.sub(r"\(R\)|\(TM\)|CPU|Processor|@", " ", report.machine["cpu"])
+    card = report.roofline["device"]["name"] if report.roofline else "CPU"
+    processor = re.sub(r"\(R\)|\(TM\)|CPU|Processor|@", " ", report.machine["cpu"] if card == "CPU" else card)
     slug = re.sub(r"[^a-z0-9.]+", "-", processor.lower()).strip("-")
-    kind = ("-before-after" if report.before else "") + ("-quick" if report.quick else "")
+    kind = (
+        ("-gpu-cases" if report.roofline else "")
+        + ("-before-after" if report.before else "")
+        + ("-quick" if report.quick else "")
+    )
     return REPOSITORY / "benchmarks" / "results" / f"{report.date[:10]}-{slug}-{report.machine['cores']}c{kind}.json"

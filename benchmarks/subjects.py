@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from benchmarks import floor
 from benchmarks.cases import Workload
 from benchmarks.memory import measure
-from benchmarks.models import HIDDEN, LAYERS, SHARED, VOCABULARY
+from benchmarks.models import VOCABULARY
 from benchmarks.ops import Op
 
 FIRST_TOKEN = 5  # ids below are kept for the special tokens
@@ -24,9 +25,11 @@ class Subject:
 
     Attributes:
         parts: Of how many like parts a step is made; a part's time is what is reported.
+        is_prepared: Whether `prepare` does something, so that no step may follow another without it.
     """
 
     parts = 1
+    is_prepared = False
 
     def __init__(self, module: nn.Module, workload: Workload):
         self.module = module
@@ -46,9 +49,18 @@ class Subject:
 
         Optimiser state and caches are dropped first, so they count as the step's.
         """
-        self.step(min(TOUCH_LENGTH, self.workload.length))
+        if self.workload.device == "cpu":
+            self.step(min(TOUCH_LENGTH, self.workload.length))
         self.forget()
-        return measure(self.step)
+        return measure(self.step, self.workload.device)
+
+    def work(self) -> floor.Work | None:
+        """The least work of a part; None if that is not known."""
+        return None
+
+    def placed(self, x: Tensor) -> Tensor:
+        """A tensor on the workload's device, numbers in its dtype."""
+        return x.to(self.workload.device, getattr(torch, self.workload.dtype) if x.is_floating_point() else None)
 
     def calls(self) -> int:
         """Calls of aten functions in a step's part, those that others make included."""
@@ -100,26 +112,32 @@ class ModelSubject(Subject):
 
     def __init__(self, module: nn.Module, workload: Workload, generator: torch.Generator):
         super().__init__(module.train(workload.task == "train"), workload)
-        shape = (1, workload.length)
-        self.input_ids = random_tokens(shape, generator)
+        shape = (workload.batch, workload.length)
+        self.input_ids = self.placed(random_tokens(shape, generator))
         labels = random_tokens(shape, generator)
         labelled = torch.rand(shape, generator=generator) < workload.labelled
         labelled[:, 0] = True  # the loss of no label at all is undefined
-        self.labels = labels.masked_fill(~labelled, -100)
-        self.optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE)
+        self.labels = self.placed(labels.masked_fill(~labelled, -100))
+        fused = workload.device != "cpu" or None  # which PyTorch would not choose
+        self.optimizer = torch.optim.AdamW(module.parameters(), lr=LEARNING_RATE, fused=fused)
 
     def step(self, length: int | None = None) -> None:
+        input_ids, labels = (x[:, :length].contiguous() for x in (self.input_ids, self.labels))
         if self.workload.task == "infer":
             with torch.inference_mode():
-                self.module(input_ids=self.input_ids[:, :length])
+                self.module(input_ids=input_ids)
             return
-        self.module(input_ids=self.input_ids[:, :length], labels=self.labels[:, :length]).loss.backward()
+        self.module(input_ids=input_ids, labels=labels).loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def forget(self) -> None:
         super().forget()
         self.optimizer.state.clear()
+
+    def work(self) -> floor.Work:
+        train, w = self.workload.task == "train", self.workload
+        return floor.step_of_model(self.module, (w.batch, w.length), train, w.width, w.layers)
 
     def evaluate(self) -> dict[str, Tensor]:
         if self.workload.task == "infer":
@@ -153,9 +171,9 @@ class MatmulSubject(Subject):
                 weight = layer.weight.detach()
                 x, gradient = randn(workload.length, layer.in_features), randn(workload.length, layer.out_features)
                 self._add((x, weight.T), (gradient, weight), (gradient.T, x))
-        for _ in range(LAYERS):
-            q, k = randn(groups, group, SHARED), randn(groups, group, SHARED)
-            v, gradient = randn(groups, group, HIDDEN), randn(groups, group, HIDDEN)
+        for _ in range(workload.layers):
+            q, k = randn(groups, group, workload.shared), randn(groups, group, workload.shared)
+            v, gradient = randn(groups, group, workload.hidden), randn(groups, group, workload.hidden)
             weights = randn(groups, group, group)
             self._add((q, k.mT), (weights, v), (gradient, v.mT), (weights.mT, gradient), (weights, k), (weights.mT, q))
 
@@ -171,18 +189,25 @@ class MatmulSubject(Subject):
 
 
 class OpSubject(Subject):
-    """Forward and backward of a function of batch-first `(1, length, ...)` inputs, with gradients for all of them."""
+    """Forward and backward of a function of batch-first `(rows, length, ...)` inputs, with gradients for all of them.
+
+    Or forward alone, without gradients.
+    """
 
     def __init__(self, op: Op, workload: Workload):
-        super().__init__(op.module, workload)
+        super().__init__(op.module.to(workload.device), workload)
         self.call = op.call
-        self.inputs = [tensor.requires_grad_() for tensor in op.inputs]
-        self.gradient = op.gradient
+        self.inputs = [self.placed(tensor).requires_grad_() for tensor in op.inputs]
+        self.gradient = self.placed(op.gradient)
 
     def step(self, length: int | None = None) -> None:
         inputs = self.inputs
         if length is not None:
             inputs = [tensor.detach()[:, :length].contiguous().requires_grad_() for tensor in inputs]
+        if self.workload.task.endswith("-forward"):
+            with torch.no_grad():
+                self.call(*inputs)
+            return
         self.call(*inputs).backward(self.gradient[:, :length])
         self.forget()
 
@@ -190,6 +215,10 @@ class OpSubject(Subject):
         super().forget()
         for tensor in self.inputs:
             tensor.grad = None
+
+    def work(self) -> floor.Work | None:
+        w, size = self.workload, self.gradient.element_size()
+        return floor.op(w.task, w.batch, w.length, w.width, w.shared, w.hidden, size)
 
     def evaluate(self) -> dict[str, Tensor]:
         output = self.call(*self.inputs)

@@ -8,10 +8,15 @@ It reads one JSON request a line from stdin and answers each with one JSON line 
     memory                          -> bytes, method: peak of one step above the loaded model; of decoding, the cache
     calls                           -> calls of aten functions in a step, or in one of its like parts
     time                            -> seconds and cpu_seconds (of all threads) of a step, or of one of its like parts
+    device_time                     -> the same by the device's clock, of several steps in a row where they allow it
+    work                            -> operations and bytes that a step, or a part, cannot do without; null if unknown
+    roofline device                 -> the card, and the rates it copies and multiplies at
+    unload                          -> drops the subject and returns the device's memory
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
@@ -22,6 +27,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 BURST_SECONDS = 0.2  # of processor time
+DEVICE_BURST_SECONDS = 0.1
 
 
 class Session:
@@ -37,6 +43,9 @@ class Session:
         from benchmarks.cases import Workload
 
         torch.set_num_threads(threads)
+        if workload["device"] == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError("PyTorch finds no CUDA device")
+        self.calls_in_a_row = 1
         self.subject = build(peer, Workload(**workload), seed)
         if weights is not None:
             self.subject.load_weights(weights)
@@ -81,6 +90,45 @@ class Session:
         parts = steps * self.subject.parts
         return {"seconds": seconds / parts, "cpu_seconds": cpu_seconds / parts}
 
+    def device_time(self) -> dict[str, Any]:
+        """Seconds of a step's part by the device's clock, and of processor time; the first answer is a warm-up."""
+        from benchmarks.timing import calls_within, mean_seconds
+
+        subject, calls = self.subject, self.calls_in_a_row
+        subject.prepare()
+        cpu_start = time.process_time()
+        seconds = mean_seconds(subject.step, subject.workload.device, calls)
+        cpu_seconds = (time.process_time() - cpu_start) / calls
+        if not subject.is_prepared:
+            self.calls_in_a_row = calls_within(seconds, DEVICE_BURST_SECONDS)
+        return {"seconds": seconds / subject.parts, "cpu_seconds": cpu_seconds / subject.parts}
+
+    def work(self) -> dict[str, Any]:
+        """The least work of a step's part."""
+        work = self.subject.work()
+        return {"operations": work and work.operations, "bytes": work and work.bytes}
+
+    def roofline(self, device: str) -> dict[str, Any]:
+        """What the card is, and reaches."""
+        from benchmarks.roofline import measure
+
+        return measure(device)
+
+    def unload(self) -> dict[str, Any]:
+        """Drop the subject, compiled graphs and free memory; fails where an error left the device unusable."""
+        import torch
+
+        self.subject = None
+        torch._dynamo.reset()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        return {}
+
+
+OPERATIONS = ("load", "save", "check", "memory", "calls", "time", "device_time", "work", "roofline", "unload")
+
 
 def _versions(*names: str) -> dict[str, str]:
     found = {}
@@ -98,7 +146,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     session = Session()
-    operations = {name: getattr(session, name) for name in ("load", "save", "check", "memory", "calls", "time")}
+    operations = {name: getattr(session, name) for name in OPERATIONS}
     for line in sys.stdin:
         request = json.loads(line)
         try:

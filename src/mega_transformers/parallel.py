@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -23,8 +23,11 @@ from .models.mega.inputs_mega import document_starts_of
 from .ops.ema import EMACoefficients, ema_boundary, ema_entering
 from .ops.layout import AttentionLayout, positions_in_documents
 
-# arguments of (batch, length), and what stands in them behind the end of a row
-PADDING = {"input_ids": 0, "token_type_ids": 0, "labels": -100, "shift_labels": -100, "attention_mask": 0}
+# arguments of (batch, length), and what follows the end of a row in them
+PADDING = {
+    **dict.fromkeys(("input_ids", "inputs_embeds", "token_type_ids", "attention_mask"), 0),
+    **dict.fromkeys(("labels", "shift_labels"), -100),
+}
 HEADS = ("MegaModel", "MegaForMaskedLM", "MegaForCausalLM")
 
 
@@ -35,7 +38,8 @@ def parallelize_sequence(model: nn.Module, group: dist.ProcessGroup | DeviceMesh
     `token_type_ids`, `labels`, and for packed rows `position_ids`, `cu_seq_lens_q` or `seq_idx`. Each returns the
     outputs of its piece, ceil(length / (processes * chunk)) * chunk tokens long, padded at the end of a row;
     `gather_sequence` joins pieces. The mean of the losses over the processes is the loss of the whole rows, and the
-    mean of the gradients its gradient: data parallelism (DDP, FSDP) computes just these means.
+    mean of the gradients its gradient: data parallelism (DDP, FSDP) computes just these means. Under transformers'
+    Trainer, `training.sequence_parallel.SequenceParallelTrainer` does all this.
 
     Args:
         model: A `MegaModel`, `MegaForMaskedLM` or `MegaForCausalLM` with chunks of attention; wrap it first, then
@@ -49,10 +53,28 @@ def parallelize_sequence(model: nn.Module, group: dist.ProcessGroup | DeviceMesh
         ValueError: for full attention, a truncated EMA, cross-attention, and other heads; in a forward pass for a
             cache, and for documents or padding on the left that put a cut into a chunk.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if type(model).__name__ not in HEADS:
         raise ValueError(f"sequence parallelism is for {', '.join(HEADS)}; got {type(model).__name__}")
-    assert config is not None
+    check_can_be_cut(config)
+    pieces = _Pieces(_process_group(group), config)
+    blocks = [block for block in model.modules() if isinstance(block, MegaBlock)]
+    cast(Any, model).sequence_hooks = [
+        model.register_forward_pre_hook(pieces.cut, with_kwargs=True),
+        *(block.register_forward_pre_hook(pieces.connect, with_kwargs=True) for block in blocks),
+    ]
+    return model
+
+
+def unparallelize_sequence(model: nn.Module) -> nn.Module:
+    """Makes a model compute whole rows again, each process its own; nothing for one that does so already."""
+    for hook in vars(model).pop("sequence_hooks", []):
+        hook.remove()
+    return model
+
+
+def check_can_be_cut(config: Any) -> None:
+    """Refuses the configuration of a Mega whose rows cannot be cut with a ValueError that names the field."""
     if not config.use_chunking:
         raise ValueError(
             "use_chunking=False: full attention sees the pieces of other processes; set use_chunking=True"
@@ -61,17 +83,46 @@ def parallelize_sequence(model: nn.Module, group: dist.ProcessGroup | DeviceMesh
         raise ValueError(f"truncation={config.truncation}: processes exchange the EMA's states only; set it to None")
     if config.add_cross_attention:
         raise ValueError("add_cross_attention=True: a decoder with an encoder cannot be cut over processes")
-    pieces = _Pieces(_process_group(group), config)
-    model.register_forward_pre_hook(pieces.cut, with_kwargs=True)
-    for block in model.modules():
-        if isinstance(block, MegaBlock):
-            block.register_forward_pre_hook(pieces.connect, with_kwargs=True)
-    return model
+
+
+def cut_sequence(
+    x: torch.Tensor, group: dist.ProcessGroup | DeviceMesh, chunk_size: int, padding: int = 0
+) -> torch.Tensor:
+    """The piece (B, piece, ...) that this process has of whole rows (B, length, ...), as the model cuts them.
+
+    A piece is ceil(length / (processes * chunk)) chunks long; `padding` follows the end of a row.
+    """
+    group = _process_group(group)
+    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    piece = _piece_length(x.shape[1], size, chunk_size)
+    missing = size * piece - x.shape[1]
+    whole = F.pad(x, (0, 0) * (x.dim() - 2) + (0, missing), value=padding)
+    return whole[:, rank * piece : (rank + 1) * piece].contiguous()
 
 
 def gather_sequence(x: torch.Tensor, group: dist.ProcessGroup | DeviceMesh, length: int) -> torch.Tensor:
-    """The whole rows (B, length, ...) of every process's piece (B, piece, ...). Not differentiable."""
+    """Joins the pieces of all processes to whole rows, (B, length, ...). Not differentiable.
+
+    Args:
+        x: (B, piece, ...), the piece of this process.
+        group: As in `parallelize_sequence`.
+        length: Tokens of the whole rows.
+    """
     return _gathered(x.detach(), _process_group(group)).transpose(0, 1).flatten(1, 2)[:, :length]
+
+
+def aligned_labels(model: nn.Module, labels: torch.Tensor) -> torch.Tensor:
+    """Labels (B, L) at the positions whose logits predict them: those of a causal model one to the left."""
+    return F.pad(labels[:, 1:], (0, 1), value=-100) if _shifts_labels(model) else labels
+
+
+def _shifts_labels(model: nn.Module) -> bool:
+    # FSDP2 gives a model a class of its own that is derived from it
+    return any(kind.__name__ == "MegaForCausalLM" for kind in type(model).__mro__)
+
+
+def _piece_length(length: int, processes: int, chunk_size: int) -> int:
+    return -(-length // (processes * chunk_size)) * chunk_size
 
 
 def _process_group(group: dist.ProcessGroup | DeviceMesh) -> dist.ProcessGroup:
@@ -106,7 +157,7 @@ class _Pieces:
         if rows is None:
             raise ValueError("give input_ids or inputs_embeds")
         batch, length = rows.shape[:2]
-        piece = -(-length // (self.size * self.chunk)) * self.chunk
+        piece = _piece_length(length, self.size, self.chunk)
         starts, _ = document_starts_of(
             (batch, length),
             kwargs.pop("position_ids", None),
@@ -126,9 +177,7 @@ class _Pieces:
             kwargs["position_ids"] = self._documents(F.pad(starts, (0, missing), value=False), mine)
         for name, value in PADDING.items():
             if name in kwargs:
-                kwargs[name] = F.pad(kwargs[name], (0, missing), value=value)[:, mine]
-        if "inputs_embeds" in kwargs:
-            kwargs["inputs_embeds"] = F.pad(kwargs["inputs_embeds"], (0, 0, 0, missing))[:, mine]
+                kwargs[name] = cut_sequence(kwargs[name], self.group, self.chunk, value)
         return args, {**kwargs, **({"use_cache": False} if self.causal else {})}
 
     def _count_labels(self, model: nn.Module, kwargs: dict[str, Any]) -> None:
@@ -136,8 +185,8 @@ class _Pieces:
         labels = kwargs.get("labels")
         if labels is None:
             return
-        if type(model).__name__ == "MegaForCausalLM" and "shift_labels" not in kwargs:
-            kwargs["shift_labels"] = F.pad(labels[:, 1:], (0, 1), value=-100)
+        if _shifts_labels(model) and "shift_labels" not in kwargs:
+            kwargs["shift_labels"] = aligned_labels(model, labels)
         count = kwargs.get("num_items_in_batch")
         if count is None:
             count = (kwargs.get("shift_labels", labels) != -100).sum()

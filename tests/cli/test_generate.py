@@ -17,6 +17,7 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForPreTraining,
+    CompileConfig,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
@@ -171,6 +172,51 @@ def test_batches_give_what_one_by_one_gives(tiny_causal_checkpoint: Path, batch_
         stdout(mega(*PROMPTS, "-m", tiny_causal_checkpoint, "--greedy", "--batch-size", n)) for n in (1, batch_size)
     ]
     assert shown[0] == shown[1]
+
+
+def test_captured_steps_give_the_same_text(tiny_causal_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, where transformers compiles when told to, and eagerly."""
+    expected = answers(mega(*PROMPTS, "--greedy", "--json", "-n", 20, "--model", tiny_causal_checkpoint))
+    given, arguments = [], generator.captured_decoding
+
+    def captured(model: Any, length: int) -> dict[str, Any]:
+        how = CompileConfig(backend="eager", mode=None, fullgraph=True)
+        how._compile_all_devices = True
+        given.append(arguments(model, length))
+        return given[-1] | {"compile_config": how}
+
+    monkeypatch.setattr(generator, "captured_decoding", captured)
+    monkeypatch.setattr(generator, "capture_obstacle", lambda model: None)
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    result = mega(*PROMPTS, "--greedy", "--json", "-n", 20, "--model", tiny_causal_checkpoint)
+    assert [answer["text"] for answer in answers(result)] == [answer["text"] for answer in expected]
+    assert "--no-capture starts at once" in result.stderr
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert [options["cache"].layers[0].max_cache_len for options in given] == [256] * len(PROMPTS)
+    assert all(options["compile_config"].mode == "reduce-overhead" for options in given)
+    given.clear()
+    for option in (["--no-capture"], ["--num-beams", 2], ["--prompt-lookup", 3]):
+        assert stdout(mega(SHORT, "--greedy", *option, "-n", 3, "--model", tiny_causal_checkpoint)) and not given
+
+
+def test_what_cannot_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused(mega(SHORT, "--capture"), "--capture: is for a CUDA device, and the model runs on cpu; leave it out")
+    for option in ("--num-beams", "--prompt-lookup"):
+        refused(mega(SHORT, "--greedy", "--capture", option, 2), "--capture", f"together with {option}", code=2)
+
+    class OnGPU(MegaForCausalLM):
+        device = torch.device("cuda")
+
+        def __init__(self) -> None:
+            pass
+
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: False)
+    assert "mega-transformers[gpu]" in str(generator.capture_obstacle(OnGPU()))
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
+    assert generator.capture_obstacle(OnGPU()) is None
+    monkeypatch.setattr(OnGPU, "_can_compile_fullgraph", False)
+    assert "does not compile a decoding step of OnGPU" in str(generator.capture_obstacle(OnGPU()))
 
 
 def test_a_text_ends_where_the_model_ends_it(tiny_causal_checkpoint: Path, variant: Any) -> None:

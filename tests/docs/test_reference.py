@@ -29,14 +29,6 @@ NOT_FOR_IMPORT = {
     "mega_transformers.training.lra": "recipes name readers",
 }
 """Modules with an `__all__` that are not public, and what is instead."""
-TERSE = {
-    "mega_transformers.ops.ema.ema_coefficients",
-    "mega_transformers.ops.ema.ema_kernel",
-    "mega_transformers.parallel.gather_sequence",
-    "mega_transformers.training.run.run",
-    "mega_transformers.training.run.RunOptions",
-}
-"""Their one line, or comments beside their fields, explain what they take."""
 SHAPE = re.compile(r"\((?:\.\.\.|[A-Z]'?|[a-z]\w*)(?: or [\w ]+)?,|\(\.\.\.\)|scalar|any shape|any equal shapes")
 
 
@@ -116,7 +108,7 @@ def explained(of: Any, seen: tuple[Any, ...] = ()) -> str:
     return text
 
 
-@pytest.mark.parametrize("path", sorted(FUNCTIONS.keys() - TERSE))
+@pytest.mark.parametrize("path", sorted(FUNCTIONS))
 def test_a_function_says_what_it_takes_and_raises(path: str) -> None:
     function = inspect.unwrap(FUNCTIONS[path])
     text, own = explained(function), inspect.getdoc(function) or ""
@@ -134,9 +126,7 @@ def test_a_function_says_what_it_takes_and_raises(path: str) -> None:
         assert re.search(r"Raises:|refuses|Refuses|refused", own), f"{path} does not say what it raises"
 
 
-@pytest.mark.parametrize(
-    "path", sorted(path for path, of in CLASSES.items() if dataclasses.is_dataclass(of) and path not in TERSE)
-)
+@pytest.mark.parametrize("path", sorted(path for path, of in CLASSES.items() if dataclasses.is_dataclass(of)))
 def test_a_dataclass_explains_its_fields(path: str) -> None:
     kind = CLASSES[path]
     inherited = {name for base in kind.__mro__[1:] for name in inspect.get_annotations(base)}

@@ -65,7 +65,7 @@ def yaml_of(value):
     ("key", "value", "message"),
     [
         ("colour", "red", "unknown key 'colour'; known are name, task"),
-        ("sequence_lenght", 32, "unknown key 'sequence_lenght'; did you mean sequence_length?"),
+        ("sequence_lenght", 32, "unknown key 'sequence_lenght'; did you mean sequence_length or sequence_parallel?"),
         ("masking.probabilty", 0.2, "masking: unknown key 'probabilty'; did you mean probability"),
         ("data.0.trian", "a", "data.0: unknown key 'trian'; did you mean train?"),
         ("task", "cooking", "task='cooking' is unknown; known are masked-lm, causal-lm, text-to-text"),

@@ -1,4 +1,4 @@
-"""`mega bench`: speed and memory against transformers 4.40.2, ModernBERT, RoBERTa and GPT-2."""
+"""`mega bench`: speed and memory against transformers 4.40.2, ModernBERT, RoBERTa, GPT-2, Mamba-2 and GLA."""
 
 from __future__ import annotations
 
@@ -12,11 +12,26 @@ import typer
 
 
 def bench(
-    cases: Annotated[list[str] | None, typer.Argument(help="Cases to run; default: all of them.")] = None,
+    cases: Annotated[
+        list[str] | None,
+        typer.Argument(help="Cases to run, by name or pattern ('gpu-train-*'); default: all of the device."),
+    ] = None,
     list_cases: Annotated[bool, typer.Option("--list", help="List cases and peers, and run nothing.")] = False,
     repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each peer, in turns.")] = 8,
     memory_repeats: Annotated[int, typer.Option(min=1, help="Processes of each peer, which share the repeats.")] = 4,
-    quick: Annotated[bool, typer.Option("--quick", help="Inputs 16 times shorter, 2 repeats: a trial run.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Inputs 16 times shorter (for a GPU 64, of small models), 2 repeats.")
+    ] = False,
+    device: Annotated[
+        str,
+        typer.Option(
+            help="cpu or cuda, which have their own cases; those of cuda run on the CPU too if named, to try them."
+        ),
+    ] = "cpu",
+    budget: Annotated[
+        float | None,
+        typer.Option(min=0, help="Seconds after which no further case of a GPU's begins; default: no limit."),
+    ] = None,
     threads: Annotated[
         int,
         typer.Option(min=1, help="Threads of a worker; processor time is the sum over them."),
@@ -49,6 +64,7 @@ def bench(
     """Measure processor time and peak memory against other models, in turns, and show the median ratios.
 
     Unlike wall time, which is shown beside it, processor time leaves out what others take on a shared machine.
+    With --device cuda: the GPU's time, beside the least that the card could need at the rates measured on it.
     The benchmarks are not part of the installed package: run this command in a clone of the repository.
     """
     from rich.console import Console
@@ -71,8 +87,8 @@ def bench(
                 "--quick and --publish exclude each other: a quick run's numbers are not worth publishing."
             )
         if source is not None:
-            if cases or against:
-                raise ValueError("--from shows a finished run; leave out the cases and --against.")
+            if cases or against or device != "cpu":
+                raise ValueError("--from shows a finished run; leave out the cases, --against and --device.")
             report = Report.load(source)
         else:
             report = _run(
@@ -81,6 +97,8 @@ def bench(
                 repeats=min(repeats, 2) if quick else repeats,
                 memory_repeats=1 if quick else memory_repeats,
                 quick=quick,
+                device=device,
+                budget=budget,
                 threads=threads,
                 against=against,
                 seed=seed,
@@ -116,6 +134,8 @@ def _run(
     repeats: int,
     memory_repeats: int,
     quick: bool,
+    device: str,
+    budget: float | None,
     threads: int,
     against: Path | None,
     seed: int,
@@ -123,14 +143,18 @@ def _run(
     peer_python: list[str],
 ) -> Any:
     from benchmarks import results
-    from benchmarks.cases import BEFORE, Subject, before_after, select
+    from benchmarks.cases import BEFORE, Subject, before_after
     from benchmarks.client import Worker
     from benchmarks.peers import PEERS, REPOSITORY, interpreter, parse_pythons
     from benchmarks.run import Settings, run_case
 
     from .outputs import check_output_file
 
-    chosen = select(names)
+    chosen, for_gpu = _choose(names, device)
+    if for_gpu and against is not None:
+        raise ValueError("--against compares on a CPU; leave it or --device and the cases for a GPU out.")
+    if budget is not None and not for_gpu:
+        raise ValueError("--budget is for the cases for a GPU; name fewer cases, or give --device cuda.")
     if against is not None:
         chosen, left_out = before_after(chosen)
         if left_out:
@@ -154,7 +178,10 @@ def _run(
         machine=results.machine(),
         git=results.git_state(),
         before=results.git_state(against) if against else None,
+        device=device,
     )
+    if for_gpu:
+        return _run_for_gpu(console, chosen, report, output, pythons, budget)
     path = output or results.default_path(report)
     console.print(f"{len(chosen)} cases on {threads} of {cores} cores ({report.machine['cpu']}); results in {path}")
 
@@ -174,6 +201,59 @@ def _run(
             report.cases.append(run_case(case, settings, progress, report))
             report.stolen = results.stolen_share(ticks, results.processor_ticks())
             report.save(path)
+    console.print(f"Wrote {path}")
+    return report
+
+
+def _choose(names: list[str] | None, device: str) -> tuple[list[Any], bool]:
+    """The cases to run, and whether they are for a GPU."""
+    from benchmarks.cases import CASES, select
+    from benchmarks.gpu_cases import GPU_CASES
+
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"--device {device}: expected cpu or cuda.")
+    if not names:
+        return list((GPU_CASES if device == "cuda" else CASES).values()), device == "cuda"
+    chosen = select(names, CASES | GPU_CASES)
+    for_gpu = [case.name in GPU_CASES for case in chosen]
+    if device == "cuda" and not all(for_gpu):
+        name = chosen[for_gpu.index(False)].name
+        raise ValueError(f"{name} is measured on a CPU; for --device cuda there are: {', '.join(GPU_CASES)}.")
+    if any(for_gpu) and not all(for_gpu):
+        raise ValueError("Cases for a CPU and for a GPU are measured in different ways; run them apart.")
+    return chosen, any(for_gpu)
+
+
+def _run_for_gpu(
+    console: Any, cases: list[Any], report: Any, output: Path | None, pythons: dict[str, Path], budget: float | None
+) -> Any:
+    from benchmarks import results
+    from benchmarks.cases import OURS
+    from benchmarks.client import Worker, WorkerError
+    from benchmarks.device_run import Workers, run_cases, variables
+    from benchmarks.peers import PEERS, absence
+
+    from .device import resolve_device
+
+    if report.device == "cuda":
+        resolve_device("cuda")
+
+    def start(peer: str) -> Worker:
+        python = pythons.get(peer, Path(sys.executable))
+        return Worker(python, report.threads, variables=variables(peer, results.available_cores()))
+
+    needed = {subject.peer for case in cases for group in case.groups for subject in group}
+    absent = {name: why for name in needed if (why := absence(PEERS[name], pythons))}
+    with Workers(start, absent) as workers:
+        try:
+            with console.status("measuring what the card reaches"):
+                report.roofline = workers.of(OURS).roofline(report.device)
+        except WorkerError as error:
+            raise RuntimeError(str(error)) from error
+        path = output or results.default_path(report)
+        console.print(f"{len(cases)} cases on {report.roofline['device']['name']}; results in {path}")
+        with _Progress(console, len(cases)) as progress:
+            run_cases(cases, workers, report, progress, lambda: report.save(path), budget)
     console.print(f"Wrote {path}")
     return report
 
@@ -203,7 +283,9 @@ class _Progress:
         self._progress.stop()
 
     def case(self, case: Any, steps: int) -> None:
-        """A case begins that has this many steps."""
+        """A case begins that has this many steps; without a terminal that is a line of its own."""
+        if not self._progress.console.is_terminal:
+            self._progress.console.print(case.name)
         self._progress.update(self._cases, advance=1, description=case.name)
         self._progress.reset(self._steps, total=steps, completed=-1)
 
@@ -216,17 +298,19 @@ def _show_registry(console: Any) -> None:
     from rich.table import Column, Table
 
     from benchmarks.cases import CASES, Comparison
+    from benchmarks.gpu_cases import GPU_CASES
     from benchmarks.peers import PEERS
 
-    table = Table(*(Column(name, overflow="fold") for name in ("case", "against and targets", "what")))
-    for case in CASES.values():
+    table = Table(*(Column(name, overflow="fold") for name in ("case", "device", "against and targets", "what")))
+    for case in (*CASES.values(), *GPU_CASES.values()):
+        device = "cuda" if case.name in GPU_CASES else "cpu"
         if isinstance(case, Comparison):
             against = [f"{peer}{_bounds(target.speed, target.memory)}" for peer, target in case.against.items()]
-            table.add_row(case.name, "\n".join(against), case.title)
+            table.add_row(case.name, device, "\n".join(against), case.title)
         else:
             growth = f": last/first ≤ {case.growth:g}x" if case.growth else ""
             memory = f", memory ≤ {case.memory_growth:g}x" if case.memory_growth else ""
-            table.add_row(case.name, f"itself{growth}{memory}", case.title)
+            table.add_row(case.name, device, f"itself{growth}{memory}", case.title)
     console.print(table)
     peers = Table(*(Column(name, overflow="fold") for name in ("peer", "what", "runs in")))
     for peer in PEERS.values():

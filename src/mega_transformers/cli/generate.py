@@ -13,7 +13,7 @@ from ..assets import DEFAULT_CAUSAL_MODEL
 from ..evaluation.metrics import MAX_BEAMS
 from .device import AUTO, DeviceOption, DTypeOption, check_names, resolve_placement
 from .loading import CAUSAL, ModelOption, kind_of, load, locate
-from .runtime import STDIN, UserError, gather_texts, load_libraries, spinner
+from .runtime import STDIN, UserError, gather_texts, load_libraries, print_note, spinner
 
 if TYPE_CHECKING:
     from .generator import Generated, Generator, Prompt
@@ -91,6 +91,14 @@ def generate(
     ] = None,
     device: DeviceOption = AUTO,
     dtype: DTypeOption = AUTO,
+    capture: Annotated[
+        bool | None,
+        typer.Option(
+            "--capture/--no-capture",
+            help="Compile the decoding step and run it as one captured CUDA graph; default: on a CUDA device, where "
+            "the model can and neither --num-beams nor --prompt-lookup is given.",
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time; shown when finished if above 1.")] = 1,
     whole: Annotated[bool, typer.Option("--whole", help="Stdin is one prompt, and not one per line.")] = False,
     stream: Annotated[
@@ -119,8 +127,13 @@ def generate(
     )
     streams = _streams(stream, num_beams, batch_size, as_json)
     _check_lookup(prompt_lookup, num_beams, batch_size)
+    if prompt_lookup is not None or num_beams > 1:
+        if capture:
+            option = "--num-beams" if num_beams > 1 else "--prompt-lookup"
+            raise _mistake("--capture", f"does not work together with {option}; leave one of the two out")
+        capture = False
     texts = _gather(prompts or [], whole)
-    generator = load_generator(model, settings, device, dtype)
+    generator = load_generator(model, settings, device, dtype, capture)
     with spinner("Tokenising"):
         ready = [generator.encode(text) for text in texts]
     if seed is not None:
@@ -140,30 +153,42 @@ def generate(
         raise typer.Exit(130)
 
 
-def load_generator(name: str, settings: Settings, device: str = AUTO, dtype: str = AUTO) -> Generator:
+def load_generator(
+    name: str, settings: Settings, device: str = AUTO, dtype: str = AUTO, capture: bool | None = False
+) -> Generator:
     """A bundled model, a folder's or a hub id's.
 
     Args:
         name: The model.
         settings: How texts continue.
         device, dtype: As the command line gives them.
+        capture: Whether decoding steps are captured; None where they can be.
 
     Raises:
-        UserError: if there is no such model, device or number format, or it is not a causal language model.
+        UserError: if there is no such model, device or number format, it is not a causal language model, or its steps
+            are to be captured and cannot be.
     """
     place = locate(name)
     load_libraries()
     placement = resolve_placement(device, dtype)
     from ..errors import RecipeError
     from ..evaluation.streaming import check_causal
-    from .generator import Generator
+    from .generator import Generator, capture_obstacle
 
+    if capture and placement.device.type != "cuda":
+        raise UserError(f"--capture: is for a CUDA device, and the model runs on {placement.device}; leave it out")
     model, tokenizer = load(place, kind_of(place, CAUSAL), placement)
     try:
         check_causal(model)
     except RecipeError as error:
         raise UserError(f"the model {name} cannot {CAUSAL.ability}: {error}") from error
-    return Generator(model, tokenizer, settings)
+    obstacle = capture_obstacle(model)
+    if capture and obstacle:
+        raise UserError(f"--capture: {obstacle}; leave it out")
+    captured = obstacle is None if capture is None else capture
+    if captured:
+        print_note("the decoding step is compiled first, which can take a minute; --no-capture starts at once")
+    return Generator(model, tokenizer, settings, captured=captured)
 
 
 def _repetition_penalty(value: float) -> float:

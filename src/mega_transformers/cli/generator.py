@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import StoppingCriteria, TextStreamer
+from transformers import CompileConfig, StaticCache, StoppingCriteria, TextStreamer
 
 from ..evaluation.streaming import input_limit
+from ..models.mega.compat_mega import CACHE_NAME
 from .runtime import UserError, print_note, shortened
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ DECODING = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 # tokens before a place that tell how it is decoded: whether a word begins there, or a character goes on
 CONTEXT = 8
 UNFINISHED = "\ufffd"
+CAPTURED_TOKENS = 256  # of which the length of a captured cache is a multiple
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,7 @@ class Generator:
         model: The model.
         tokenizer: Its tokenizer.
         settings: How texts go on.
+        captured: Whether a decoding step is compiled and captured as a CUDA graph.
 
     `stats` counts over all calls; `interrupted` says whether Ctrl-C cut the last one short.
     """
@@ -75,6 +78,7 @@ class Generator:
     settings: Settings
     stats: Stats = field(default_factory=Stats)
     interrupted: bool = False
+    captured: bool = False
 
     def encode(self, text: str) -> Prompt:
         """The prompt of a text.
@@ -120,7 +124,9 @@ class Generator:
         for row, prompt in enumerate(prompts):
             ids[row, longest - len(prompt.ids) :] = torch.tensor(prompt.ids)
             mask[row, longest - len(prompt.ids) :] = 1
-        streaming = {} if write is None else {"streamer": TextStream(self.tokenizer, write)}
+        options: dict[str, Any] = {} if write is None else {"streamer": TextStream(self.tokenizer, write)}
+        if self.captured:
+            options |= captured_decoding(self.model, longest + self.settings.max_new_tokens)
         with Watch(longest) as watch:
             output = self.model.generate(
                 ids.to(self.model.device),
@@ -129,7 +135,7 @@ class Generator:
                 eos_token_id=eos or None,
                 pad_token_id=padding,
                 **self.settings.arguments(),
-                **streaming,
+                **options,
             )
         self.interrupted = watch.interrupted
         made = [_until_end(row, eos) for row in output[:, longest:].tolist()]
@@ -152,6 +158,30 @@ class Generator:
         self.stats.prefill_seconds += watch.first_seconds
         self.stats.decode_tokens += sum(map(len, made)) - first
         self.stats.decode_seconds += watch.seconds - watch.first_seconds
+
+
+def capture_obstacle(model: Any) -> str | None:
+    """Why decoding steps of a model cannot be captured as a CUDA graph; None if they can."""
+    from torch.utils._triton import has_triton
+
+    if model.device.type != "cuda":
+        return f"the model runs on {model.device}, and CUDA graphs need a CUDA device"
+    if not getattr(model, "_can_compile_fullgraph", False):
+        return f"transformers does not compile a decoding step of {type(model).__name__} as one graph"
+    if not has_triton():
+        return "this PyTorch finds no Triton for this GPU: pip install 'mega-transformers[gpu]'"
+    return None
+
+
+def captured_decoding(model: Any, length: int) -> dict[str, Any]:
+    """Arguments for `generate`, which with these captures a decoding step of rows of at most `length` tokens.
+
+    Rows share a graph where the length rounded up is the same.
+    """
+    room = -(-length // CAPTURED_TOKENS) * CAPTURED_TOKENS
+    # a graph of open shapes would be captured once for each of them
+    compilation = CompileConfig(mode="reduce-overhead", dynamic=False)
+    return {CACHE_NAME: StaticCache(config=model.config, max_cache_len=room), "compile_config": compilation}
 
 
 class Watch(StoppingCriteria):

@@ -12,12 +12,12 @@ from ..ops.autocast import no_autocast
 from ..ops.ema import (
     EMACoefficients,
     PackedBlocks,
-    block_size,
     ema,
     ema_boundary,
     ema_coefficients,
     ema_continuation,
     packed_blocks,
+    packing_size,
 )
 from ..ops.layout import AttentionLayout
 
@@ -65,10 +65,10 @@ class MegaMultiDimensionDampedEma(nn.Module):
             (B, L, d).
         """
         inputs, packed = _real(x, layout), None
-        if layout is not None and layout.reset is not None:
-            packed = _packed(layout, layout.reset)
         if cache_layer is None:
             coefficients = self.coefficients()
+            if layout is not None and layout.reset is not None:
+                packed = _packed(layout, layout.reset, packing_size(inputs, coefficients, self.truncation))
             y, _ = ema(
                 inputs,
                 coefficients,
@@ -126,8 +126,8 @@ def _real(x: torch.Tensor, layout: AttentionLayout | None) -> torch.Tensor:
     return x if layout is None or layout.tokens is None else x * layout.tokens.unsqueeze(-1).to(x.dtype)
 
 
-def _packed(layout: AttentionLayout, reset: torch.Tensor) -> PackedBlocks:
+def _packed(layout: AttentionLayout, reset: torch.Tensor, size: int) -> PackedBlocks:
     """Where packed tokens go, worked out by the first layer."""
     if "packed" not in layout.plans:
-        layout.plans["packed"] = packed_blocks(reset, block_size(layout.queries), layout.documents)
+        layout.plans["packed"] = packed_blocks(reset, size, layout.documents)
     return layout.plans["packed"]

@@ -17,6 +17,7 @@ from transformers.integrations import get_available_reporting_integrations
 from ..errors import RecipeError, did_you_mean
 from .models import learning_rate_of
 from .recipe import Recipe
+from .sequence_parallel import SequenceParallelism, check_arguments
 from .tasks import Task
 
 # set elsewhere, or decided by the run
@@ -29,6 +30,7 @@ RESERVED = {
     "prediction_loss_only": "nothing: the task decides",
     "restore_callback_states_from_checkpoint": "nothing: the run decides",
     "logging_nan_inf_filter": "nothing: a loss that is not finite ends the run",
+    "parallelism_config": "sequence_parallel",
 }
 # what transformers does not check before it trains
 RANGES: dict[str, Any] = {
@@ -101,9 +103,16 @@ def build(recipe: Recipe, task: Task, output_dir: Path, **decided: Any) -> Any:
         if name not in (*there, "none", "all"):
             help_ = f"pip install {name}, or leave it out; installed: {', '.join(there) or 'none'}"
             raise RecipeError(f"training.report_to={name!r} is not installed: {help_}")
+    if (size := getattr(recipe, "sequence_parallel", 1)) > 1:
+        fields["parallelism_config"] = SequenceParallelism(size)
     try:
-        return task.arguments_class(**fields)
+        args = task.arguments_class(**fields)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"training: {error}") from None
     except ImportError as error:
         raise RecipeError(f"training needs more packages: pip install 'mega-transformers[train]' ({error})") from None
+    try:
+        check_arguments(args)
+    except ValueError as error:
+        raise RecipeError(f"sequence_parallel={size}, but {error}") from None
+    return args

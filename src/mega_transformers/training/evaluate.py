@@ -35,6 +35,8 @@ def evaluate_model(
         tokenizer, model: The checkpoint's, if they are loaded already.
         arguments_: Fields of `TrainingArguments` in place of the recipe's.
     """
+    if hasattr(recipe, "sequence_parallel"):  # every process reads whole blocks
+        recipe = recipe.model_copy(update={"sequence_parallel": 1})
     task = task_of(recipe, data_dir)
     with tempfile.TemporaryDirectory() as output:
         decided = {"eval_strategy": "no", "load_best_model_at_end": False, **arguments_}

@@ -413,6 +413,16 @@ class LanguageModelRecipe(Recipe):
 
     data: list[TextSource] = Field(min_length=1)
     packing: Literal["isolated", "wrapped"] = "isolated"
+    sequence_parallel: int = Field(1, ge=1)  # processes over which each block is cut
+
+    @model_validator(mode="after")
+    def _blocks_can_be_cut(self) -> LanguageModelRecipe:
+        if self.sequence_parallel > 1 and self.packing == "isolated":
+            raise ValueError(
+                f"sequence_parallel={self.sequence_parallel} needs packing: wrapped; isolated documents begin "
+                "anywhere in a block, and a cut would lie within one of their chunks"
+            )
+        return self
 
 
 class MaskedLMRecipe(LanguageModelRecipe):

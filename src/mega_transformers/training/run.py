@@ -34,30 +34,45 @@ from .trainer import Epoch, OnlyFinite, StepTimes, Stop, last_checkpoint, rows_o
 
 LOCK = ".lock"
 # what may change between an interrupted run and the one that continues it
-FREE_KEYS = ("name", "training", "card", "early_stopping")
+FREE_KEYS = ("name", "training", "sequence_parallel", "card", "early_stopping")
 # what errors of safetensors and of PyTorch say
 FULL_DISK = ("os error 28", "os error 27", "unexpected pos", "PytorchStreamWriter")
 
 
 @dataclass
 class RunOptions:
-    """What a run takes besides its recipe."""
+    """What a run takes besides its recipe.
 
-    data_dir: Path  # of the recipe's files
-    output_dir: Path  # of tokenizer, checkpoints and results
-    export_dir: Path | None = None  # of the finished model; `output_dir/model` for None
-    resume: bool = True  # whether `output_dir` may hold a run to go on with
-    max_seconds: float | None = None  # after which the run saves a checkpoint and ends
-    # for the model card: the command, and folders of finished runs of the same recipe with other models
+    Args:
+        data_dir: Folder of the recipe's files.
+        output_dir: Folder of tokenizer, checkpoints and results.
+        export_dir: Folder of the finished model; None for `output_dir/model`.
+        resume: Whether `output_dir` may hold a run to continue.
+        max_seconds: Seconds after which the run saves a checkpoint and ends; None for no limit.
+        command: Command for the model card.
+        compare: Folders of finished runs of the same recipe with other models, for the model card.
+    """
+
+    data_dir: Path
+    output_dir: Path
+    export_dir: Path | None = None
+    resume: bool = True
+    max_seconds: float | None = None
     command: str = "mega train"
     compare: tuple[Path, ...] = ()
 
 
 def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> dict[str, Any] | None:
-    """Trains, evaluates and exports a model, and says so on the console, or on standard output for None.
+    """Trains, evaluates and exports a model.
 
-    Returns the results written to `output_dir/results.json`; or None if a signal or the time ended the run, which then
-    can be continued.
+    Args:
+        recipe: What to train, on what and how.
+        options: Folders and limits.
+        console: Where to report; standard output for None.
+
+    Returns:
+        The results, as in `output_dir/results.json`; None if a signal or the time limit ended the run, which can then
+        be continued.
 
     Raises:
         RecipeError: before any work, for what cannot work; for a loss that is not finite; and where the disk is full.

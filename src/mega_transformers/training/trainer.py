@@ -20,6 +20,7 @@ from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Trainer, Trainer
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ..errors import RecipeError
+from .sequence_parallel import SequenceParallelTrainer, sequence_size
 
 # parameters that weight decay would pull towards values without a meaning: scales, offsets, EMA coefficients
 NO_DECAY = ("ema_gate.", "qk_weight", "qk_bias", "rel_pos_bias.")
@@ -137,6 +138,10 @@ class RecipeTrainer(RecipeTrainerMixin, Trainer):
     """transformers' Trainer with what recipes add."""
 
 
+class RecipeSequenceParallelTrainer(RecipeTrainerMixin, SequenceParallelTrainer):
+    """A trainer that cuts rows over processes, with what recipes add."""
+
+
 class RecipeSeq2SeqTrainer(RecipeTrainerMixin, Seq2SeqTrainer):
     """transformers' Seq2SeqTrainer with what recipes add. Evaluations give the plain cross entropy of a label.
 
@@ -163,7 +168,7 @@ class RecipeSeq2SeqTrainer(RecipeTrainerMixin, Seq2SeqTrainer):
 
 def rows_of_a_step(args: Any) -> int:
     """Of all processes, and of accumulated batches."""
-    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+    return args.train_batch_size * args.gradient_accumulation_steps * args.world_size // sequence_size(args)
 
 
 def decayed_parameters(model: torch.nn.Module) -> list[str]:

@@ -106,6 +106,8 @@ class MegaPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = False
+    # a decoding step with a static cache is one graph, which CUDA graphs can record
+    _can_compile_fullgraph = True
     _skip_keys_device_placement = ["cache"]  # noqa: RUF012
     # the EMA's decays are too close to 1 for half precision
     _keep_in_fp32_modules_strict = ["ema_gate"]  # noqa: RUF012

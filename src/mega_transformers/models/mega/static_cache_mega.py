@@ -70,7 +70,7 @@ class MegaStaticCacheLayer(MegaCacheState, StaticLayer):
     @property
     def first_real(self) -> torch.Tensor | None:
         """(B,) columns before each row's first real token, after the tokens that `begin` was last told of."""
-        return None if self._step is None else self._step.first
+        return self.first if self._step is None else self._step.first
 
     @property
     def seen(self) -> int | torch.Tensor:
@@ -152,7 +152,8 @@ class MegaStaticCacheLayer(MegaCacheState, StaticLayer):
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Stores new columns and returns those of the layout: all slots, but in a first pass the new ones alone."""
-        step = self._step
+        # what is left behind would be an output of a compiled step, which the next one overwrites
+        step, self._step = self._step, None
         assert step is not None
         key_states, value_states, window = key_states.unsqueeze(1), value_states.unsqueeze(1), None
         if not self.is_initialized:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from ..activations import ELEMENTWISE
 from ..autocast import autocast_dtype, no_autocast
-from ..dispatch import attention_form
+from ..dispatch import attention_form, runs_triton, wants_triton
 from ..layout import AttentionLayout, first_real_column, first_tokens, is_open
 from ..relative_bias import BiasTable, RelativeBias
 from .flex import attention_flex
@@ -27,7 +27,8 @@ __all__ = [
 ]
 
 FORMS = {"tiled": attention_tiled, "flex": attention_flex}
-BACKENDS = ("reference", "tiled", "fused", "flex")
+BACKENDS = ("reference", "tiled", "triton", "fused", "flex")
+TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def attention(
@@ -55,7 +56,8 @@ def attention(
         activation: `"softmax"`, `"laplace"` or `"relu2"`.
         dropout: Probability of dropping a weight.
         need_weights: Whether to return the weights, which only `"reference"` does.
-        backend: `"reference"`, `"tiled"`, `"fused"` or `"flex"` (the last two for softmax only); None chooses.
+        backend: `"reference"`, `"tiled"`, `"triton"` (CUDA; no float64), `"fused"` or `"flex"` (the last two for
+            softmax only); None chooses.
 
     Returns:
         Output (B, L, h), and the weights before dropout or None: (B, K, n, n) for K chunks of n tokens that see
@@ -69,6 +71,8 @@ def attention(
     dtype = autocast_dtype(device)
     if dtype is not None:
         v = v.to(dtype)
+    if backend == "triton":
+        _check_triton(v)
     if q.dtype != v.dtype:
         q, k = q.to(v.dtype), k.to(v.dtype)
     options: Any = {"activation": activation, "dropout": dropout, "need_weights": need_weights, "backend": backend}
@@ -90,13 +94,18 @@ def _in_form(q, k, v, bias, layout, *, need_weights, backend, chunks=1, **option
     """Output, and weights if needed, of a layout that is not cut any further; `chunks` are those of a row."""
     form = "reference" if need_weights else backend
     if form is None:
-        fusable = is_fusable(q, bias, layout)
-        form = attention_form(v.device.type, layout.keys, bool(layout.queries == 1), options["activation"], fusable)
+        fusable, triton = is_fusable(q, bias, layout), q.dtype in TRITON_DTYPES and wants_triton(v.device.type)
+        one_query = bool(layout.queries == 1)
+        form = attention_form(v.device.type, layout.keys, one_query, options["activation"], fusable, triton)
     if form == "fused":
         return attention_fused(q, k, v, bias, layout, dropout=options["dropout"]), None
     table = bias_table(bias, layout)
     if form == "reference":
         return attention_reference(q, k, v, table, layout, need_weights=need_weights, chunks=chunks, **options)
+    if form == "triton":
+        from .triton_attention import attention_triton  # not everyone has Triton
+
+        return attention_triton(q, k, v, table, layout, **options), None
     return FORMS[form](q, k, v, table, layout, **options), None
 
 
@@ -119,6 +128,18 @@ def _check(activation: str, need_weights: bool, backend: str | None) -> None:
         raise ValueError(f"backend={backend!r} computes softmax only; use 'tiled' for activation={activation!r}")
     if need_weights and backend not in (None, "reference"):
         raise ValueError(f"backend={backend!r} returns no weights; use backend='reference'")
+
+
+def _check_triton(v: torch.Tensor) -> None:
+    if not runs_triton(v.device.type):
+        raise ValueError(
+            f"backend='triton' needs Triton (pip install 'mega-transformers[gpu]') and a CUDA device, not {v.device}; "
+            "TRITON_INTERPRET=1 runs its kernels on a CPU, slowly"
+        )
+    if v.dtype not in TRITON_DTYPES:
+        raise ValueError(
+            f"backend='triton' computes float16, bfloat16 and float32, not {v.dtype}; use backend='tiled'"
+        )
 
 
 def _in_equal_chunks(q, k, v, bias, layout, **options):

@@ -7,7 +7,7 @@ computes them again. On a CPU a tile stays in the processor's cache, which makes
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -91,12 +91,12 @@ def _tiles(layout: AttentionLayout, batch: int, budget: int) -> Iterator[_Tile]:
         stop = min(start + height, n)
         for first in range(0, batch, together):
             last = min(first + together, batch)
-            low, high, masked = _columns(layout, slice(first, last), start, stop)
+            low, high, masked = columns_of(layout, slice(first, last), start, stop)
             if low < high:
                 yield _Tile(first, last, start, stop, low, high, masked)
 
 
-def _columns(layout: AttentionLayout, rows: slice, start: int, stop: int) -> tuple[int, int, bool]:
+def columns_of(layout: AttentionLayout, rows: slice, start: int, stop: int) -> tuple[int, int, bool]:
     """The key columns that some query of a tile may see, and whether not all of its queries see all of them."""
     low, high, masked = 0, layout.keys, False
     offset = layout.offset
@@ -340,7 +340,7 @@ def _accumulate(target: torch.Tensor, a: torch.Tensor, b: torch.Tensor, first: b
         target.add_(torch.bmm(a, b))
 
 
-def _plain(q: Any, k: Any, v: Any, values: Any, *given: Any) -> tuple[torch.Tensor]:
+def definition(q: Any, k: Any, v: Any, values: Any, *given: Any) -> tuple[torch.Tensor]:
     """What is computed, in differentiable operations.
 
     Raises:
@@ -356,16 +356,41 @@ def _plain(q: Any, k: Any, v: Any, values: Any, *given: Any) -> tuple[torch.Tens
     return attention_reference(q, k, v, table, call.layout, activation=call.activation)[:1]
 
 
-_ATTENTION = operator(forward_pass, backward_pass, _plain, inputs=4, keeps=(0,))
+SCHEMA = "SymInt offset, SymInt? chunk, bool causal, SymInt zero, str activation, float dropout"
+_ATTENTION = operator(forward_pass, backward_pass, definition, inputs=4, keeps=(0,))
 _IN_GRAPHS = graph_operator(
     "attention",
-    "SymInt offset, SymInt? chunk, bool causal, SymInt zero, str activation, float dropout",
+    SCHEMA,
     forward_pass,
     backward_pass,
     lambda q, k, v, *_: [v.new_empty(*q.shape[:2], v.shape[2])],
     inputs=4,
     keeps=(0,),
 )
+
+
+def apply(
+    operators: tuple[Callable[..., Any], Callable[..., Any]],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: BiasTable | None,
+    layout: AttentionLayout,
+    activation: str,
+    dropout: float,
+) -> torch.Tensor:
+    """The output of an operator, or in a graph of its node, which take what `Call.of` reads."""
+    values, zero = (None, 0) if bias is None else bias
+    # drawn on the CPU: no synchronisation, and gradient checkpointing replays it
+    seed = torch.randint(2**62, ()) if dropout else None
+    offset, offsets = (layout.offset, None) if isinstance(layout.offset, int) else (0, layout.offset)
+    tensors = (q, k, v, values, layout.start, layout.stop, layout.real, offsets, seed)
+    options = (offset, layout.chunk, layout.causal, zero, activation, dropout)
+    if torch.compiler.is_compiling():
+        return operators[1](*tensors, options=options)[0]
+    # torch.vmap gives every element a layout of its own
+    plans = None if torch._C._functorch.maybe_current_level() is not None else layout.plans
+    return operators[0](*tensors, options=(*options, layout, plans))[0]
 
 
 def attention_tiled(
@@ -379,14 +404,4 @@ def attention_tiled(
     dropout: float = 0.0,
 ) -> torch.Tensor:
     """`attention_reference`'s output for every activation and layout, a tile at a time."""
-    values, zero = (None, 0) if bias is None else bias
-    # drawn on the CPU: no synchronisation, and gradient checkpointing replays it
-    seed = torch.randint(2**62, ()) if dropout else None
-    offset, offsets = (layout.offset, None) if isinstance(layout.offset, int) else (0, layout.offset)
-    tensors = (q, k, v, values, layout.start, layout.stop, layout.real, offsets, seed)
-    options = (offset, layout.chunk, layout.causal, zero, activation, dropout)
-    if torch.compiler.is_compiling():
-        return _IN_GRAPHS(*tensors, options=options)[0]
-    # torch.vmap gives every element a layout of its own
-    plans = None if torch._C._functorch.maybe_current_level() is not None else layout.plans
-    return _ATTENTION(*tensors, options=(*options, layout, plans))[0]
+    return apply((_ATTENTION, _IN_GRAPHS), q, k, v, bias, layout, activation, dropout)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..autocast import no_autocast
-from ..dispatch import ema_form
+from ..dispatch import ema_form, wants_triton
 from .boundary import ema_boundary, ema_continuation, ema_entering
 from .chunked import block_size, ema_chunked
 from .direct import ema_direct
@@ -32,9 +32,10 @@ __all__ = [
     "ema_reference",
     "ema_step",
     "packed_blocks",
+    "packing_size",
 ]
 
-BACKENDS = ("reference", "fft", "direct", "chunked", "step")
+BACKENDS = ("reference", "fft", "direct", "chunked", "step", "triton")
 
 
 def ema(
@@ -69,7 +70,7 @@ def ema(
             state needs them.
         return_state: Whether to return the states after the last token too.
         backend: `"reference"` (a loop), `"fft"`, `"direct"` (one matrix), `"chunked"` (matrices of blocks), `"step"`
-            (one token); None chooses.
+            (one token), `"triton"` (kernels for a GPU); None chooses.
 
     Returns:
         y (B, L, d) in the dtype of x; and the state (B, d, N), float32 at least, where it was asked for.
@@ -80,6 +81,16 @@ def ema(
     length = x.shape[1]
     stateful = state is not None or return_state
     _check(x, bidirectional, truncation, reset, state, history, stateful, backend)
+    form = backend or _form(x, coefficients, truncation, reset, stateful)
+    if form == "triton":
+        from .triton_scan import BLOCK, ema_triton
+
+        if reset is not None and (packed is None or packed.size != BLOCK):
+            packed = packed_blocks(reset, BLOCK)
+        with no_autocast(x.device.type):
+            options: Any = {"packed": packed, "state": state, "history": history}
+            y, last = ema_triton(x, coefficients, bidirectional=bidirectional, truncation=truncation, **options)
+        return y, last if return_state else None
     with no_autocast(x.device.type):  # float32 inside, whatever surrounds it
         dtype = torch.promote_types(x.dtype, coefficients.input.dtype)
         inputs = x if x.dtype == dtype else x.to(dtype)
@@ -87,7 +98,6 @@ def ema(
             coefficients = EMACoefficients(*(c.to(dtype) for c in coefficients))
         if history is not None and history.dtype != dtype:
             history = history.to(dtype)
-        form = backend or ema_form(x.device.type, length, x.shape[0], stateful, reset is not None)
         both: Any = {"bidirectional": bidirectional, "truncation": truncation}
         new_state: torch.Tensor | None = None
         if form == "step":
@@ -101,6 +111,27 @@ def ema(
         else:
             y = (ema_fft if form == "fft" else ema_direct)(inputs, coefficients, **both)
     return y if y.dtype == x.dtype else y.to(x.dtype), new_state if return_state else None
+
+
+def _form(x, coefficients, truncation, reset, stateful) -> str:
+    """The implementation that `ops.dispatch` chooses."""
+    triton = wants_triton(x.device.type)
+    if triton:
+        from .triton_scan import is_supported
+
+        triton = is_supported(x, coefficients, truncation, reset is not None)
+    return ema_form(x.device.type, x.shape[1], x.shape[0], stateful, reset is not None, triton)
+
+
+def packing_size(x: torch.Tensor, coefficients: EMACoefficients, truncation: int | None) -> int:
+    """Tokens per block into which packed documents of x (B, L, d) are laid out."""
+    triton = wants_triton(x.device.type)
+    if triton:
+        from .triton_scan import BLOCK, is_supported
+
+        if is_supported(x, coefficients, truncation, True):
+            return BLOCK
+    return block_size(x.shape[1])
 
 
 def _check(x, bidirectional, truncation, reset, state, history, stateful, backend) -> None:

@@ -8,6 +8,8 @@ product over channels, and the carry touches 1/m of the data.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -204,10 +206,14 @@ def _blocks_backward(needs, x, diagonals, E, G, decay, initial, keep, H, dy, den
 _BLOCKS = operator(_blocks_forward, _blocks_backward, _blocks_forward, inputs=6, outputs=2, keeps=(2,))
 
 
-def _truncated(x, coefficients, bidirectional, truncation, packed, state, history, block):
+def truncated(scan, x, coefficients, bidirectional, truncation, packed, state, history):
     """The first K = `truncation` lags only: s_t = decay s_{t-1} + input x_t - decay^K input x_{t-K}.
 
     The recurrence is linear: one pass over the inputs, and one over those of K tokens before.
+
+    Args:
+        scan: All lags: (x, coefficients, bidirectional, packed, state) to y and the state after the last token.
+        x, coefficients, bidirectional, truncation, packed, state, history: As in `ema_chunked`.
     """
     length, channels = x.shape[1:]
     same = None
@@ -216,12 +222,12 @@ def _truncated(x, coefficients, bidirectional, truncation, packed, state, histor
         same = (documents[:, truncation:] == documents[:, :-truncation]).unsqueeze(-1)
     forgotten = coefficients._replace(input=lag_input(coefficients, truncation))
     forward = EMACoefficients(*(c[:channels] for c in forgotten))
-    y, new_state = _chunked(x, coefficients, bidirectional, packed, state, block)
+    y, new_state = scan(x, coefficients, bidirectional, packed, state)
     before = x.new_zeros(x.shape[0], truncation, channels) if history is None else history
     past = torch.cat([before, x], dim=1)[:, :length]
     if same is not None:
         past = past * F.pad(same, (0, 0, truncation, 0))
-    past_y, past_state = _chunked(past, forward, False, packed, None, block)
+    past_y, past_state = scan(past, forward, False, packed, None)
     y = y + past_y
     if not bidirectional:
         assert new_state is not None and past_state is not None
@@ -231,7 +237,7 @@ def _truncated(x, coefficients, bidirectional, truncation, packed, state, histor
         future = future * F.pad(same, (0, 0, 0, truncation))
     # backward only: with no output, the forward half adds nothing
     backward = forgotten._replace(output=F.pad(forgotten.output[channels:], (0, 0, channels, 0)))
-    future_y, _ = _chunked(future, backward, True, packed, None, block)
+    future_y, _ = scan(future, backward, True, packed, None)
     return y + future_y, None
 
 
@@ -259,7 +265,8 @@ def ema_chunked(
     # a graph of open length forgets in any case
     forgets = truncation is not None and (history is not None or is_open_export(x.shape[1]) or truncation < x.shape[1])
     if forgets:
-        y, last = _truncated(x, coefficients, bidirectional, truncation, packed, state, history, block)
+        scan = partial(_chunked, block=block)
+        y, last = truncated(scan, x, coefficients, bidirectional, truncation, packed, state, history)
     else:
         y, last = _chunked(x, coefficients, bidirectional, packed, state, block)
     return (y if packed is None else packed.gather(y)), last

@@ -15,6 +15,10 @@ def ema_kernel(coefficients: EMACoefficients, length: int) -> torch.Tensor:
 
     With l = i * m + j, decay^l = (decay^m)^i * decay^j, so the kernel is one batched product of two small matrices
     instead of a (D', N, length) tensor of exponentials.
+
+    Args:
+        coefficients: (D', N) each.
+        length: Number of lags.
     """
     m = 64 if torch.compiler.is_compiling() else math.isqrt(length)  # an open length of a graph has no root
     rows = length // m + 2  # one more than needed: an exported graph must not be tied to a single row

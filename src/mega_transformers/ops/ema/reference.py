@@ -32,7 +32,14 @@ def ema_coefficients(
     ema_expansion_matrix: torch.Tensor,
     kernel_projection_matrix: torch.Tensor,
 ) -> EMACoefficients:
-    """Coefficients from Mega's parameters, (D', N, 1) three times and (D', N), computed in float32 at least."""
+    """Coefficients of the recurrence from Mega's parameters, computed in float32 at least.
+
+    Args:
+        damping_factor: (D', N, 1), p before the sigmoid.
+        decay_factor: (D', N, 1), a before the sigmoid.
+        ema_expansion_matrix: (D', N, 1).
+        kernel_projection_matrix: (D', N).
+    """
     dtype = torch.promote_types(damping_factor.dtype, torch.float32)
     damping = damping_factor.to(dtype).squeeze(-1).sigmoid()
     log_decay = torch.log1p(-damping * decay_factor.to(dtype).squeeze(-1).sigmoid())

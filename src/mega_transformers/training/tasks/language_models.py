@@ -14,9 +14,10 @@ from ...evaluation.baselines import Ngram
 from ...evaluation.reading import Reading
 from ...evaluation.streaming import score_tokens
 from ...evaluation.texts import TextSize, documents_of, encoded_batches
+from ...parallel import check_can_be_cut, unparallelize_sequence
 from .. import blocks, data
 from ..recipe import CausalLMRecipe, MaskedLMRecipe
-from ..trainer import Epoch
+from ..trainer import Epoch, RecipeSequenceParallelTrainer
 from .base import Task, token_metrics, token_sums
 
 
@@ -24,6 +25,23 @@ class LanguageModel(Task):
     """Running text in blocks."""
 
     recipe: Any
+    trainer_class: ClassVar[Any] = RecipeSequenceParallelTrainer
+
+    def check_model(self, tokenizer: Any) -> None:
+        config, size, length = self.config(tokenizer), self.recipe.sequence_parallel, self.recipe.sequence_length
+        if size == 1:
+            return
+        if config.model_type != "mega":
+            raise RecipeError(f"sequence_parallel={size} is for mega; model.architecture is {config.model_type!r}")
+        try:
+            check_can_be_cut(config)
+        except ValueError as error:
+            raise RecipeError(f"sequence_parallel={size}, but model.{error}") from None
+        if (chunks := -(-length // config.chunk_size)) < size:
+            raise RecipeError(
+                f"sequence_parallel={size}, but a block of sequence_length={length} has {chunks} chunks of "
+                f"model.chunk_size={config.chunk_size}, fewer than processes; lower one or raise the other"
+            )
 
     def arguments(self) -> dict[str, Any]:
         # the collators read a block's number
@@ -34,6 +52,12 @@ class LanguageModel(Task):
 
     def prepare(self, tokenizer: Any) -> None:
         self.rows = blocks.prepare(self.recipe, tokenizer, self.data_dir)
+
+    def sums(self, of_rows: Any) -> dict[str, Any]:
+        """Arguments of the trainer: what evaluations make of logits of whole rows, or of their pieces."""
+        if self.recipe.sequence_parallel > 1:
+            return {"piece_sums": token_sums}
+        return {"preprocess_logits_for_metrics": of_rows}
 
     def ngram(self, tokenizer: Any, never: list[int | None], order: int) -> Ngram | None:
         """Counts of all training blocks; None where they are streamed."""
@@ -66,7 +90,7 @@ class MaskedLM(LanguageModel):
         return {
             "data_collator": self._collator(tokenizer, epoch),
             "evaluation_collator": self._collator(tokenizer, None),
-            "preprocess_logits_for_metrics": token_sums,
+            **self.sums(token_sums),
             "compute_metrics": token_metrics,
         }
 
@@ -145,7 +169,7 @@ class CausalLM(LanguageModel):
     def trainer_fields(self, tokenizer: Any, model: Any, epoch: Epoch) -> dict[str, Any]:
         return {
             "data_collator": blocks.NextTokenCollator(),
-            "preprocess_logits_for_metrics": _next_token_sums,
+            **self.sums(_next_token_sums),
             "compute_metrics": token_metrics,
         }
 
@@ -155,7 +179,7 @@ class CausalLM(LanguageModel):
         The text is read in pieces of `sequence_length` tokens: once so that none of them knows those before, and once
         with the state carried from each to the next. Documents are not isolated: where each ends is told, too.
         """
-        model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+        model = unparallelize_sequence(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
         tokenizer, window = trainer.processing_class, self.recipe.sequence_length
         never = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.mask_token_id]
         ngram = self.ngram(tokenizer, never, 3)
