@@ -1,4 +1,4 @@
-"""What the site has beyond the pages in this folder: files of the repository that pages link to, and the commands."""
+"""What the site has beyond the pages in this folder: files that pages link to, the commands, tutorials as notebooks."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ DOCS = ROOT / "docs"
 PAGES = {"changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
 """Pages of the site that are elsewhere in the repository."""
 LINK = re.compile(r"(?<=\]\()(?![a-z]+://|#)([^)#\s]+)(#[^)\s]*)?(?=\))")
+COMMANDS = re.compile(r"^```bash\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+COMMAND = re.compile(r"(?<!\\\n)^(?=[^#\n])", re.MULTILINE)  # where one begins that is not a continued line
+RELATIVE_LINK = re.compile(r"!?\[([^\]]*)\]\((?![a-z]+://)[^)\s]*\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds pages from elsewhere in the repository, the reference of the commands, and whatever pages link to."""
+    """Adds pages from elsewhere in the repository, the reference of the commands, notebooks, and what pages link to."""
     for page, source in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     files.append(File.generated(config, "reference/commands.md", content=_commands()))
@@ -25,6 +28,9 @@ def on_files(files: Files, config: Any) -> Files:
         source = _source(page.src_uri)
         if source is None:
             continue
+        if _is_tutorial(page.src_uri):
+            made = notebook(source.read_text(encoding="utf-8"))
+            files.append(File.generated(config, _notebook_of(page.src_uri), content=made))
         for match in LINK.finditer(source.read_text(encoding="utf-8")):
             target = _resolved(source, match[1])
             if _in_repository(target) and files.get_file_from_path(_place(target)) is None:
@@ -49,7 +55,36 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         place = next((page for page, path in PAGES.items() if ROOT / path == target), place)
         return os.path.relpath(place, os.path.dirname(page.file.src_uri) or ".") + (match[2] or "")
 
-    return LINK.sub(moved, markdown)
+    markdown = LINK.sub(moved, markdown)
+    if _is_tutorial(page.file.src_uri):
+        title, _, rest = markdown.partition("\n")
+        name = Path(_notebook_of(page.file.src_uri)).name
+        markdown = f'{title}\n\n[Download this page as a notebook]({name}){{ download="{name}" }}\n{rest}'
+    return markdown
+
+
+def notebook(markdown: str) -> str:
+    """A tutorial as a Jupyter notebook, whose cells run the page's Python and, after `!`, its commands."""
+    import jupytext
+
+    def cell(block: re.Match[str]) -> str:
+        return f"```python\n{COMMAND.sub('!', block[1])}```"
+
+    made = jupytext.reads(COMMANDS.sub(cell, markdown), "md")
+    made.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    for number, part in enumerate(made.cells):
+        part["id"] = f"cell-{number}"  # jupytext's are random
+        if part.cell_type == "markdown":  # the other pages are not beside a notebook
+            part.source = RELATIVE_LINK.sub(r"\1", part.source)
+    return jupytext.writes(made, "ipynb")
+
+
+def _is_tutorial(page: str) -> bool:
+    return page.startswith("tutorials/") and page != "tutorials/index.md"
+
+
+def _notebook_of(page: str) -> str:
+    return page.removesuffix(".md") + ".ipynb"
 
 
 def _source(page: str) -> Path | None:

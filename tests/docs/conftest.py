@@ -15,7 +15,14 @@ HUB = {
     "path/to/model": "tiny_causal_checkpoint",
 }
 PROSE = "The captain of the ship gave an order, and the sailors obeyed.\n\n" * 40
+POSTS = "".join(
+    f'{{"text": "{text} and so on", "label": {label}, "label_text": "{name}"}}\n'
+    for text in ("The engine starts", "The rocket flies", "A wheel turns", "A star shines") * 3
+    for label, name in enumerate(["rec.autos", "sci.space"])
+)
 FILES = {
+    "SetFit/20_newsgroups/train.jsonl": POSTS,
+    "SetFit/20_newsgroups/test.jsonl": POSTS,
     "a.txt": PROSE,
     "book.txt": PROSE,
     "chapter.txt": PROSE,
@@ -23,6 +30,8 @@ FILES = {
     "prompts.txt": "The ship\nA whale\n",
     "sentences.txt": "The ship sailed from New York.\nA whale swam.\n",
     "texts.txt": "The <mask> sailed.\n",
+    "shelf/one.txt": "The captain of the ship gave an order, and the sailors obeyed. " * 500,
+    "shelf/two.txt": "It is a truth universally acknowledged that a speech must end. " * 500,
     "rows.csv": "text,body,label\nThe ship sailed.,The ship sailed.,sea\nThe bill passed.,The bill passed.,law\n",
 }
 """What commands name."""
@@ -38,6 +47,7 @@ def reader(
     for name, fixture in HUB.items():
         shutil.copytree(request.getfixturevalue(fixture), tmp_path / name)
     for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     _short_trainings(monkeypatch)
