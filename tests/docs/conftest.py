@@ -7,13 +7,21 @@ from pathlib import Path
 
 import pytest
 
+from mega_transformers.assets import bundled_model
+
 HUB = {
     # as they are named in pages -> the fixture of a folder that stands in for them
     "mnaylor/mega-base-wikitext": "tiny_checkpoint",
     "BEE-spoke-data/mega-small-embed-synthSTS-16384-v1": "tiny_checkpoint",
     "BEE-spoke-data/mega-ar-126m-4k": "tiny_causal_checkpoint",
     "path/to/model": "tiny_causal_checkpoint",
+    # what pages convert
+    "en-de": "pair_checkpoint",
+    "mega-mlm": "tiny_checkpoint",
+    "wiki103": "tiny_causal_checkpoint",
 }
+FAIRSEQ = Path(__file__).parents[1] / "golden" / "ckpt" / "lm_prenorm_tied_chunk4.pt"
+WORDS = 26  # of its dictionary
 PROSE = "The captain of the ship gave an order, and the sailors obeyed.\n\n" * 40
 POSTS = "".join(
     f'{{"text": "{text} and so on", "label": {label}, "label_text": "{name}"}}\n'
@@ -26,6 +34,8 @@ FILES = {
     "a.txt": PROSE,
     "book.txt": PROSE,
     "chapter.txt": PROSE,
+    "data-bin/dict.txt": "".join(f"word{number} 1\n" for number in range(WORDS)),
+    "test.txt": PROSE,
     "text.txt": PROSE,
     "prompts.txt": "The ship\nA whale\n",
     "sentences.txt": "The ship sailed from New York.\nA whale swam.\n",
@@ -39,6 +49,11 @@ STEPS = 2
 """Steps of a training whose page says more."""
 
 
+@pytest.fixture(scope="session")
+def pair_checkpoint() -> Path:
+    return bundled_model("mega-g2p-1m")
+
+
 @pytest.fixture
 def reader(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -49,6 +64,7 @@ def reader(
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
+    shutil.copy(FAIRSEQ, tmp_path / "checkpoint_best.pt")
     monkeypatch.chdir(tmp_path)
     _short_trainings(monkeypatch)
     return tmp_path
