@@ -1,4 +1,4 @@
-"""What the site has beyond the pages in this folder: files that pages link to, the commands, tutorials as notebooks."""
+"""What the site has beyond the pages here: files that pages link to, the commands, tutorials as notebooks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RELATIVE_LINK = re.compile(r"!?\[([^\]]*)\]\((?![a-z]+://)[^)\s]*\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds pages from elsewhere in the repository, the reference of the commands, notebooks, and what pages link to."""
+    """Adds pages from elsewhere, the reference of the commands, notebooks, and whatever pages link to."""
     for page, source in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     files.append(File.generated(config, "reference/commands.md", content=_commands()))
