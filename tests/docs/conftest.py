@@ -40,13 +40,13 @@ FILES = {
     "prompts.txt": "The ship\nA whale\n",
     "sentences.txt": "The ship sailed from New York.\nA whale swam.\n",
     "texts.txt": "The <mask> sailed.\n",
-    "shelf/one.txt": "The captain of the ship gave an order, and the sailors obeyed. " * 500,
-    "shelf/two.txt": "It is a truth universally acknowledged that a speech must end. " * 500,
+    "shelf/northanger-abbey.txt": " ".join(f"Captain {number} gave an order, and they obeyed." for number in range(1600)),
+    "shelf/persuasion.txt": " ".join(f"It is truth {number} that a speech must end." for number in range(1600)),
     "rows.csv": "text,body,label\nThe ship sailed.,The ship sailed.,sea\nThe bill passed.,The bill passed.,law\n",
 }
 """What commands name."""
-STEPS = 2
-"""Steps of a training whose page says more."""
+STEPS = 3
+"""Steps of a training whose page says more; a dry run takes the time of the last one."""
 
 
 @pytest.fixture(scope="session")
