@@ -40,8 +40,8 @@ FILES = {
     "prompts.txt": "The ship\nA whale\n",
     "sentences.txt": "The ship sailed from New York.\nA whale swam.\n",
     "texts.txt": "The <mask> sailed.\n",
-    "shelf/northanger-abbey.txt": " ".join(f"Captain {number} gave an order, and they obeyed." for number in range(1060)),
-    "shelf/persuasion.txt": " ".join(f"It is truth {number} that a speech must end." for number in range(1060)),
+    "shelf/northanger-abbey.txt": " ".join(f"Captain {n} gave an order, and they obeyed." for n in range(600)),
+    "shelf/persuasion.txt": " ".join(f"It is truth {n} that a speech must end." for n in range(600)),
     "rows.csv": "text,body,label\nThe ship sailed.,The ship sailed.,sea\nThe bill passed.,The bill passed.,law\n",
 }
 """What commands name."""
