@@ -1,4 +1,4 @@
-"""What the site adds to the pages in this folder: linked files of the repository, the commands, tables of fields."""
+"""What the site adds to the pages here: linked files, the commands, tables of fields, tutorials as notebooks."""
 
 from __future__ import annotations
 
@@ -22,10 +22,13 @@ LINK = re.compile(r"(?<=\]\()(?![a-z]+://|#)([^)#\s]+)(#[^)\s]*)?(?=\))")
 FIELDS = re.compile(r"^<!-- fields: ([\w.]+)(?:: ([\w, \n]+))? -->$", re.MULTILINE)
 """Where a table of a class's fields belongs: its dotted name, and which fields; all of them if none are named."""
 BOUNDS = (("ge", "≥"), ("gt", ">"), ("le", "≤"), ("lt", "<"))
+COMMANDS = re.compile(r"^```bash\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+COMMAND = re.compile(r"(?<!\\\n)^(?=[^#\n])", re.MULTILINE)  # where one begins that is not a continued line
+RELATIVE_LINK = re.compile(r"!?\[([^\]]*)\]\((?![a-z]+://)[^)\s]*\)")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds pages from elsewhere in the repository, the reference of the commands, and whatever pages link to."""
+    """Adds pages from elsewhere, the reference of the commands, notebooks, and whatever pages link to."""
     for page, source in PAGES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     files.append(File.generated(config, "reference/commands.md", content=_commands()))
@@ -34,6 +37,9 @@ def on_files(files: Files, config: Any) -> Files:
         source = _source(page)
         if source is None:
             continue
+        if _is_tutorial(page):
+            made = notebook(source.read_text(encoding="utf-8"))
+            files.append(File.generated(config, _notebook_of(page), content=made))
         for match in LINK.finditer(source.read_text(encoding="utf-8")):
             target = _resolved(source, match[1])
             if _in_repository(target) and files.get_file_from_path(_place(target)) is None:
@@ -61,7 +67,36 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
             return match[0]
         return os.path.relpath(place, os.path.dirname(page.file.src_uri) or ".") + (match[2] or "")
 
-    return LINK.sub(moved, markdown)
+    markdown = LINK.sub(moved, markdown)
+    if _is_tutorial(page.file.src_uri):
+        title, _, rest = markdown.partition("\n")
+        name = Path(_notebook_of(page.file.src_uri)).name
+        markdown = f'{title}\n\n[Download this page as a notebook]({name}){{ download="{name}" }}\n{rest}'
+    return markdown
+
+
+def notebook(markdown: str) -> str:
+    """A tutorial as a Jupyter notebook, whose cells run the page's Python and, after `!`, its commands."""
+    import jupytext
+
+    def cell(block: re.Match[str]) -> str:
+        return f"```python\n{COMMAND.sub('!', block[1])}```"
+
+    made = jupytext.reads(COMMANDS.sub(cell, markdown), "md")
+    made.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    for number, part in enumerate(made.cells):
+        part["id"] = f"cell-{number}"  # jupytext's are random
+        if part.cell_type == "markdown":  # the other pages are not beside a notebook
+            part.source = RELATIVE_LINK.sub(r"\1", part.source)
+    return jupytext.writes(made, "ipynb")
+
+
+def _is_tutorial(page: str) -> bool:
+    return page.startswith("tutorials/") and page != "tutorials/index.md"
+
+
+def _notebook_of(page: str) -> str:
+    return page.removesuffix(".md") + ".ipynb"
 
 
 def _source(page: str) -> Path | None:

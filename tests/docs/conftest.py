@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from mega_transformers.assets import bundled_model
+
 HUB = {
     # as they are named in pages -> the fixture of a folder that stands in for them
     "mnaylor/mega-base-wikitext": "tiny_checkpoint",
@@ -17,7 +19,13 @@ HUB = {
     "my-classifier": "tiny_classifier",
     "path/to/assistant": "tiny_causal_checkpoint",
     "path/to/masked-model": "tiny_checkpoint",
+    # what pages convert
+    "en-de": "pair_checkpoint",
+    "mega-mlm": "tiny_checkpoint",
+    "wiki103": "tiny_causal_checkpoint",
 }
+FAIRSEQ = Path(__file__).parents[1] / "golden" / "ckpt" / "lm_prenorm_tied_chunk4.pt"
+WORDS = 26  # of its dictionary
 PROSE = "The captain of the ship gave an order, and the sailors obeyed.\n\n" * 40
 PAIRS = "".join(f"There are {n} ships.\tHay {n} barcos.\tmanythings.org\n" for n in range(100))
 RECIPE = """
@@ -29,10 +37,19 @@ tokenizer: {vocab_size: 270}
 model: {hidden_size: 32, num_hidden_layers: 1, nffn_hidden_size: 48, shared_representation_size: 16}
 training: {max_steps: 4, per_device_train_batch_size: 4}
 """
+POSTS = "".join(
+    f'{{"text": "{text} and so on", "label": {label}, "label_text": "{name}"}}\n'
+    for text in ("The engine starts", "The rocket flies", "A wheel turns", "A star shines") * 3
+    for label, name in enumerate(["rec.autos", "sci.space"])
+)
 FILES = {
+    "SetFit/20_newsgroups/train.jsonl": POSTS,
+    "SetFit/20_newsgroups/test.jsonl": POSTS,
     "a.txt": PROSE,
     "book.txt": PROSE * 6,
     "chapter.txt": PROSE,
+    "data-bin/dict.txt": "".join(f"word{number} 1\n" for number in range(WORDS)),
+    "test.txt": PROSE,
     "text.txt": PROSE,
     "prompts.txt": "The ship\nA whale\n",
     "sentences.txt": "The ship sailed from New York.\nA whale swam.\n",
@@ -42,6 +59,8 @@ FILES = {
     "pairs.tsv": PAIRS,
     "more-pairs.tsv": PAIRS,
     "mine.yaml": RECIPE,
+    "shelf/northanger-abbey.txt": " ".join(f"Captain {n} gave an order, and they obeyed." for n in range(600)),
+    "shelf/persuasion.txt": " ".join(f"It is truth {n} that a speech must end." for n in range(600)),
     "rows.csv": "text,body,label\nThe ship sailed.,The ship sailed.,sea\nThe bill passed.,The bill passed.,law\n",
 }
 """What commands name."""
@@ -67,13 +86,20 @@ def tiny_classifier(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: P
     return folder
 
 
+@pytest.fixture(scope="session")
+def pair_checkpoint() -> Path:
+    return bundled_model("mega-g2p-1m")
+
+
 @pytest.fixture
 def reader(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of somebody who tries a page: models under their names on the hub, files that commands name."""
     for name, fixture in HUB.items():
         shutil.copytree(request.getfixturevalue(fixture), tmp_path / name)
     for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text, encoding="utf-8")
+    shutil.copy(FAIRSEQ, tmp_path / "checkpoint_best.pt")
     monkeypatch.chdir(tmp_path)
     _short_trainings(monkeypatch)
     return tmp_path

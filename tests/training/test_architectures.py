@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM
 
-from mega_transformers import MegaForCausalLM, MegaForMaskedLM
+from mega_transformers import MegaConfig, MegaForCausalLM, MegaForMaskedLM
+from mega_transformers.assets import bundled_model
 from mega_transformers.errors import RecipeError
 from mega_transformers.training.models import build_config, special_ids
 from mega_transformers.training.recipe import recipe_of
 from mega_transformers.training.run import RunOptions, run
 from mega_transformers.training.tasks import task_of
+from mega_transformers.training.tokenizer import load_tokenizer
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "intermediate_size": 16}
 HEADS = {**SIZES, "num_attention_heads": 2}
@@ -193,3 +197,18 @@ def test_the_tokenizer_decides_the_special_ids(recipe_dict, data_dir):
     tokenizer.mask_token = None
     with pytest.raises(RecipeError, match="the tokenizer has no mask_token, which masked-lm needs"):
         task.check_tokenizer(tokenizer)
+
+
+def test_bundled_models_go_by_their_names(recipe_dict, data_dir, tmp_path, monkeypatch, tiny_checkpoint):
+    """As checkpoints and as tokenizers; a folder of that name goes before them."""
+    recipe = recipe_of({**recipe_dict, "tokenizer": None, "model": {"checkpoint": "mega-prose-5m"}})
+    monkeypatch.chdir(tmp_path)
+    tokenizer = load_tokenizer("mega-prose-5m")
+    bundled = MegaConfig.from_pretrained(bundled_model("mega-prose-5m"))
+    assert len(tokenizer) == bundled.vocab_size
+    assert build_config(recipe, **special_ids(tokenizer)).hidden_size == bundled.hidden_size
+    shutil.copytree(tiny_checkpoint, "mega-prose-5m")
+    tokenizer = load_tokenizer("mega-prose-5m")
+    own = MegaConfig.from_pretrained(tiny_checkpoint)
+    assert len(tokenizer) == own.vocab_size != bundled.vocab_size
+    assert build_config(recipe, **special_ids(tokenizer)).hidden_size == own.hidden_size

@@ -25,3 +25,8 @@ def bundled_model(name: str = DEFAULT_MODEL) -> Path:
         known = sorted(path.parent.name for path in root.glob("*/config.json"))
         raise ValueError(f"there is no bundled model {name!r}; there are: {', '.join(known) or 'none'}")
     return folder
+
+
+def model_path(name: str) -> str:
+    """What `from_pretrained` takes for a model: the folder of a bundled one, unless a folder here has its name."""
+    return str(bundled_model(name)) if name in BUNDLED_MODELS and not Path(name).is_dir() else name

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from transformers import AutoConfig
 
+from ..assets import model_path
 from ..evaluation.memory import peak_memory
 from . import arguments
 from .recipe import Recipe
@@ -44,7 +45,7 @@ def evaluate_model(
         tokenizer = tokenizer or given_tokenizer(recipe, task, data_dir)
         if tokenizer is not None:
             task.check_tokenizer(tokenizer)
-        config = AutoConfig.from_pretrained(recipe.model["checkpoint"]) if model is None else model.config
+        config = AutoConfig.from_pretrained(model_path(recipe.model["checkpoint"])) if model is None else model.config
         task.labels = list(config.id2label.values())
         task.prepare(tokenizer)
         trainer = make_trainer(task, tokenizer, args, model)

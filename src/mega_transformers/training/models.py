@@ -13,6 +13,7 @@ import transformers
 from transformers import CONFIG_MAPPING, AutoConfig
 
 from .. import MegaConfig
+from ..assets import model_path
 from ..errors import RecipeError, did_you_mean
 from .recipe import Recipe
 
@@ -67,7 +68,7 @@ def build_config(recipe: Recipe, **decided: Any) -> Any:
         kind: Any = type(_loaded(AutoConfig, checkpoint))
         _check_fields(fields, kind, "model")
         labels = {key: value for key, value in decided.items() if key in OF_LABELS}
-        return AutoConfig.from_pretrained(checkpoint, **{**labels, **fields})
+        return AutoConfig.from_pretrained(model_path(checkpoint), **{**labels, **fields})
     model_type = _model_type(architecture, recipe)
     kind = CONFIG_MAPPING[model_type]
     where = f"model.{architecture}" if isinstance(recipe.model.get(architecture), Mapping) else "model"
@@ -110,7 +111,7 @@ def _both_sides(fields: dict[str, Any], where: str, vocab_size: int) -> dict[str
 
 def _loaded(auto: Any, checkpoint: str, **options: Any) -> Any:
     try:
-        return auto.from_pretrained(checkpoint, **options)
+        return auto.from_pretrained(model_path(checkpoint), **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise RecipeError(f"model.checkpoint={checkpoint!r} cannot be loaded: {error}") from None
 

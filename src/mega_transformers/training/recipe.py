@@ -409,11 +409,12 @@ class LanguageModelRecipe(Recipe):
 
     Args:
         packing: `isolated`: documents in a block do not see each other; `wrapped`: all documents are one long text.
+        sequence_parallel: Over how many processes each block is cut; see docs/long-inputs.md.
     """
 
     data: list[TextSource] = Field(min_length=1)
     packing: Literal["isolated", "wrapped"] = "isolated"
-    sequence_parallel: int = Field(1, ge=1)  # processes over which each block is cut
+    sequence_parallel: int = Field(1, ge=1)
 
     @model_validator(mode="after")
     def _blocks_can_be_cut(self) -> LanguageModelRecipe:

@@ -22,6 +22,7 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, RobertaTokenizer
 
+from ..assets import model_path
 from ..errors import RecipeError
 
 PAIR_SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
@@ -81,9 +82,9 @@ def _trained(texts: Iterable[str], vocab_size: int, special: tuple[str, ...], ad
 
 
 def load_tokenizer(path: Path | str) -> Any:
-    """The fast tokenizer of a folder, or of a model on the hub."""
+    """The fast tokenizer of a folder, of a bundled model, or of a model on the hub."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(model_path(str(path)))
     except (OSError, ValueError, KeyError) as error:
         raise RecipeError(f"no tokenizer can be loaded from {path}: {error}") from None
     # what transformers makes of a configuration alone
