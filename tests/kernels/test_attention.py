@@ -32,7 +32,7 @@ def small_tiles(monkeypatch):
     if not torch.cuda.is_available():
         monkeypatch.setattr(triton_attention, "forward_blocks", lambda *_: ForwardBlocks(16, 16, 32, 4, 1))
         monkeypatch.setattr(triton_attention, "backward_blocks", lambda *_: BackwardBlocks(16, 16, 16, 32, 4, 1))
-    monkeypatch.setattr(triton_attention, "SLAB", 2500)
+    monkeypatch.setattr(triton_attention, "SLAB", 1000)
 
 
 def mask(length, *holes):
