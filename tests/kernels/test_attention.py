@@ -115,8 +115,9 @@ def results(inputs, weight, layout, kind, device="cpu", dtype=torch.float64, **o
 
 
 def greatest_error(got, expected):
-    """In units of the greatest number of each tensor, or of 0.5 where that is less."""
-    return max(((a - b).abs().max() / b.abs().max().clamp(min=0.5)).item() for a, b in zip(got, expected, strict=True))
+    """In units of the greatest number of each tensor, or of 0.5 where that is less; NaN where there is any."""
+    errors = [(a - b).abs().max() / b.abs().max().clamp(min=0.5) for a, b in zip(got, expected, strict=True)]
+    return torch.stack(errors).max().item()
 
 
 def check(layout, kind, activation, device, z=Z, h=H):
