@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint con
 # Of WikiText-2's test text, which no model here has seen in training; chosen since the model gets the word right.
 SENTENCE := Ironclads were widely used in South <mask>.
 
-.PHONY: help demo docs test test-browser test-docs test-ecosystem test-transformers test-contrib test-versions contrib lint bench clean
+.PHONY: help demo docs test test-browser test-docs test-kernels test-ecosystem test-transformers test-contrib test-versions contrib lint bench clean
 
 help:
 	@echo "make demo               words to phonemes, a long text in one go, a masked word: with the bundled models"
@@ -20,6 +20,7 @@ help:
 	@echo "make test-browser       the page in a headless Chromium (CHROMIUM=... names it); skipped without one"
 	@echo "make docs               the documentation as a site, in build/site"
 	@echo "make test-docs          the code of every page of the documentation"
+	@echo "make test-kernels       Triton's kernels: on a GPU, or in Triton's interpreter (part of make test)"
 	@echo "make contrib            Mega as a pull request to transformers would have it (ARGS=path; default: build/transformers)"
 	@echo "make test-contrib       transformers' own tests and style checks on that"
 	@echo "make lint               ruff and mypy"
@@ -39,7 +40,12 @@ test: $(VENV)/.installed-dev
 	-@test -n "$$MEGA_OLD_PYTHON" || test -e $(OLD)/complete || $(BIN)/python -m benchmarks.peers
 	MEGA_OLD_PYTHON="$${MEGA_OLD_PYTHON:-$$(test -e $(OLD)/complete && echo $(CURDIR)/$(OLD)/bin/python)}" \
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --ignore=tests/transformers_suite --ignore=tests/ecosystem \
-	  --ignore=tests/browser --ignore=tests/docs --numprocesses=2 $(ARGS)
+	  --ignore=tests/browser --ignore=tests/docs --ignore=tests/kernels --numprocesses=2 $(ARGS)
+	@test -n "$(ARGS)" || $(MAKE) --no-print-directory test-kernels
+
+# A process of its own: Triton's interpreter is for a whole process.
+test-kernels: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/kernels --numprocesses=2 $(ARGS)
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m mkdocs build --quiet

@@ -73,6 +73,9 @@ def _run_command(words: list[str]) -> None:
         assert "mega_transformers" in rest or any(word.endswith(".py") for word in rest), words
         if "mega_transformers" in rest:
             _parse(rest[rest.index("mega_transformers") + 1 :])
+    elif program == "python":
+        module = rest[rest.index("-m") + 1].replace(".", "/") + ".py" if "-m" in rest else rest[0]
+        assert (ROOT / module).is_file(), f"python {shlex.join(rest)}: there is no {module}"
     elif program == "cd":
         pass
     else:

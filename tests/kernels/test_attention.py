@@ -32,7 +32,7 @@ def small_tiles(monkeypatch):
     if not torch.cuda.is_available():
         monkeypatch.setattr(triton_attention, "forward_blocks", lambda *_: ForwardBlocks(16, 16, 32, 4, 1))
         monkeypatch.setattr(triton_attention, "backward_blocks", lambda *_: BackwardBlocks(16, 16, 16, 32, 4, 1))
-    monkeypatch.setattr(triton_attention, "SLAB", 2500)
+    monkeypatch.setattr(triton_attention, "SLAB", 1000)
 
 
 def mask(length, *holes):
@@ -58,7 +58,8 @@ def ranges(*rows):
 def layouts():
     """A layout of every kind, of lengths that are no multiples of a tile."""
     buffer = torch.arange(48).expand(BATCH, -1) < 40
-    free = [(5, 9), (0, 0), (30, 35), (0, 35), (9, 7), (20, 21), (0, 3)] * 3  # neither growing nor all of them ranges
+    # tiles that do not follow each other, and ranges of nothing
+    free = [(30, 35), (9, 7), (20, 21), (24, 33)] * 4 + [(5, 9), (0, 0), (0, 3)] * 2
     return {
         "one token": self_attention_layout(None, 1),
         "causal": self_attention_layout(None, 37, causal=True),
@@ -81,7 +82,7 @@ def layouts():
         "cross, padding": cross_attention_layout(
             mask(41, (0, 9), (20, 22)), 41, 18, start=3, first_target=torch.tensor([0, 2])
         ),
-        "ranges": AttentionLayout(21, 35, **ranges(*free)),
+        "ranges": AttentionLayout(22, 35, **ranges(*free)),
         "one query": cross_attention_layout(mask(41, (0, 9)), 41, 1),
         "one key": cross_attention_layout(None, 1, 18),
     }  # fmt: skip
@@ -114,8 +115,9 @@ def results(inputs, weight, layout, kind, device="cpu", dtype=torch.float64, **o
 
 
 def greatest_error(got, expected):
-    """In units of the greatest number of each tensor, or of 0.5 where that is less."""
-    return max(((a - b).abs().max() / b.abs().max().clamp(min=0.5)).item() for a, b in zip(got, expected, strict=True))
+    """In units of the greatest number of each tensor, or of 0.5 where that is less; NaN where there is any."""
+    errors = [(a - b).abs().max() / b.abs().max().clamp(min=0.5) for a, b in zip(got, expected, strict=True)]
+    return torch.stack(errors).max().item()
 
 
 def check(layout, kind, activation, device, z=Z, h=H):

@@ -124,7 +124,16 @@ def _form(x, coefficients, truncation, reset, stateful) -> str:
 
 
 def packing_size(x: torch.Tensor, coefficients: EMACoefficients, truncation: int | None) -> int:
-    """Tokens per block into which packed documents of x (B, L, d) are laid out."""
+    """Tokens per block into which packed documents are laid out, for `packed_blocks`.
+
+    Args:
+        x: (B, L, d) inputs.
+        coefficients: As in `ema`.
+        truncation: As in `ema`.
+
+    Returns:
+        What the implementation wants that `ema` will choose.
+    """
     triton = wants_triton(x.device.type)
     if triton:
         from .triton_scan import BLOCK, is_supported
