@@ -48,7 +48,7 @@ test-kernels: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/kernels --numprocesses=2 $(ARGS)
 
 docs: $(VENV)/.installed-dev
-	$(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "Open build/site/index.html."
 
 test-docs: $(VENV)/.installed-dev
