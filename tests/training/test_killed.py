@@ -30,7 +30,7 @@ class Kill(TrainerCallback):
         if moment == "step" and state.global_step == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-original, save = module.make_trainer, trainer.RecipeTrainer._save_optimizer_and_scheduler
+original, save = module.make_trainer, trainer.Trainer._save_optimizer_and_scheduler
 
 def killed_trainer(*args):
     made = original(*args)
@@ -42,7 +42,7 @@ def killed_save(self, folder):
         os.kill(os.getpid(), signal.SIGKILL)
     save(self, folder)
 
-module.make_trainer, trainer.RecipeTrainer._save_optimizer_and_scheduler = killed_trainer, killed_save
+module.make_trainer, trainer.Trainer._save_optimizer_and_scheduler = killed_trainer, killed_save
 module.run(read_recipe(Path(recipe)), module.RunOptions(Path(data), Path(output)))
 """
 

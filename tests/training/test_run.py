@@ -14,7 +14,7 @@ import pytest
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForMaskedLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForMaskedLM, AutoTokenizer, Trainer, TrainerCallback
 
 from mega_transformers.errors import RecipeError
 from mega_transformers.training import run as run_module
@@ -23,7 +23,7 @@ from mega_transformers.training.evaluate import dry_run, evaluate_model
 from mega_transformers.training.recipe import recipe_of
 from mega_transformers.training.run import RunOptions, run
 from mega_transformers.training.tasks import task_of
-from mega_transformers.training.trainer import RecipeTrainer, Stop, decayed_parameters, last_checkpoint
+from mega_transformers.training.trainer import Stop, decayed_parameters, last_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -292,14 +292,14 @@ def test_a_second_run_in_the_same_folder_is_refused(recipe_dict, data_dir, tmp_p
 def test_a_full_disk_keeps_the_last_good_checkpoint(recipe, data_dir, tmp_path, monkeypatch, error):
     """Whichever library writes when the disk is full: each has an error of its own."""
     output = tmp_path / "run"
-    save = RecipeTrainer._save_optimizer_and_scheduler
+    save = Trainer._save_optimizer_and_scheduler
 
     def full(self, folder):
         if self.state.global_step == 8:
             raise error
         save(self, folder)
 
-    monkeypatch.setattr(RecipeTrainer, "_save_optimizer_and_scheduler", full)
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", full)
     with pytest.raises(RecipeError, match=r"is full; make space there, and the same command continues from .*-4"):
         run(recipe, RunOptions(data_dir, output))
     assert (output / "checkpoint-4").is_dir() and not (output / "checkpoint-8").exists()
@@ -312,7 +312,7 @@ def test_other_errors_are_not_taken_for_a_full_disk(recipe, data_dir, tmp_path, 
     def broken(self, folder):
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(RecipeTrainer, "_save_optimizer_and_scheduler", broken)
+    monkeypatch.setattr(Trainer, "_save_optimizer_and_scheduler", broken)
     with pytest.raises(RuntimeError, match="a defect"):
         run(recipe, RunOptions(data_dir, tmp_path / "run"))
 
