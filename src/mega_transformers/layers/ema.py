@@ -58,9 +58,7 @@ class MegaMultiDimensionDampedEma(nn.Module):
             cache_layer: What was remembered of the tokens before, brought up to date; not with documents, nor in two
                 directions.
         """
-        inputs, packed = _real(x, layout), None
-        if layout is not None and layout.reset is not None:
-            packed = _packed(layout, layout.reset)
+        inputs = _real(x, layout)
         if cache_layer is None:
             coefficients = self.coefficients()
             y, _ = ema(
@@ -69,7 +67,7 @@ class MegaMultiDimensionDampedEma(nn.Module):
                 bidirectional=self.bidirectional,
                 truncation=self.truncation,
                 reset=None if layout is None else layout.reset,
-                packed=packed,
+                packed=None if layout is None else lambda: _packed(layout),
             )
             if layout is not None and layout.exchange is not None:
                 y = y + self._continued(inputs, coefficients, layout)
@@ -114,8 +112,9 @@ def _real(x: torch.Tensor, layout: AttentionLayout | None) -> torch.Tensor:
     return x if layout is None or layout.tokens is None else x * layout.tokens.unsqueeze(-1).to(x.dtype)
 
 
-def _packed(layout: AttentionLayout, reset: torch.Tensor) -> PackedBlocks:
+def _packed(layout: AttentionLayout) -> PackedBlocks:
     """Where packed tokens go, worked out by the first layer."""
     if "packed" not in layout.plans:
-        layout.plans["packed"] = packed_blocks(reset, block_size(layout.queries), layout.documents)
+        assert layout.reset is not None
+        layout.plans["packed"] = packed_blocks(layout.reset, block_size(layout.queries), layout.documents)
     return layout.plans["packed"]

@@ -61,6 +61,7 @@ class Row(NamedTuple):
 
 EMA = (
     Row("step", longest=1, stateful=True),
+    Row("triton", triton=True, exported=False),
     # a graph that does not depend on the length; outside of PyTorch, transforms are slow and inexact
     Row("fft", open=True, exported=False, stateful=False, packed=False),
     Row("direct", device="cpu", compiled=False, stateful=False, packed=False, longest=32),
@@ -93,7 +94,12 @@ TRITON = "MEGA_TRITON"
 
 def wants_triton(device: str) -> bool:
     """Whether Triton's kernels are asked for by `MEGA_TRITON=1`, and can run on a type of device."""
-    if os.environ.get(TRITON) != "1" or importlib.util.find_spec("triton") is None:
+    return os.environ.get(TRITON) == "1" and runs_triton(device)
+
+
+def runs_triton(device: str) -> bool:
+    """Whether Triton's kernels can run on a type of device."""
+    if importlib.util.find_spec("triton") is None:
         return False
     return device == "cuda" or (device == "cpu" and is_interpreted())
 
@@ -108,9 +114,10 @@ def linear_form(vendor: str, rows: int, weights: int) -> str:
     return next(row.form for row in LINEAR if weights >= row.weights and row.fits(rows, vendor=vendor))
 
 
-def ema_form(device: str, length: int, batch: int, stateful: bool, packed: bool) -> str:
+def ema_form(device: str, length: int, batch: int, stateful: bool, packed: bool, triton: bool = False) -> str:
     """The form of the EMA for (batch, length) tokens on a type of device."""
-    return _first(EMA, length, device=device, stateful=stateful, packed=packed, one_row=bool(batch == 1))
+    asked = {"device": device, "stateful": stateful, "packed": packed, "one_row": bool(batch == 1), "triton": triton}
+    return _first(EMA, length, **asked)
 
 
 def attention_form(device: str, keys: int, one_query: bool, activation: str, fusable: bool) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ..autocast import no_autocast
-from ..dispatch import ema_form
+from ..dispatch import ema_form, runs_triton, wants_triton
 from .boundary import ema_boundary, ema_continuation, ema_entering
 from .chunked import block_size, ema_chunked
 from .direct import ema_direct
@@ -34,7 +35,9 @@ __all__ = [
     "packed_blocks",
 ]
 
-BACKENDS = ("reference", "fft", "direct", "chunked", "step")
+BACKENDS = ("reference", "fft", "direct", "chunked", "triton", "step")
+MOST_STATES = 64
+"""States per channel that Triton's kernels hold in registers."""
 
 
 def ema(
@@ -44,7 +47,7 @@ def ema(
     bidirectional: bool = False,
     truncation: int | None = None,
     reset: torch.Tensor | None = None,
-    packed: PackedBlocks | None = None,
+    packed: Callable[[], PackedBlocks] | None = None,
     state: torch.Tensor | None = None,
     history: torch.Tensor | None = None,
     return_state: bool = False,
@@ -63,13 +66,13 @@ def ema(
         bidirectional: Whether to add the EMA of the reversed sequence. The current token counts in both.
         truncation: Keep only the contributions of lags below this.
         reset: (B, L) bool, True at the first token of every packed document: the state starts afresh there.
-        packed: What `packed_blocks` made of `reset`, where several layers share it.
+        packed: Gives what `packed_blocks` makes of `reset`, where several layers share it; called by `"chunked"` only.
         state: (B, d, N) states before the first token.
         history: (B, truncation, d) the inputs before the first token, 0 where there are none; with truncation, a
             state needs them.
         return_state: Whether to return the states after the last token too.
-        backend: `"reference"` (a loop), `"fft"`, `"direct"` (one matrix), `"chunked"` (matrices of blocks), `"step"`
-            (one token); None chooses.
+        backend: `"reference"` (a loop), `"fft"`, `"direct"` (one matrix), `"chunked"` (matrices of blocks), `"triton"`
+            (kernels for CUDA; in float32, up to 64 states), `"step"` (one token); None chooses.
 
     Returns:
         y (B, L, d) in the dtype of x; and the state (B, d, N), float32 at least, where it was asked for.
@@ -82,22 +85,31 @@ def ema(
     _check(x, bidirectional, truncation, reset, state, history, stateful, backend)
     with no_autocast(x.device.type):  # float32 inside, whatever surrounds it
         dtype = torch.promote_types(x.dtype, coefficients.input.dtype)
-        inputs = x if x.dtype == dtype else x.to(dtype)
         if coefficients.input.dtype != dtype:
             coefficients = EMACoefficients(*(c.to(dtype) for c in coefficients))
         if history is not None and history.dtype != dtype:
             history = history.to(dtype)
-        form = backend or ema_form(x.device.type, length, x.shape[0], stateful, reset is not None)
+        fits = dtype == torch.float32 and coefficients.input.shape[1] <= MOST_STATES
+        triton = fits and wants_triton(x.device.type)
+        form = backend or ema_form(x.device.type, length, x.shape[0], stateful, reset is not None, triton)
         both: Any = {"bidirectional": bidirectional, "truncation": truncation}
         new_state: torch.Tensor | None = None
+        if form == "triton":
+            _check_triton(x, fits)
+            from .triton_scan import ema_triton  # not everyone has Triton
+
+            given: Any = {"reset": reset, "state": state, "history": history, "return_state": return_state}
+            return ema_triton(x, coefficients, **both, **given)
+        inputs = x if x.dtype == dtype else x.to(dtype)
         if form == "step":
             y, new_state = ema_step(inputs, coefficients, truncation=truncation, state=state, history=history)
         elif form == "reference":
             y, new_state = ema_reference(inputs, coefficients, **both, reset=reset, state=state, history=history)
         elif form == "chunked":
-            if reset is not None and packed is None:
-                packed = packed_blocks(reset, block_size(length))
-            y, new_state = ema_chunked(inputs, coefficients, **both, packed=packed, state=state, history=history)
+            blocks = None
+            if reset is not None:
+                blocks = packed_blocks(reset, block_size(length)) if packed is None else packed()
+            y, new_state = ema_chunked(inputs, coefficients, **both, packed=blocks, state=state, history=history)
         else:
             y = (ema_fft if form == "fft" else ema_direct)(inputs, coefficients, **both)
     return y if y.dtype == x.dtype else y.to(x.dtype), new_state if return_state else None
@@ -126,3 +138,16 @@ def _check(x, bidirectional, truncation, reset, state, history, stateful, backen
         raise ValueError(f"backend={backend!r} takes neither state nor reset; use backend='chunked'")
     if backend == "step" and (length != 1 or bidirectional or reset is not None):
         raise ValueError(f"backend='step' takes one token in one direction; got {length} tokens")
+
+
+def _check_triton(x: torch.Tensor, fits: bool) -> None:
+    if not runs_triton(x.device.type):
+        raise ValueError(
+            f"backend='triton' needs Triton (pip install 'mega-transformers[gpu]') and a CUDA device, not {x.device}; "
+            "TRITON_INTERPRET=1 runs its kernels on a CPU, slowly"
+        )
+    if not fits:
+        raise ValueError(
+            f"backend='triton' computes in float32 with up to {MOST_STATES} states; use backend='chunked' for float64 "
+            "or more states"
+        )

@@ -8,6 +8,9 @@ product over channels, and the carry touches 1/m of the data.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -204,34 +207,46 @@ def _blocks_backward(needs, x, diagonals, E, G, decay, initial, keep, H, dy, den
 _BLOCKS = operator(_blocks_forward, _blocks_backward, _blocks_forward, inputs=6, outputs=2, keeps=(2,))
 
 
-def _truncated(x, coefficients, bidirectional, truncation, packed, state, history, block):
+def truncated(
+    run: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
+    x: torch.Tensor,
+    coefficients: EMACoefficients,
+    bidirectional: bool,
+    truncation: int,
+    documents: torch.Tensor | None,
+    state: torch.Tensor | None,
+    history: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The first K = `truncation` lags only: s_t = decay s_{t-1} + input x_t - decay^K input x_{t-K}.
 
     The recurrence is linear: one pass over the inputs, and one over those of K tokens before.
+
+    Args:
+        run: The EMA of all lags, of (x, coefficients, bidirectional, state).
+        documents: (B, L) a number for each packed document.
+        x, coefficients, bidirectional, truncation, state, history: As in `ema`.
     """
     length, channels = x.shape[1:]
     same = None
-    if packed is not None:
-        documents = packed.document_of_slot
+    if documents is not None:
         same = (documents[:, truncation:] == documents[:, :-truncation]).unsqueeze(-1)
     forgotten = coefficients._replace(input=lag_input(coefficients, truncation))
     forward = EMACoefficients(*(c[:channels] for c in forgotten))
-    y, new_state = _chunked(x, coefficients, bidirectional, packed, state, block)
+    y, new_state = run(x, coefficients, bidirectional, state)
     before = x.new_zeros(x.shape[0], truncation, channels) if history is None else history
     past = torch.cat([before, x], dim=1)[:, :length]
     if same is not None:
         past = past * F.pad(same, (0, 0, truncation, 0))
-    past_y, past_state = _chunked(past, forward, False, packed, None, block)
+    past_y, past_state = run(past, forward, False, None)
     y = y + past_y
     if not bidirectional:
-        assert new_state is not None and past_state is not None
-        return y, new_state + past_state
+        return y, None if new_state is None or past_state is None else new_state + past_state
     future = F.pad(x, (0, 0, 0, truncation))[:, truncation:]
     if same is not None:
         future = future * F.pad(same, (0, 0, 0, truncation))
     # backward only: with no output, the forward half adds nothing
     backward = forgotten._replace(output=F.pad(forgotten.output[channels:], (0, 0, channels, 0)))
-    future_y, _ = _chunked(future, backward, True, packed, None, block)
+    future_y, _ = run(future, backward, True, None)
     return y + future_y, None
 
 
@@ -259,13 +274,15 @@ def ema_chunked(
     # a graph of open length forgets in any case
     forgets = truncation is not None and (history is not None or is_open_export(x.shape[1]) or truncation < x.shape[1])
     if forgets:
-        y, last = _truncated(x, coefficients, bidirectional, truncation, packed, state, history, block)
+        run = functools.partial(_chunked, packed=packed, block=block)
+        documents = None if packed is None else packed.document_of_slot
+        y, last = truncated(run, x, coefficients, bidirectional, truncation, documents, state, history)
     else:
-        y, last = _chunked(x, coefficients, bidirectional, packed, state, block)
+        y, last = _chunked(x, coefficients, bidirectional, state, packed, block)
     return (y if packed is None else packed.gather(y)), last
 
 
-def _chunked(x, coefficients, bidirectional, packed, state, block):
+def _chunked(x, coefficients, bidirectional, state, packed, block):
     """All lags, of x (B, L, d)."""
     length = x.shape[1]
     # compiled graphs of open length are made by `fft`, or for some lengths each

@@ -1,0 +1,285 @@
+"""The EMA's kernels in Triton: a lane holds the states of a channel in registers and walks over a chunk of time.
+
+States of a chunk are (states, channels) with channels across the lanes of a warp, so that the sum over states stays in
+a lane; with more than 16 states several lanes share a channel. All is computed in float32, without matrix units.
+
+A walk goes over a chunk from its first token to its last, or back if REVERSED. The transpose of the EMA is the EMA
+with its directions exchanged (ADJOINT), and `drive` and `output` too. UNIT says that `drive` is 1, which saves a
+product a state: without states from outside only drive * output matters, so it may be all in `output`.
+"""
+
+import triton
+import triton.language as tl
+
+VARYING = ["length", "chunks", "items", "total", "starts_batch"]
+
+
+@triton.jit
+def _rows(source, t, stride, inside, COUNT: tl.constexpr, REVERSED: tl.constexpr):
+    """`COUNT` tokens' rows from t on in float32, all requested before the first is needed."""
+    rows = ()
+    for i in tl.static_range(COUNT):
+        row = tl.load(source + (t - i if REVERSED else t + i) * stride, mask=inside, other=0.0)
+        rows = rows + (row.to(tl.float32),)
+    return rows
+
+
+@triton.jit
+def _continued(state, starts, t, REVERSED: tl.constexpr):
+    """The state that reaches token t: none if a document starts there, or for a walk back at the token behind it."""
+    return tl.where(tl.load(starts + t + (1 if REVERSED else 0)) != 0, 0.0, state)
+
+
+@triton.jit
+def _advance(
+    state, decay, drive, x, x_time, starts, t, inside,
+    COUNT: tl.constexpr, REVERSED: tl.constexpr, UNIT: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """The state `COUNT` tokens later."""
+    rows = _rows(x, t, x_time, inside, COUNT, REVERSED)
+    for i in tl.static_range(COUNT):
+        if PACKED:
+            state = _continued(state, starts, t - i if REVERSED else t + i, REVERSED)
+        state = decay * state + (rows[i][None, :] if UNIT else drive * rows[i][None, :])
+    return state
+
+
+@triton.jit
+def _write(
+    state, decay, drive, output, x, x_time, y, y_time, before, starts, t, inside,
+    COUNT: tl.constexpr, REVERSED: tl.constexpr, UNIT: tl.constexpr, PACKED: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """As `_advance`, and writes outputs, added to what `before` holds of the other direction."""
+    rows = _rows(x, t, x_time, inside, COUNT, REVERSED)
+    if before is not None:
+        others = _rows(before, t, CHANNELS, inside, COUNT, REVERSED)
+    for i in tl.static_range(COUNT):
+        at = t - i if REVERSED else t + i
+        if PACKED:
+            state = _continued(state, starts, at, REVERSED)
+        state = decay * state + (rows[i][None, :] if UNIT else drive * rows[i][None, :])
+        row = tl.sum(output * state, axis=0)
+        if before is not None:
+            row += others[i]
+        tl.store(y + at * y_time, row.to(y.dtype.element_ty), mask=inside)
+    return state
+
+
+@triton.jit
+def _differentiate(
+    state, by_decay, by_drive, doutput, ddecay, ddrive, decay, drive, output, x, x_time, dy, dy_time, starts, t, inside,
+    COUNT: tl.constexpr, REVERSED: tl.constexpr, UNIT: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """As `_advance`, with the state's derivatives by decay and drive, and sums that are the coefficients' gradients."""
+    rows = _rows(x, t, x_time, inside, COUNT, REVERSED)
+    grads = _rows(dy, t, dy_time, inside, COUNT, REVERSED)
+    for i in tl.static_range(COUNT):
+        if PACKED:
+            at = t - i if REVERSED else t + i
+            state, by_decay = _continued(state, starts, at, REVERSED), _continued(by_decay, starts, at, REVERSED)
+        by_decay = decay * by_decay + state
+        state = decay * state + (rows[i][None, :] if UNIT else drive * rows[i][None, :])
+        pull = grads[i][None, :] if UNIT else output * grads[i][None, :]
+        doutput += grads[i][None, :] * state
+        ddecay += pull * by_decay
+        if not UNIT:
+            by_drive = decay * by_drive + rows[i][None, :]
+            ddrive += pull * by_drive
+    return state, by_decay, by_drive, doutput, ddecay, ddrive
+
+
+@triton.jit(do_not_specialize=VARYING)
+def states_kernel(
+    x, left, decay, drive, starts, length, channels, chunks, items, x_batch, x_time, x_channel, starts_batch,
+    N: tl.constexpr, STATES: tl.constexpr, CHANNELS: tl.constexpr, TOKENS: tl.constexpr, COUNT: tl.constexpr,
+    DIRECTIONS: tl.constexpr, ADJOINT: tl.constexpr, UNIT: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """The state (chunks, B, directions, N, channels) that each chunk leaves where none enters it."""
+    n = tl.arange(0, STATES)[:, None]
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    inside = channel < channels
+    place = n * channels + channel[None, :]
+    real = (n < N) & inside[None, :]
+    for item in range(tl.program_id(1), items, tl.num_programs(1)):
+        row, chunk = (item // chunks).to(tl.int64), (item % chunks).to(tl.int64)
+        first = chunk * TOKENS
+        count = tl.minimum(length - first, TOKENS).to(tl.int32)
+        whole = count // COUNT * COUNT
+        tokens = x + row * x_batch + channel.to(tl.int64) * x_channel
+        documents = starts + row * starts_batch if PACKED else None
+        for direction in tl.static_range(DIRECTIONS):
+            REVERSED: tl.constexpr = (direction == 1) != ADJOINT
+            coefficients = direction * N * channels + place
+            r = tl.load(decay + coefficients, mask=real, other=0.0)
+            b = None if UNIT else tl.load(drive + coefficients, mask=real, other=0.0)
+            state = tl.zeros((STATES, CHANNELS), tl.float32)
+            for rest in tl.static_range(2):  # `COUNT` tokens at a time, and the others one by one
+                for j in range(whole if rest else 0, count if rest else whole, 1 if rest else COUNT):
+                    state = _advance(
+                        state, r, b, tokens, x_time, documents, first + (count - 1 - j if REVERSED else j), inside,
+                        1 if rest else COUNT, REVERSED, UNIT, PACKED,
+                    )  # fmt: skip
+            slot = (chunk * (items // chunks) + row) * DIRECTIONS + direction
+            tl.store(left + slot * (N * channels) + place, state, mask=real)
+
+
+@triton.jit
+def _carry(
+    state, left, log_decay, through, place, inside, backward, row, k, length, chunks, total, batch,
+    COUNT: tl.constexpr, TOKENS: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """The state behind `COUNT` chunks, from the k-th of the walk on; before each it is written in place of `left`."""
+    added = ()
+    for i in tl.static_range(COUNT):
+        chunk = tl.where(backward, chunks - 1 - (k + i), k + i).to(tl.int64)
+        added = added + (tl.load(left + chunk * total + place, mask=inside, other=0.0),)
+    for i in tl.static_range(COUNT):
+        chunk = tl.where(backward, chunks - 1 - (k + i), k + i).to(tl.int64)
+        tl.store(left + chunk * total + place, state, mask=inside)
+        factor = tl.exp(log_decay * tl.minimum(length - chunk * TOKENS, TOKENS).to(tl.float32))
+        if PACKED:
+            passes = tl.load(through + (backward.to(tl.int64) * batch + row) * chunks + chunk, mask=inside, other=0)
+            factor = tl.where(passes != 0, factor, 0.0)
+        state = factor * state + added[i]
+    return state
+
+
+@triton.jit(do_not_specialize=VARYING)
+def carry_kernel(
+    left, log_decay, through, initial, last, length, chunks, total, batch, half,
+    BLOCK: tl.constexpr, TOKENS: tl.constexpr, COUNT: tl.constexpr, DIRECTIONS: tl.constexpr, ADJOINT: tl.constexpr,
+    PACKED: tl.constexpr, STATEFUL: tl.constexpr,
+):  # fmt: skip
+    """From the states that chunks leave, `left` (chunks, total), to those that enter them, in place.
+
+    A chunk's `total` states are (B, directions, N, channels), of which a direction has `half` a row. `through`
+    (2, B, chunks) says whether states pass through a chunk in a walk forward and in one back.
+    """
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < total
+    within = place % (DIRECTIONS * half)
+    row = place // (DIRECTIONS * half)
+    backward = (within >= half) != ADJOINT
+    rate = tl.load(log_decay + within, mask=inside, other=0.0)
+    state = tl.zeros((BLOCK,), tl.float32)
+    if STATEFUL:
+        state = tl.load(initial + place, mask=inside, other=0.0)
+    whole = chunks // COUNT * COUNT
+    for rest in tl.static_range(2):
+        for k in range(whole if rest else 0, chunks if rest else whole, 1 if rest else COUNT):
+            state = _carry(
+                state, left, rate, through, place, inside, backward, row, k, length, chunks, total, batch,
+                1 if rest else COUNT, TOKENS, PACKED,
+            )  # fmt: skip
+    if STATEFUL:
+        tl.store(last + place, state, mask=inside)
+
+
+@triton.jit
+def _gradients(
+    doutput, ddecay, ddrive, x, x_time, dy, dy_time, decay, drive, output, states, adjoints, slot, place, real, starts,
+    first, count, inside,
+    REVERSED: tl.constexpr, COUNT: tl.constexpr, UNIT: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """Adds a chunk's part to the gradients of a direction's coefficients.
+
+    The chunk's outputs and the state it leaves are functions of the coefficients and of the state that enters; what
+    the latter's own gradient is belongs to the chunks before.
+    """
+    state = tl.load(states + slot + place, mask=real, other=0.0)
+    by_decay = tl.zeros_like(state)
+    by_drive = tl.zeros_like(state)
+    whole = count // COUNT * COUNT
+    for rest in tl.static_range(2):
+        for j in range(whole if rest else 0, count if rest else whole, 1 if rest else COUNT):
+            state, by_decay, by_drive, doutput, ddecay, ddrive = _differentiate(
+                state, by_decay, by_drive, doutput, ddecay, ddrive, decay, drive, output, x, x_time, dy, dy_time,
+                starts, first + (count - 1 - j if REVERSED else j), inside,
+                1 if rest else COUNT, REVERSED, UNIT, PACKED,
+            )  # fmt: skip
+    adjoint = tl.load(adjoints + slot + place, mask=real, other=0.0)
+    if PACKED:  # it comes from the other side
+        adjoint = _continued(adjoint, starts, first if REVERSED else first + count - 1, not REVERSED)
+    adjoint *= decay  # from the token behind the chunk to its last
+    ddecay += adjoint * by_decay
+    if not UNIT:
+        ddrive += adjoint * by_drive
+    return doutput, ddecay, ddrive
+
+
+@triton.jit(do_not_specialize=VARYING)
+def outputs_kernel(
+    x, y, entering, decay, drive, output, starts, scratch, inputs, states, sums, length, channels, chunks, items,
+    x_batch, x_time, x_channel, inputs_batch, inputs_time, inputs_channel, starts_batch,
+    N: tl.constexpr, STATES: tl.constexpr, CHANNELS: tl.constexpr, TOKENS: tl.constexpr, COUNT: tl.constexpr,
+    DIRECTIONS: tl.constexpr, ADJOINT: tl.constexpr, UNIT: tl.constexpr, PACKED: tl.constexpr,
+    GRADIENTS: tl.constexpr,
+):  # fmt: skip
+    """Outputs y (B, L, channels) from the states that enter each chunk.
+
+    With GRADIENTS x is the gradient of the outputs, ADJOINT, and y that of `inputs`; `states` are those that entered
+    the chunks in the forward pass, and `sums` (2 or 3, programs, directions, N, channels) gets what the coefficients'
+    gradients are sums of: each program goes over many chunks of the same channels, in the same order in every run.
+    """
+    n = tl.arange(0, STATES)[:, None]
+    lane = tl.arange(0, CHANNELS)
+    channel = tl.program_id(0) * CHANNELS + lane
+    inside = channel < channels
+    place = n * channels + channel[None, :]
+    real = (n < N) & inside[None, :]
+    # what one direction adds lives here until the other adds its own: no longer than a chunk, so in a GPU's cache
+    program = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    zero = tl.zeros((STATES, CHANNELS), tl.float32)
+    doutput, ddecay, ddrive, doutput_back, ddecay_back = zero, zero, zero, zero, zero
+    for item in range(tl.program_id(1), items, tl.num_programs(1)):
+        row, chunk = (item // chunks).to(tl.int64), (item % chunks).to(tl.int64)
+        first = chunk * TOKENS
+        count = tl.minimum(length - first, TOKENS).to(tl.int32)
+        whole = count // COUNT * COUNT
+        tokens = x + row * x_batch + channel.to(tl.int64) * x_channel
+        results = y + row * length * channels + channel
+        between = scratch + (program * TOKENS - first) * CHANNELS + lane if DIRECTIONS == 2 else None
+        documents = starts + row * starts_batch if PACKED else None
+        for direction in tl.static_range(DIRECTIONS):
+            REVERSED: tl.constexpr = (direction == 1) != ADJOINT
+            FIRST: tl.constexpr = DIRECTIONS == 2 and direction == 0
+            coefficients = direction * N * channels + place
+            r = tl.load(decay + coefficients, mask=real, other=0.0)
+            b = None if UNIT else tl.load(drive + coefficients, mask=real, other=0.0)
+            g = tl.load(output + coefficients, mask=real, other=0.0)
+            slot = ((chunk * (items // chunks) + row) * DIRECTIONS + direction) * (N * channels)
+            state = tl.load(entering + slot + place, mask=real, other=0.0)
+            target, stride = (between, CHANNELS) if FIRST else (results, channels)
+            before = between if direction == 1 else None
+            for rest in tl.static_range(2):
+                for j in range(whole if rest else 0, count if rest else whole, 1 if rest else COUNT):
+                    state = _write(
+                        state, r, b, g, tokens, x_time, target, stride, before, documents,
+                        first + (count - 1 - j if REVERSED else j), inside,
+                        1 if rest else COUNT, REVERSED, UNIT, PACKED, CHANNELS,
+                    )  # fmt: skip
+            if DIRECTIONS == 2:
+                tl.debug_barrier()  # lanes that share a channel read what one of them wrote
+            if GRADIENTS:
+                given = inputs + row * inputs_batch + channel.to(tl.int64) * inputs_channel
+                if direction == 0:
+                    doutput, ddecay, ddrive = _gradients(
+                        doutput, ddecay, ddrive, given, inputs_time, tokens, x_time, r, g, b, states, entering, slot,
+                        place, real, documents, first, count, inside, False, COUNT, UNIT, PACKED,
+                    )  # fmt: skip
+                else:
+                    doutput_back, ddecay_back, _ = _gradients(
+                        doutput_back, ddecay_back, zero, given, inputs_time, tokens, x_time, r, g, b, states, entering,
+                        slot, place, real, documents, first, count, inside, True, COUNT, UNIT, PACKED,
+                    )  # fmt: skip
+    if GRADIENTS:
+        size = DIRECTIONS * N * channels
+        mine = sums + tl.program_id(1) * size + place
+        every = tl.num_programs(1) * size
+        tl.store(mine, doutput, mask=real)
+        tl.store(mine + every, ddecay, mask=real)
+        if not UNIT:
+            tl.store(mine + 2 * every, ddrive, mask=real)
+        if DIRECTIONS == 2:
+            tl.store(mine + N * channels, doutput_back, mask=real)
+            tl.store(mine + every + N * channels, ddecay_back, mask=real)
