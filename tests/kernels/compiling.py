@@ -73,7 +73,7 @@ def source(kernel: triton.JITFunction, args: tuple, options: dict) -> ASTSource:
         name, x = parameter.name, given[parameter.name]
         varies = not parameter.do_not_specialize
         if isinstance(x, torch.Tensor):
-            signature[name], multiple = f"*{TYPES[x.dtype]}", True
+            signature[name], multiple = f"*{TYPES[x.dtype]}", not parameter.do_not_specialize_on_alignment
         elif parameter.is_constexpr or x is None or (x == 1 and varies):
             signature[name], constants[(i,)], multiple = "constexpr", x, False
         else:

@@ -11,7 +11,15 @@ product a state: without states from outside only drive * output matters, so it 
 import triton
 import triton.language as tl
 
-VARYING = ["length", "chunks", "items", "total", "starts_batch"]
+VARYING = ["channels", "length", "chunks", "items", "total", "starts_batch"]
+# were these known to be aligned, Triton would load four channels to a lane at a time, and spread states over the lanes
+TILES = ["left", "entering", "states", "decay", "drive", "output", "sums"]
+
+
+@triton.jit
+def _place(index, SIZE: tl.constexpr):
+    """Where this program's tile of states begins in (..., blocks, STATES, CHANNELS)."""
+    return (index * tl.num_programs(0) + tl.program_id(0)) * SIZE
 
 
 @triton.jit
@@ -88,18 +96,17 @@ def _differentiate(
     return state, by_decay, by_drive, doutput, ddecay, ddrive
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=TILES)
 def states_kernel(
     x, left, decay, drive, starts, length, channels, chunks, items, x_batch, x_time, x_channel, starts_batch,
-    N: tl.constexpr, STATES: tl.constexpr, CHANNELS: tl.constexpr, TOKENS: tl.constexpr, COUNT: tl.constexpr,
+    STATES: tl.constexpr, CHANNELS: tl.constexpr, TOKENS: tl.constexpr, COUNT: tl.constexpr,
     DIRECTIONS: tl.constexpr, ADJOINT: tl.constexpr, UNIT: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """The state (chunks, B, directions, N, channels) that each chunk leaves where none enters it."""
-    n = tl.arange(0, STATES)[:, None]
-    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    """The state that each chunk leaves where none enters it: `left` (chunks, B, directions, blocks, STATES, CHANNELS)."""
+    lane = tl.arange(0, CHANNELS)
+    channel = tl.program_id(0) * CHANNELS + lane
     inside = channel < channels
-    place = n * channels + channel[None, :]
-    real = (n < N) & inside[None, :]
+    tile = tl.arange(0, STATES)[:, None] * CHANNELS + lane[None, :]
     for item in range(tl.program_id(1), items, tl.num_programs(1)):
         row, chunk = (item // chunks).to(tl.int64), (item % chunks).to(tl.int64)
         first = chunk * TOKENS
@@ -108,10 +115,10 @@ def states_kernel(
         tokens = x + row * x_batch + channel.to(tl.int64) * x_channel
         documents = starts + row * starts_batch if PACKED else None
         for direction in tl.static_range(DIRECTIONS):
-            REVERSED: tl.constexpr = (direction == 1) != ADJOINT
-            coefficients = direction * N * channels + place
-            r = tl.load(decay + coefficients, mask=real, other=0.0)
-            b = None if UNIT else tl.load(drive + coefficients, mask=real, other=0.0)
+            REVERSED = (direction == 1) != ADJOINT
+            coefficients = _place(direction, STATES * CHANNELS)
+            r = tl.load(decay + coefficients + tile)
+            b = None if UNIT else tl.load(drive + coefficients + tile)
             state = tl.zeros((STATES, CHANNELS), tl.float32)
             for rest in tl.static_range(2):  # `COUNT` tokens at a time, and the others one by one
                 for j in range(whole if rest else 0, count if rest else whole, 1 if rest else COUNT):
@@ -119,8 +126,8 @@ def states_kernel(
                         state, r, b, tokens, x_time, documents, first + (count - 1 - j if REVERSED else j), inside,
                         1 if rest else COUNT, REVERSED, UNIT, PACKED,
                     )  # fmt: skip
-            slot = (chunk * (items // chunks) + row) * DIRECTIONS + direction
-            tl.store(left + slot * (N * channels) + place, state, mask=real)
+            slot = _place((chunk * (items // chunks) + row) * DIRECTIONS + direction, STATES * CHANNELS)
+            tl.store(left + slot + tile, state)
 
 
 @triton.jit
@@ -152,7 +159,7 @@ def carry_kernel(
 ):  # fmt: skip
     """From the states that chunks leave, `left` (chunks, total), to those that enter them, in place.
 
-    A chunk's `total` states are (B, directions, N, channels), of which a direction has `half` a row. `through`
+    A chunk's `total` states are (B, directions, ...), of which a direction has `half` a row. `through`
     (2, B, chunks) says whether states pass through a chunk in a walk forward and in one back.
     """
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -177,8 +184,8 @@ def carry_kernel(
 
 @triton.jit
 def _gradients(
-    doutput, ddecay, ddrive, x, x_time, dy, dy_time, decay, drive, output, states, adjoints, slot, place, real, starts,
-    first, count, inside,
+    doutput, ddecay, ddrive, x, x_time, dy, dy_time, decay, drive, output, states, adjoints, starts, first,
+    count, inside,
     REVERSED: tl.constexpr, COUNT: tl.constexpr, UNIT: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """Adds a chunk's part to the gradients of a direction's coefficients.
@@ -186,7 +193,7 @@ def _gradients(
     The chunk's outputs and the state it leaves are functions of the coefficients and of the state that enters; what
     the latter's own gradient is belongs to the chunks before.
     """
-    state = tl.load(states + slot + place, mask=real, other=0.0)
+    state = tl.load(states)
     by_decay = tl.zeros_like(state)
     by_drive = tl.zeros_like(state)
     whole = count // COUNT * COUNT
@@ -197,7 +204,7 @@ def _gradients(
                 starts, first + (count - 1 - j if REVERSED else j), inside,
                 1 if rest else COUNT, REVERSED, UNIT, PACKED,
             )  # fmt: skip
-    adjoint = tl.load(adjoints + slot + place, mask=real, other=0.0)
+    adjoint = tl.load(adjoints)
     if PACKED:  # it comes from the other side
         adjoint = _continued(adjoint, starts, first if REVERSED else first + count - 1, not REVERSED)
     adjoint *= decay  # from the token behind the chunk to its last
@@ -207,26 +214,24 @@ def _gradients(
     return doutput, ddecay, ddrive
 
 
-@triton.jit(do_not_specialize=VARYING)
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=TILES)
 def outputs_kernel(
     x, y, entering, decay, drive, output, starts, scratch, inputs, states, sums, length, channels, chunks, items,
     x_batch, x_time, x_channel, inputs_batch, inputs_time, inputs_channel, starts_batch,
-    N: tl.constexpr, STATES: tl.constexpr, CHANNELS: tl.constexpr, TOKENS: tl.constexpr, COUNT: tl.constexpr,
+    STATES: tl.constexpr, CHANNELS: tl.constexpr, TOKENS: tl.constexpr, COUNT: tl.constexpr,
     DIRECTIONS: tl.constexpr, ADJOINT: tl.constexpr, UNIT: tl.constexpr, PACKED: tl.constexpr,
     GRADIENTS: tl.constexpr,
 ):  # fmt: skip
     """Outputs y (B, L, channels) from the states that enter each chunk.
 
     With GRADIENTS x is the gradient of the outputs, ADJOINT, and y that of `inputs`; `states` are those that entered
-    the chunks in the forward pass, and `sums` (2 or 3, programs, directions, N, channels) gets what the coefficients'
-    gradients are sums of: each program goes over many chunks of the same channels, in the same order in every run.
+    the chunks in the forward pass, and `sums` (2 or 3, programs, directions, blocks, STATES, CHANNELS) gets what the
+    coefficients' gradients are sums of: a program goes over many chunks of its channels, in the same order in every run.
     """
-    n = tl.arange(0, STATES)[:, None]
     lane = tl.arange(0, CHANNELS)
     channel = tl.program_id(0) * CHANNELS + lane
     inside = channel < channels
-    place = n * channels + channel[None, :]
-    real = (n < N) & inside[None, :]
+    tile = tl.arange(0, STATES)[:, None] * CHANNELS + lane[None, :]
     # what one direction adds lives here until the other adds its own: no longer than a chunk, so in a GPU's cache
     program = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     zero = tl.zeros((STATES, CHANNELS), tl.float32)
@@ -241,15 +246,15 @@ def outputs_kernel(
         between = scratch + (program * TOKENS - first) * CHANNELS + lane if DIRECTIONS == 2 else None
         documents = starts + row * starts_batch if PACKED else None
         for direction in tl.static_range(DIRECTIONS):
-            REVERSED: tl.constexpr = (direction == 1) != ADJOINT
-            FIRST: tl.constexpr = DIRECTIONS == 2 and direction == 0
-            coefficients = direction * N * channels + place
-            r = tl.load(decay + coefficients, mask=real, other=0.0)
-            b = None if UNIT else tl.load(drive + coefficients, mask=real, other=0.0)
-            g = tl.load(output + coefficients, mask=real, other=0.0)
-            slot = ((chunk * (items // chunks) + row) * DIRECTIONS + direction) * (N * channels)
-            state = tl.load(entering + slot + place, mask=real, other=0.0)
-            target, stride = (between, CHANNELS) if FIRST else (results, channels)
+            REVERSED = (direction == 1) != ADJOINT
+            coefficients = _place(direction, STATES * CHANNELS)
+            r = tl.load(decay + coefficients + tile)
+            b = None if UNIT else tl.load(drive + coefficients + tile)
+            g = tl.load(output + coefficients + tile)
+            slot = _place((chunk * (items // chunks) + row) * DIRECTIONS + direction, STATES * CHANNELS) + tile
+            state = tl.load(entering + slot)
+            target = between if direction + 1 < DIRECTIONS else results
+            stride = CHANNELS if direction + 1 < DIRECTIONS else channels
             before = between if direction == 1 else None
             for rest in tl.static_range(2):
                 for j in range(whole if rest else 0, count if rest else whole, 1 if rest else COUNT):
@@ -264,22 +269,22 @@ def outputs_kernel(
                 given = inputs + row * inputs_batch + channel.to(tl.int64) * inputs_channel
                 if direction == 0:
                     doutput, ddecay, ddrive = _gradients(
-                        doutput, ddecay, ddrive, given, inputs_time, tokens, x_time, r, g, b, states, entering, slot,
-                        place, real, documents, first, count, inside, False, COUNT, UNIT, PACKED,
+                        doutput, ddecay, ddrive, given, inputs_time, tokens, x_time, r, g, b, states + slot,
+                        entering + slot, documents, first, count, inside, False, COUNT, UNIT, PACKED,
                     )  # fmt: skip
                 else:
                     doutput_back, ddecay_back, _ = _gradients(
-                        doutput_back, ddecay_back, zero, given, inputs_time, tokens, x_time, r, g, b, states, entering,
-                        slot, place, real, documents, first, count, inside, True, COUNT, UNIT, PACKED,
+                        doutput_back, ddecay_back, zero, given, inputs_time, tokens, x_time, r, g, b, states + slot,
+                        entering + slot, documents, first, count, inside, True, COUNT, UNIT, PACKED,
                     )  # fmt: skip
     if GRADIENTS:
-        size = DIRECTIONS * N * channels
-        mine = sums + tl.program_id(1) * size + place
-        every = tl.num_programs(1) * size
-        tl.store(mine, doutput, mask=real)
-        tl.store(mine + every, ddecay, mask=real)
+        mine = sums + _place(tl.program_id(1) * DIRECTIONS, STATES * CHANNELS) + tile
+        every = tl.num_programs(1) * DIRECTIONS * tl.num_programs(0) * STATES * CHANNELS
+        tl.store(mine, doutput)
+        tl.store(mine + every, ddecay)
         if not UNIT:
-            tl.store(mine + 2 * every, ddrive, mask=real)
+            tl.store(mine + 2 * every, ddrive)
         if DIRECTIONS == 2:
-            tl.store(mine + N * channels, doutput_back, mask=real)
-            tl.store(mine + every + N * channels, ddecay_back, mask=real)
+            back = sums + _place(tl.program_id(1) * DIRECTIONS + 1, STATES * CHANNELS) + tile
+            tl.store(back, doutput_back)
+            tl.store(back + every, ddecay_back)

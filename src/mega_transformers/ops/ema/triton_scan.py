@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -30,45 +30,28 @@ from .chunked import block_size, ema_chunked, truncated
 from .packed import packed_blocks
 from .reference import EMACoefficients
 
-WARPS = 12
-"""Programs, of a warp each, that a multiprocessor runs: enough to hide loads, and few enough for its cache."""
+COUNT = 8
+"""Tokens that are loaded ahead of their use."""
+WARPS, GRADIENT_WARPS = 12, 8
+"""Programs, of a warp each, that a multiprocessor has registers for; and not many more chunks than its cache holds."""
 OPEN_CHUNK = 128
 """Tokens per chunk in graphs of any length."""
-
-
-class Launch(NamedTuple):
-    """What the kernels are made for.
-
-    Attributes:
-        states: Power of two that holds N.
-        channels: Channels of a program, of one warp, so that a lane has up to 16 states.
-        programs: Those that share the chunks of some channels.
-        count: Tokens that are loaded ahead.
-    """
-
-    states: int
-    channels: int
-    programs: int
-    count: int
 
 
 def chunk_size(batch: int, length: int, channels: int) -> int:
     """Tokens per chunk: as long as possible, for the states' sake, while there are enough chunks for a GPU."""
     if is_open(length):
         return OPEN_CHUNK
-    for size in (256, 128, 64):
+    for size in (128, 64):
         if batch * -(-length // size) * -(-channels // 32) >= 2048:
             return size
     return 32
 
 
-def _launch(device: torch.device, items: int, channels: int, states: int, differentiates: bool) -> Launch:
-    padded = 1 << (states - 1).bit_length()
-    width = min(32, 512 // padded)
-    blocks = -(-channels // width)
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-    programs = max(1, min(items, -(-WARPS * processors // blocks)))
-    return Launch(padded, width, programs, 8 if differentiates else 16)
+def block_of(states: int) -> tuple[int, int]:
+    """The power of two that holds the states, and how many channels a program then has, one warp's."""
+    filled = 1 << (states - 1).bit_length()
+    return filled, min(32, 512 // filled)
 
 
 def _on_device(function: Any) -> Any:
@@ -84,7 +67,11 @@ def _on_device(function: Any) -> Any:
 
 
 class _Pass:
-    """The kernels' arguments for inputs x (B, L, d) that are walked over, in the EMA or (adjoint) its transpose."""
+    """The kernels' arguments for inputs x (B, L, d) that are walked over, in the EMA or (adjoint) its transpose.
+
+    A program has a block of channels, so that a lane has up to 16 states. What there is of states is laid out as
+    (..., blocks, states, channels), both filled up.
+    """
 
     def __init__(
         self,
@@ -98,40 +85,50 @@ class _Pass:
         chunk: int,
         adjoint: bool,
     ) -> None:
-        self.x, self.adjoint, self.tokens = x, adjoint, chunk
+        self.x, self.adjoint, self.stateful, self.tokens = x, adjoint, stateful, chunk
         self.batch, self.length, self.channels = x.shape
         self.chunks = -(-self.length // chunk)
-        self.directions = 2 if bidirectional else 1
-        self.states = log_decay.shape[1]
-        self.log_decay, self.stateful = self.rows(log_decay), stateful
+        self.directions, self.states = 2 if bidirectional else 1, log_decay.shape[1]
+        self.block = block_of(self.states)
+        self.blocks = -(-self.channels // self.block[1])
+        self.log_decay = self.tiles(log_decay.unflatten(0, (self.directions, -1)), float("-inf"))
         self.decay = self.log_decay.exp()
-        self.drive: torch.Tensor | None = self.rows(output if adjoint else drive)
-        self.output = self.rows(drive if adjoint else output)
-        if not stateful:
-            self.drive, self.output = None, self.rows(drive * output)
-        self.starts, self.through = None, None
+        self.drive: torch.Tensor | None = None
+        if stateful:
+            drive, output = (output, drive) if adjoint else (drive, output)
+            self.drive = self.tiles(drive.unflatten(0, (self.directions, -1)))
+        else:
+            output = drive * output
+        self.output = self.tiles(output.unflatten(0, (self.directions, -1)))
+        self.starts = self.through = None
         if reset is not None:
             starts = F.pad(reset, (0, self.chunks * chunk + 1 - self.length)).to(torch.int8)
             inside = [part.unflatten(1, (self.chunks, chunk)).any(2) for part in (starts[:, :-1], starts[:, 1:])]
             self.starts, self.through = starts, (~torch.stack(inside)).to(torch.int8)
 
-    def rows(self, coefficient: torch.Tensor) -> torch.Tensor:
-        """(D', N) to (directions, N, d), so that channels lie side by side."""
-        return coefficient.unflatten(0, (self.directions, -1)).transpose(1, 2).contiguous()
+    def tiles(self, x: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
+        """(..., d, N) to (..., blocks, states, channels)."""
+        states, width = self.block
+        x = F.pad(x, (0, states - self.states, 0, self.blocks * width - self.channels), value=fill)
+        return x.unflatten(-2, (self.blocks, width)).transpose(-1, -2).contiguous()
 
-    def columns(self, rows: torch.Tensor) -> torch.Tensor:
-        """(directions, N, d) to (D', N)."""
-        return rows.transpose(1, 2).flatten(0, 1).contiguous()
+    def columns(self, tiles: torch.Tensor) -> torch.Tensor:
+        """(..., blocks, states, channels) to (..., d, N)."""
+        x = tiles.transpose(-1, -2).flatten(-3, -2)
+        return x[..., : self.channels, : self.states].contiguous()
 
-    def launch(self, differentiates: bool) -> tuple[Launch, tuple[int, int], dict[str, Any]]:
+    def launch(self, warps: int) -> tuple[tuple[int, int], dict[str, Any]]:
+        """The grid (blocks of channels, programs that share their chunks), and constants."""
+        processors = 1
+        if self.x.device.type == "cuda":
+            processors = torch.cuda.get_device_properties(self.x.device).multi_processor_count
         items = self.batch * self.chunks
-        launch = _launch(self.x.device, items, self.channels, self.states, differentiates)
-        constants = {
-            "N": self.states,
-            "STATES": launch.states,
-            "CHANNELS": launch.channels,
+        rounds = max(1, items * self.blocks // (warps * processors))
+        return (self.blocks, max(1, -(-items // rounds))), {
+            "STATES": self.block[0],
+            "CHANNELS": self.block[1],
             "TOKENS": self.tokens,
-            "COUNT": launch.count,
+            "COUNT": COUNT,
             "DIRECTIONS": self.directions,
             "ADJOINT": self.adjoint,
             "UNIT": self.drive is None,
@@ -139,31 +136,39 @@ class _Pass:
             "num_warps": 1,
             "enable_fp_fusion": True,
         }
-        return launch, (-(-self.channels // launch.channels), launch.programs), constants
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return self.length, self.channels, self.chunks, self.batch * self.chunks
+
+    @property
+    def starts_batch(self) -> int:
+        return 0 if self.starts is None else self.starts.stride(0)
 
     def entering(self, initial: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """The states (chunks, B, directions, N, d) that enter each chunk, and those (B, N, d) that leave the last."""
-        shape = self.chunks, self.batch, self.directions, self.states, self.channels
+        """The states (chunks, B, directions, blocks, ...) that enter each chunk, and those (B, d, N) after all."""
+        shape = self.chunks, self.batch, *self.decay.shape
+        nothing = self.decay.new_empty(0)
         if self.chunks == 1 and not self.stateful:
-            return self.log_decay.new_zeros(shape), self.log_decay.new_empty(0)
-        left = self.log_decay.new_empty(shape)
-        _, grid, constants = self.launch(False)
-        starts_batch = 0 if self.starts is None else self.starts.stride(0)
+            return self.decay.new_zeros(shape), nothing
+        left = self.decay.new_empty(shape)
+        grid, constants = self.launch(WARPS)
         triton_kernels.states_kernel[grid](
-            self.x, left, self.decay, self.drive, self.starts, self.length, self.channels, self.chunks,
-            self.batch * self.chunks, *self.x.stride(), starts_batch, **constants,
+            self.x, left, self.decay, self.drive, self.starts, *self.sizes, *self.x.stride(), self.starts_batch,
+            **constants,
         )  # fmt: skip
-        last = left.new_empty(shape[1], *shape[3:]) if self.stateful else left.new_empty(0)
+        first = last = None
         if self.stateful:
-            initial = torch.zeros_like(last) if initial is None else initial.contiguous()
+            last = torch.empty_like(left[0])
+            first = torch.zeros_like(last) if initial is None else self.tiles(initial)
         total = left[0].numel()
         triton_kernels.carry_kernel[(max(1, -(-total // 128)),)](
-            left, self.log_decay, self.through, initial, last, self.length, self.chunks, total, self.batch,
-            self.states * self.channels, BLOCK=128, TOKENS=self.tokens, COUNT=8, DIRECTIONS=self.directions,
+            left, self.log_decay, self.through, first, last, self.length, self.chunks, total, self.batch,
+            self.decay[0].numel(), BLOCK=128, TOKENS=self.tokens, COUNT=COUNT, DIRECTIONS=self.directions,
             ADJOINT=self.adjoint, PACKED=self.starts is not None, STATEFUL=self.stateful, num_warps=4,
             enable_fp_fusion=True,
         )  # fmt: skip
-        return left, last
+        return left, nothing if last is None else self.columns(last[:, 0])
 
     def outputs(
         self,
@@ -172,22 +177,20 @@ class _Pass:
         inputs: torch.Tensor | None = None,
         states: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """y (B, L, d); and of the transpose, given inputs and the states they made, (sums, directions, N, d)."""
+        """y (B, L, d); and of the transpose, given inputs and the states they made, the sums (2 or 3, D', N)."""
         y = self.x.new_empty(self.x.shape, dtype=dtype)
-        launch, grid, constants = self.launch(inputs is not None)
+        grid, constants = self.launch(WARPS if inputs is None else GRADIENT_WARPS)
         scratch = sums = None
         if self.directions == 2:
-            scratch = entering.new_empty(grid[0] * grid[1], self.tokens, launch.channels)
+            scratch = entering.new_empty(grid[0] * grid[1], self.tokens, self.block[1])
         if inputs is not None:
-            sums = entering.new_empty(2 if self.drive is None else 3, grid[1], *entering.shape[2:])
-        strides = (0, 0, 0) if inputs is None else inputs.stride()
-        starts_batch = 0 if self.starts is None else self.starts.stride(0)
+            sums = entering.new_empty(2 if self.drive is None else 3, grid[1], *self.decay.shape)
         triton_kernels.outputs_kernel[grid](
             self.x, y, entering, self.decay, self.drive, self.output, self.starts, scratch, inputs, states, sums,
-            self.length, self.channels, self.chunks, self.batch * self.chunks, *self.x.stride(), *strides,
-            starts_batch, **constants, GRADIENTS=inputs is not None,
+            *self.sizes, *self.x.stride(), *((0, 0, 0) if inputs is None else inputs.stride()), self.starts_batch,
+            **constants, GRADIENTS=inputs is not None,
         )  # fmt: skip
-        return y, None if sums is None else sums.sum(1)
+        return y, None if sums is None else self.columns(sums.sum(1)).flatten(1, 2)
 
 
 @_on_device
@@ -204,9 +207,9 @@ def forward_pass(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """y (B, L, d), the state (B, d, N) behind the last token if stateful, and the states that enter each chunk."""
     run = _Pass(x, drive, log_decay, output, reset, bidirectional, stateful, chunk, adjoint=False)
-    entering, last = run.entering(None if state is None else state.transpose(1, 2))
+    entering, last = run.entering(None if state is None else state.unsqueeze(1))
     y, _ = run.outputs(entering, x.dtype)
-    return y, last.transpose(1, 2).contiguous() if stateful else last, entering
+    return y, last, entering
 
 
 @_on_device
@@ -229,22 +232,21 @@ def backward_pass(
     if dy is None:
         dy = x.new_zeros(()).expand(x.shape)
     run = _Pass(dy, drive, log_decay, output, reset, bidirectional, stateful, chunk, adjoint=True)
-    if dlast is not None:  # as if from one token later
-        dlast = dlast.transpose(1, 2) / run.decay
-    adjoints, first = run.entering(dlast)
+    decay = log_decay.exp()
+    # as if from one token later
+    adjoints, first = run.entering(None if dlast is None else (dlast / decay).unsqueeze(1))
     found: list[torch.Tensor | None] = [None] * 5
     if any(needs[:4]):
         of_coefficients = any(needs[1:4])
         found[0], sums = run.outputs(adjoints, x.dtype, *((x, states) if of_coefficients else ()))
         if sums is not None:
-            parts = [run.columns(part) for part in sums]
             if stateful:
-                doutput, ddecay, ddrive = parts
+                doutput, ddecay, ddrive = sums
             else:  # the sums are for a drive of 1
-                doutput, ddecay, ddrive = parts[0] * drive, parts[1] * drive * output, parts[0] * output
-            found[1:4] = ddrive, ddecay * log_decay.exp(), doutput
+                doutput, ddecay, ddrive = sums[0] * drive, sums[1] * drive * output, sums[0] * output
+            found[1:4] = ddrive, ddecay * decay, doutput
     if needs[4]:
-        found[4] = (run.decay * first).transpose(1, 2).contiguous()
+        found[4] = decay * first
     return [grad if need else None for grad, need in zip(found, needs)]
 
 
@@ -274,7 +276,9 @@ def _like_results(
     batch, length, channels = x.shape
     states, directions = drive.shape[1], 2 if bidirectional else 1
     last = (batch, channels, states) if stateful else (0,)
-    entering = (length + chunk - 1) // chunk, batch, directions, states, channels
+    filled, width = block_of(states)
+    blocks = (channels + width - 1) // width
+    entering = (length + chunk - 1) // chunk, batch, directions, blocks, filled, width
     return [x.new_empty(x.shape), *(drive.new_empty(shape) for shape in (last, entering))]
 
 
