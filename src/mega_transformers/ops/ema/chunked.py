@@ -260,12 +260,14 @@ def ema_chunked(
     state: torch.Tensor | None = None,
     history: torch.Tensor | None = None,
     block: int | None = None,
+    plain: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """See `mega_transformers.ops.ema.ema`. Returns y and, unless bidirectional, the state after the last token.
 
     Args:
         packed: Where packed documents go, in blocks of which the EMA is then computed.
         block: Tokens m per block; by default the fastest.
+        plain: Whether to use PyTorch's operations only, and no operator with a backward pass of its own.
     """
     if packed is not None:
         x, block = packed.spread(x), packed.size
@@ -274,15 +276,15 @@ def ema_chunked(
     # a graph of open length forgets in any case
     forgets = truncation is not None and (history is not None or is_open_export(x.shape[1]) or truncation < x.shape[1])
     if forgets:
-        run = functools.partial(_chunked, packed=packed, block=block)
+        run = functools.partial(_chunked, packed=packed, block=block, plain=plain)
         documents = None if packed is None else packed.document_of_slot
         y, last = truncated(run, x, coefficients, bidirectional, truncation, documents, state, history)
     else:
-        y, last = _chunked(x, coefficients, bidirectional, state, packed, block)
+        y, last = _chunked(x, coefficients, bidirectional, state, packed, block, plain)
     return (y if packed is None else packed.gather(y)), last
 
 
-def _chunked(x, coefficients, bidirectional, state, packed, block):
+def _chunked(x, coefficients, bidirectional, state, packed, block, plain):
     """All lags, of x (B, L, d)."""
     length = x.shape[1]
     # compiled graphs of open length are made by `fft`, or for some lengths each
@@ -295,7 +297,7 @@ def _chunked(x, coefficients, bidirectional, state, packed, block):
     keep = None if packed is None else packed.continues.to(x.dtype)
     initial = None if state is None else state.transpose(0, 1)
     tensors = (padded, *_matrices(coefficients, m, bidirectional), initial, keep)
-    if torch.compiler.is_compiling():  # a compiler fuses what the operator does step by step
+    if plain or torch.compiler.is_compiling():  # a compiler fuses what the operator does step by step
         y, entering, H = _blocks_forward(*tensors, bidirectional)
         entering = H[:, :, -3] if unknown else entering
     else:

@@ -11,7 +11,7 @@ product a state: without states from outside only drive * output matters, so it 
 import triton
 import triton.language as tl
 
-VARYING = ["channels", "length", "chunks", "items", "total", "starts_batch"]
+VARYING = ["channels", "length", "chunks", "items", "total", "batch", "size", "starts_batch"]
 # were these known to be aligned, Triton would load four channels to a lane at a time, and spread states over the lanes
 TILES = ["left", "entering", "states", "decay", "drive", "output", "sums"]
 
@@ -132,42 +132,43 @@ def states_kernel(
 
 @triton.jit
 def _carry(
-    state, left, log_decay, through, place, inside, backward, row, k, length, chunks, total, batch,
+    state, left, log_decay, through, inside, k, length, chunks, total, backward,
     COUNT: tl.constexpr, TOKENS: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
     """The state behind `COUNT` chunks, from the k-th of the walk on; before each it is written in place of `left`."""
     added = ()
     for i in tl.static_range(COUNT):
         chunk = tl.where(backward, chunks - 1 - (k + i), k + i).to(tl.int64)
-        added = added + (tl.load(left + chunk * total + place, mask=inside, other=0.0),)
+        added = added + (tl.load(left + chunk * total, mask=inside, other=0.0),)
     for i in tl.static_range(COUNT):
         chunk = tl.where(backward, chunks - 1 - (k + i), k + i).to(tl.int64)
-        tl.store(left + chunk * total + place, state, mask=inside)
+        tl.store(left + chunk * total, state, mask=inside)
         factor = tl.exp(log_decay * tl.minimum(length - chunk * TOKENS, TOKENS).to(tl.float32))
         if PACKED:
-            passes = tl.load(through + (backward.to(tl.int64) * batch + row) * chunks + chunk, mask=inside, other=0)
-            factor = tl.where(passes != 0, factor, 0.0)
+            factor = tl.where(tl.load(through + chunk) != 0, factor, 0.0)
         state = factor * state + added[i]
     return state
 
 
 @triton.jit(do_not_specialize=VARYING)
 def carry_kernel(
-    left, log_decay, through, initial, last, length, chunks, total, batch, half,
+    left, log_decay, through, initial, last, length, chunks, total, batch, size,
     BLOCK: tl.constexpr, TOKENS: tl.constexpr, COUNT: tl.constexpr, DIRECTIONS: tl.constexpr, ADJOINT: tl.constexpr,
     PACKED: tl.constexpr, STATEFUL: tl.constexpr,
 ):  # fmt: skip
-    """From the states that chunks leave, `left` (chunks, total), to those that enter them, in place.
+    """From the states that chunks leave, `left` (chunks, B, directions, size), to those that enter them, in place.
 
-    A chunk's `total` states are (B, directions, ...), of which a direction has `half` a row. `through`
-    (2, B, chunks) says whether states pass through a chunk in a walk forward and in one back.
+    `through` (2, B, chunks) says whether states pass through a chunk in a walk forward and in one back.
     """
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < total
-    within = place % (DIRECTIONS * half)
-    row = place // (DIRECTIONS * half)
-    backward = (within >= half) != ADJOINT
-    rate = tl.load(log_decay + within, mask=inside, other=0.0)
+    parts = tl.cdiv(size, BLOCK)
+    slot = (tl.program_id(0) // parts).to(tl.int64)
+    row, direction = slot // DIRECTIONS, slot % DIRECTIONS
+    backward = (direction == 1) != ADJOINT
+    within = (tl.program_id(0) % parts) * BLOCK + tl.arange(0, BLOCK)
+    inside = within < size
+    place = slot * size + within
+    rate = tl.load(log_decay + direction * size + within, mask=inside, other=0.0)
+    passes = through + (tl.where(backward, batch, 0) + row) * chunks if PACKED else None
     state = tl.zeros((BLOCK,), tl.float32)
     if STATEFUL:
         state = tl.load(initial + place, mask=inside, other=0.0)
@@ -175,7 +176,7 @@ def carry_kernel(
     for rest in tl.static_range(2):
         for k in range(whole if rest else 0, chunks if rest else whole, 1 if rest else COUNT):
             state = _carry(
-                state, left, rate, through, place, inside, backward, row, k, length, chunks, total, batch,
+                state, left + place, rate, passes, inside, k, length, chunks, total, backward,
                 1 if rest else COUNT, TOKENS, PACKED,
             )  # fmt: skip
     if STATEFUL:

@@ -32,8 +32,8 @@ from .reference import EMACoefficients
 
 COUNT = 8
 """Tokens that are loaded ahead of their use."""
-WARPS, GRADIENT_WARPS = 12, 8
-"""Programs, of a warp each, that a multiprocessor has registers for; and not many more chunks than its cache holds."""
+WARPS = {"states": 24, "outputs": 12, "gradients": 8}
+"""Programs, of a warp each, that a multiprocessor has registers for, and cache for their chunks."""
 OPEN_CHUNK = 128
 """Tokens per chunk in graphs of any length."""
 
@@ -117,18 +117,18 @@ class _Pass:
         x = tiles.transpose(-1, -2).flatten(-3, -2)
         return x[..., : self.channels, : self.states].contiguous()
 
-    def launch(self, warps: int) -> tuple[tuple[int, int], dict[str, Any]]:
+    def launch(self, kind: str) -> tuple[tuple[int, int], dict[str, Any]]:
         """The grid (blocks of channels, programs that share their chunks), and constants."""
         processors = 1
         if self.x.device.type == "cuda":
             processors = torch.cuda.get_device_properties(self.x.device).multi_processor_count
         items = self.batch * self.chunks
-        rounds = max(1, items * self.blocks // (warps * processors))
-        return (self.blocks, max(1, -(-items // rounds))), {
+        rounds = max(1, -(-items * self.blocks // (WARPS[kind] * processors)))
+        return (self.blocks, -(-items // rounds)), {
             "STATES": self.block[0],
             "CHANNELS": self.block[1],
             "TOKENS": self.tokens,
-            "COUNT": COUNT,
+            "COUNT": COUNT if self.drive is None else COUNT // 2,
             "DIRECTIONS": self.directions,
             "ADJOINT": self.adjoint,
             "UNIT": self.drive is None,
@@ -152,7 +152,7 @@ class _Pass:
         if self.chunks == 1 and not self.stateful:
             return self.decay.new_zeros(shape), nothing
         left = self.decay.new_empty(shape)
-        grid, constants = self.launch(WARPS)
+        grid, constants = self.launch("states")
         triton_kernels.states_kernel[grid](
             self.x, left, self.decay, self.drive, self.starts, *self.sizes, *self.x.stride(), self.starts_batch,
             **constants,
@@ -161,12 +161,11 @@ class _Pass:
         if self.stateful:
             last = torch.empty_like(left[0])
             first = torch.zeros_like(last) if initial is None else self.tiles(initial)
-        total = left[0].numel()
-        triton_kernels.carry_kernel[(max(1, -(-total // 128)),)](
-            left, self.log_decay, self.through, first, last, self.length, self.chunks, total, self.batch,
-            self.decay[0].numel(), BLOCK=128, TOKENS=self.tokens, COUNT=COUNT, DIRECTIONS=self.directions,
-            ADJOINT=self.adjoint, PACKED=self.starts is not None, STATEFUL=self.stateful, num_warps=4,
-            enable_fp_fusion=True,
+        size = self.decay[0].numel()
+        triton_kernels.carry_kernel[(self.batch * self.directions * -(-size // 128),)](
+            left, self.log_decay, self.through, first, last, self.length, self.chunks, left[0].numel(), self.batch,
+            size, BLOCK=128, TOKENS=self.tokens, COUNT=COUNT, DIRECTIONS=self.directions, ADJOINT=self.adjoint,
+            PACKED=self.starts is not None, STATEFUL=self.stateful, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
         return left, nothing if last is None else self.columns(last[:, 0])
 
@@ -179,7 +178,7 @@ class _Pass:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """y (B, L, d); and of the transpose, given inputs and the states they made, the sums (2 or 3, D', N)."""
         y = self.x.new_empty(self.x.shape, dtype=dtype)
-        grid, constants = self.launch(WARPS if inputs is None else GRADIENT_WARPS)
+        grid, constants = self.launch("outputs" if inputs is None else "gradients")
         scratch = sums = None
         if self.directions == 2:
             scratch = entering.new_empty(grid[0] * grid[1], self.tokens, self.block[1])
@@ -264,9 +263,8 @@ def definition(
     """What is computed, in differentiable operations."""
     coefficients = EMACoefficients(drive, log_decay, output, log_decay.exp())
     packed = None if reset is None else packed_blocks(reset, block_size(x.shape[1]))
-    y, last = ema_chunked(
-        x.to(drive.dtype), coefficients, bidirectional=bidirectional, packed=packed, state=state
-    )
+    given: Any = {"bidirectional": bidirectional, "packed": packed, "state": state}
+    y, last = ema_chunked(x.to(drive.dtype), coefficients, **given, plain=True)
     return y.to(x.dtype), last if stateful and last is not None else drive.new_empty(0)
 
 
