@@ -93,14 +93,14 @@ def test_agrees_with_reference(shape, bidirectional, device):
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize(
     "starts",
-    [(0, 16, 32), (5, 6, 17), (15,), (31, 34), (3, 33)],
-    ids=["chunks", "odd", "last of a chunk", "last", "far apart"],
+    [((0, 16, 32), (5, 6, 17)), ((15,), (31, 34)), ((3, 33), ())],
+    ids=["first of chunks", "last of chunks", "chunks without any"],
 )
 def test_documents_start_afresh(starts, bidirectional, device):
     inputs, weights = draw(2, 35, 2, 2, bidirectional)
     reset = torch.zeros(2, 35, dtype=torch.bool)
-    reset[0, list(starts)] = True
-    reset[1, 0] = True
+    for row, places in zip(reset, starts):
+        row[list(places)] = True
     agree(inputs, weights, device, bidirectional=bidirectional, reset=reset)
 
 
@@ -112,8 +112,7 @@ def test_state_in_and_out(length, given, device):
     agree([*inputs, state] if given else inputs, [*weights, state.flip(0)], device, return_state=True)
 
 
-@pytest.mark.parametrize("truncation", [1, 5, 40])
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("packed", "truncation"), [(False, 1), (True, 5), (False, 40)])
 def test_truncation(packed, truncation, device):
     inputs, weights = draw(2, 20, 2, 2, True)
     reset = torch.zeros(2, 20, dtype=torch.bool)
@@ -185,9 +184,7 @@ def test_offsets_beyond_two_to_the_31(device):
 
 def test_gradients_are_the_same_in_every_run(device):
     inputs, weights = draw(2, 40, 3, 4, True)
-    first, second = (
-        results(inputs, weights, "triton", device, torch.float32, bidirectional=True) for _ in range(2)
-    )
+    first, second = (results(inputs, weights, "triton", device, torch.float32, bidirectional=True) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second))
 
 
@@ -269,19 +266,19 @@ def test_a_model_trains_with_it(kind, monkeypatch, device):
         given["attention_mask"][0, 15:] = 0
     else:
         given = {"position_ids": torch.cat([torch.arange(9), torch.arange(11)]).expand(2, -1).to(device)}
-    found = []
-    for wanted in ("0", "1"):
-        monkeypatch.setenv(dispatch.TRITON, wanted)
-        if wanted == "1":
-            monkeypatch.setattr(layer, "packed_blocks", None)
-            calls = []
-            run = triton_scan.ema_triton
-            monkeypatch.setattr(triton_scan, "ema_triton", lambda *a, **b: (calls.append(a), run(*a, **b))[1])
+
+    def outputs():
         output = model(ids, labels=ids, **given)
-        found.append([output.loss, output.logits, *grad(output.loss, model.parameters())])
+        return [output.loss, output.logits, *grad(output.loss, model.parameters())]
+
+    monkeypatch.delenv(dispatch.TRITON, raising=False)
+    expected, calls, run = outputs(), [], triton_scan.ema_triton
+    monkeypatch.setenv(dispatch.TRITON, "1")
+    monkeypatch.setattr(layer, "packed_blocks", None)
+    monkeypatch.setattr(triton_scan, "ema_triton", lambda *a, **b: calls.append(a) or run(*a, **b))
+    for got, want in zip(outputs(), expected, strict=True):
+        assert deviation(got, want.double().cpu()) < TOLERANCE
     assert len(calls) == model.config.num_hidden_layers
-    for got, expected in zip(found[1], found[0], strict=True):
-        assert deviation(got, expected.double().cpu()) < TOLERANCE
 
 
 def test_is_chosen_when_asked_for(monkeypatch):

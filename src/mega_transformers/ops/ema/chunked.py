@@ -274,13 +274,13 @@ def ema_chunked(
     elif block is None:
         block = block_size(x.shape[1])
     # a graph of open length forgets in any case
-    forgets = truncation is not None and (history is not None or is_open_export(x.shape[1]) or truncation < x.shape[1])
-    if forgets:
-        run = functools.partial(_chunked, packed=packed, block=block, plain=plain)
+    run = functools.partial(_chunked, packed=packed, block=block, plain=plain)
+    open_length = is_open_export(x.shape[1])
+    if truncation is not None and (history is not None or open_length or truncation < x.shape[1]):
         documents = None if packed is None else packed.document_of_slot
         y, last = truncated(run, x, coefficients, bidirectional, truncation, documents, state, history)
     else:
-        y, last = _chunked(x, coefficients, bidirectional, state, packed, block, plain)
+        y, last = run(x, coefficients, bidirectional, state)
     return (y if packed is None else packed.gather(y)), last
 
 

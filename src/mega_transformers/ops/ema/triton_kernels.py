@@ -28,7 +28,7 @@ def _rows(source, t, stride, inside, COUNT: tl.constexpr, REVERSED: tl.constexpr
     rows = ()
     for i in tl.static_range(COUNT):
         row = tl.load(source + (t - i if REVERSED else t + i) * stride, mask=inside, other=0.0)
-        rows = rows + (row.to(tl.float32),)
+        rows = rows + (row.to(tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
     return rows
 
 
@@ -75,10 +75,11 @@ def _write(
 
 @triton.jit
 def _differentiate(
-    state, by_decay, by_drive, doutput, ddecay, ddrive, decay, drive, output, x, x_time, dy, dy_time, starts, t, inside,
+    state, by_decay, by_drive, doutput, ddecay, ddrive, decay, drive, output, x, x_time, dy, dy_time, starts, t,
+    inside,
     COUNT: tl.constexpr, REVERSED: tl.constexpr, UNIT: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """As `_advance`, with the state's derivatives by decay and drive, and sums that are the coefficients' gradients."""
+    """As `_advance`, with the state's derivatives by decay and drive, and sums that make the coefficients' gradients."""
     rows = _rows(x, t, x_time, inside, COUNT, REVERSED)
     grads = _rows(dy, t, dy_time, inside, COUNT, REVERSED)
     for i in tl.static_range(COUNT):
@@ -102,7 +103,7 @@ def states_kernel(
     STATES: tl.constexpr, CHANNELS: tl.constexpr, TOKENS: tl.constexpr, COUNT: tl.constexpr,
     DIRECTIONS: tl.constexpr, ADJOINT: tl.constexpr, UNIT: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """The state that each chunk leaves where none enters it: `left` (chunks, B, directions, blocks, STATES, CHANNELS)."""
+    """The states that chunks leave where none enter them: `left` (chunks, B, directions, blocks, STATES, CHANNELS)."""
     lane = tl.arange(0, CHANNELS)
     channel = tl.program_id(0) * CHANNELS + lane
     inside = channel < channels
@@ -139,7 +140,8 @@ def _carry(
     added = ()
     for i in tl.static_range(COUNT):
         chunk = tl.where(backward, chunks - 1 - (k + i), k + i).to(tl.int64)
-        added = added + (tl.load(left + chunk * total, mask=inside, other=0.0),)
+        entry = tl.load(left + chunk * total, mask=inside, other=0.0)
+        added = added + (entry,)  # type: ignore[assignment]  # noqa: RUF005
     for i in tl.static_range(COUNT):
         chunk = tl.where(backward, chunks - 1 - (k + i), k + i).to(tl.int64)
         tl.store(left + chunk * total, state, mask=inside)
@@ -227,7 +229,7 @@ def outputs_kernel(
 
     With GRADIENTS x is the gradient of the outputs, ADJOINT, and y that of `inputs`; `states` are those that entered
     the chunks in the forward pass, and `sums` (2 or 3, programs, directions, blocks, STATES, CHANNELS) gets what the
-    coefficients' gradients are sums of: a program goes over many chunks of its channels, in the same order in every run.
+    coefficients' gradients are sums of: a program goes over chunks of its channels, in the same order in every run.
     """
     lane = tl.arange(0, CHANNELS)
     channel = tl.program_id(0) * CHANNELS + lane

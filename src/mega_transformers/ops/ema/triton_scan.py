@@ -1,17 +1,18 @@
-"""The EMA by Triton's kernels: in one pass over the inputs and one over the outputs, but for a first look at the inputs.
+"""The EMA by Triton's kernels, which walk over time with the states in registers.
 
-Time is cut into chunks, which programs walk over token by token with the states in registers: matrices (`chunked`)
-take as many operations, and matrix units are not exact. Three kernels: what each chunk leaves in the states; the
-states that enter each chunk; the outputs.
+Matrices of blocks (`chunked`) would take no fewer operations, and matrix units are not exact. Time is cut into chunks,
+for there to be enough programs. Three kernels: what each chunk leaves in the states; the states that enter each chunk;
+the outputs.
 
 The backward pass keeps the inputs and the states that entered each chunk. The gradient of the inputs is the EMA of the
 outputs' gradient with directions exchanged, by the same kernels; the last one adds up the coefficients' gradients too,
-from the states and their derivatives by the decays. So passes over data of the size of x are, with several chunks,
+from the states and their derivatives by the decays. Passes over data of the size of x are
 
     forward   x (states), x, y                  backward   dy (states), dy, x, dx
 
-seven, where five is the least; and five where all of a row is one chunk, which needs no states. Second readings within
-a chunk, which two directions and the coefficients' gradients make, are of what a GPU's cache holds.
+seven, where five is the least, or five where all of a row is one chunk, which needs no states. Two directions and the
+coefficients' gradients read a chunk again while a GPU's cache holds it. States are written, carried in place and
+read: with N = 16, two directions and chunks of 128 tokens, 4 bytes for each number of x forward, and 5 backward.
 """
 
 from __future__ import annotations
@@ -268,9 +269,8 @@ def definition(
     return y.to(x.dtype), last if stateful and last is not None else drive.new_empty(0)
 
 
-def _like_results(
-    x: Any, drive: Any, log_decay: Any, output: Any, state: Any, reset: Any, bidirectional: bool, stateful: bool, chunk: int
-) -> list[torch.Tensor]:
+def _like_results(x: Any, drive: Any, *given: Any) -> list[torch.Tensor]:
+    *_, bidirectional, stateful, chunk = given
     batch, length, channels = x.shape
     states, directions = drive.shape[1], 2 if bidirectional else 1
     last = (batch, channels, states) if stateful else (0,)
