@@ -79,7 +79,7 @@ def _differentiate(
     inside,
     COUNT: tl.constexpr, REVERSED: tl.constexpr, UNIT: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """As `_advance`, with the state's derivatives by decay and drive, and sums that make the coefficients' gradients."""
+    """As `_advance`, with the state's derivatives by decay and drive, and sums for the coefficients' gradients."""
     rows = _rows(x, t, x_time, inside, COUNT, REVERSED)
     grads = _rows(dy, t, dy_time, inside, COUNT, REVERSED)
     for i in tl.static_range(COUNT):
