@@ -150,7 +150,8 @@ MODELING_RULES = Rules(
         "_carry(_1, _2, keep, _3, _4)": "_carry(_1, _2, _3, _4)",
         "_scan(_1, _2, keep, _3)": "_scan(_1, _2, _3)",
         "_chunked(_1, _2, _3, packed, _4, _5)": "_chunked(_1, _2, _3, _4, _5)",
-        "_truncated(_1, _2, _3, _4, packed, _5, _6, _7)": "_truncated(_1, _2, _3, _4, _5, _6, _7)",
+        "truncated(_1, _2, _3, _4, _5, packed, _6, _7)": "truncated(_1, _2, _3, _4, _5, _6, _7)",
+        "scan(_1, _2, _3, packed, _4)": "scan(_1, _2, _3, _4)",
     },
     within={
         "self_attention_layout": {
@@ -172,7 +173,8 @@ MODELING_RULES = Rules(
             ),
         },
         "ema": {
-            "backend or ema_form(__)": "'step' if length == 1 and stateful else 'chunked'",
+            "backend or _form(__)": "'step' if length == 1 and stateful else 'chunked'",
+            "form == 'triton'": "False",
             "form == 'reference'": "False",
             "form == 'chunked'": "True",
         },
@@ -246,7 +248,7 @@ MODELING_RULES = Rules(
         "ema": {"reset": "None", "packed": "None", "backend": "None"},
         "ema_chunked": {"packed": "None"},
         "_chunked": {"packed": "None", "unknown": "False", "keep": "None"},
-        "_truncated": {"packed": "None", "same": "None"},
+        "truncated": {"packed": "None", "same": "None"},
         "_blocks_forward": {"keep": "None"},
         "_carry": {"keep": "None"},
         "_scan": {"keep": "None"},

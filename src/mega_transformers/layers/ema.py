@@ -12,12 +12,12 @@ from ..ops.autocast import no_autocast
 from ..ops.ema import (
     EMACoefficients,
     PackedBlocks,
-    block_size,
     ema,
     ema_boundary,
     ema_coefficients,
     ema_continuation,
     packed_blocks,
+    packing_size,
 )
 from ..ops.layout import AttentionLayout
 
@@ -58,16 +58,18 @@ class MegaMultiDimensionDampedEma(nn.Module):
             cache_layer: What was remembered of the tokens before, brought up to date; not with documents, nor in two
                 directions.
         """
-        inputs = _real(x, layout)
+        inputs, packed = _real(x, layout), None
         if cache_layer is None:
             coefficients = self.coefficients()
+            if layout is not None and layout.reset is not None:
+                packed = _packed(layout, layout.reset, packing_size(inputs, coefficients))
             y, _ = ema(
                 inputs,
                 coefficients,
                 bidirectional=self.bidirectional,
                 truncation=self.truncation,
                 reset=None if layout is None else layout.reset,
-                packed=None if layout is None else lambda: _packed(layout),
+                packed=packed,
             )
             if layout is not None and layout.exchange is not None:
                 y = y + self._continued(inputs, coefficients, layout)
@@ -112,9 +114,10 @@ def _real(x: torch.Tensor, layout: AttentionLayout | None) -> torch.Tensor:
     return x if layout is None or layout.tokens is None else x * layout.tokens.unsqueeze(-1).to(x.dtype)
 
 
-def _packed(layout: AttentionLayout) -> PackedBlocks:
-    """Where packed tokens go, worked out by the first layer."""
+def _packed(layout: AttentionLayout, reset: torch.Tensor, size: int | None) -> PackedBlocks | None:
+    """Where packed tokens go, worked out by the first layer; nowhere if there are no blocks."""
+    if size is None:
+        return None
     if "packed" not in layout.plans:
-        assert layout.reset is not None
-        layout.plans["packed"] = packed_blocks(layout.reset, block_size(layout.queries), layout.documents)
+        layout.plans["packed"] = packed_blocks(reset, size, layout.documents)
     return layout.plans["packed"]

@@ -116,8 +116,8 @@ def linear_form(vendor: str, rows: int, weights: int) -> str:
 
 def ema_form(device: str, length: int, batch: int, stateful: bool, packed: bool, triton: bool = False) -> str:
     """The form of the EMA for (batch, length) tokens on a type of device."""
-    asked = {"device": device, "stateful": stateful, "packed": packed, "one_row": bool(batch == 1), "triton": triton}
-    return _first(EMA, length, **asked)
+    asked = {"device": device, "stateful": stateful, "packed": packed, "triton": triton}
+    return _first(EMA, length, **asked, one_row=bool(batch == 1))
 
 
 def attention_form(device: str, keys: int, one_query: bool, activation: str, fusable: bool) -> str:

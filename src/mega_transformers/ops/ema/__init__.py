@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -33,9 +32,10 @@ __all__ = [
     "ema_reference",
     "ema_step",
     "packed_blocks",
+    "packing_size",
 ]
 
-BACKENDS = ("reference", "fft", "direct", "chunked", "triton", "step")
+BACKENDS = ("reference", "fft", "direct", "chunked", "step", "triton")
 MOST_STATES = 64
 """States per channel that Triton's kernels hold in registers."""
 
@@ -47,7 +47,7 @@ def ema(
     bidirectional: bool = False,
     truncation: int | None = None,
     reset: torch.Tensor | None = None,
-    packed: Callable[[], PackedBlocks] | None = None,
+    packed: PackedBlocks | None = None,
     state: torch.Tensor | None = None,
     history: torch.Tensor | None = None,
     return_state: bool = False,
@@ -66,13 +66,13 @@ def ema(
         bidirectional: Whether to add the EMA of the reversed sequence. The current token counts in both.
         truncation: Keep only the contributions of lags below this.
         reset: (B, L) bool, True at the first token of every packed document: the state starts afresh there.
-        packed: Gives what `packed_blocks` makes of `reset`, where several layers share it; called by `"chunked"` only.
+        packed: What `packed_blocks` made of `reset`, where several layers share it.
         state: (B, d, N) states before the first token.
         history: (B, truncation, d) the inputs before the first token, 0 where there are none; with truncation, a
             state needs them.
         return_state: Whether to return the states after the last token too.
-        backend: `"reference"` (a loop), `"fft"`, `"direct"` (one matrix), `"chunked"` (matrices of blocks), `"triton"`
-            (kernels for CUDA; in float32, up to 64 states), `"step"` (one token); None chooses.
+        backend: `"reference"` (a loop), `"fft"`, `"direct"` (one matrix), `"chunked"` (matrices of blocks), `"step"`
+            (one token), `"triton"` (kernels for CUDA; no float64, up to 64 states); None chooses.
 
     Returns:
         y (B, L, d) in the dtype of x; and the state (B, d, N), float32 at least, where it was asked for.
@@ -83,36 +83,54 @@ def ema(
     length = x.shape[1]
     stateful = state is not None or return_state
     _check(x, bidirectional, truncation, reset, state, history, stateful, backend)
+    form = backend or _form(x, coefficients, reset is not None, stateful)
+    if form == "triton":
+        _check_triton(x, coefficients)
+        from .triton_scan import ema_triton  # not everyone has Triton
+
+        options: Any = {"bidirectional": bidirectional, "truncation": truncation, "return_state": return_state}
+        with no_autocast(x.device.type):
+            y, last = ema_triton(x, coefficients, **options, reset=reset, state=state, history=history)
+        return y, last if return_state else None
     with no_autocast(x.device.type):  # float32 inside, whatever surrounds it
         dtype = torch.promote_types(x.dtype, coefficients.input.dtype)
+        inputs = x if x.dtype == dtype else x.to(dtype)
         if coefficients.input.dtype != dtype:
             coefficients = EMACoefficients(*(c.to(dtype) for c in coefficients))
         if history is not None and history.dtype != dtype:
             history = history.to(dtype)
-        fits = dtype == torch.float32 and coefficients.input.shape[1] <= MOST_STATES
-        triton = fits and wants_triton(x.device.type)
-        form = backend or ema_form(x.device.type, length, x.shape[0], stateful, reset is not None, triton)
         both: Any = {"bidirectional": bidirectional, "truncation": truncation}
         new_state: torch.Tensor | None = None
-        if form == "triton":
-            _check_triton(x, fits)
-            from .triton_scan import ema_triton  # not everyone has Triton
-
-            given: Any = {"reset": reset, "state": state, "history": history, "return_state": return_state}
-            return ema_triton(x, coefficients, **both, **given)
-        inputs = x if x.dtype == dtype else x.to(dtype)
         if form == "step":
             y, new_state = ema_step(inputs, coefficients, truncation=truncation, state=state, history=history)
         elif form == "reference":
             y, new_state = ema_reference(inputs, coefficients, **both, reset=reset, state=state, history=history)
         elif form == "chunked":
-            blocks = None
-            if reset is not None:
-                blocks = packed_blocks(reset, block_size(length)) if packed is None else packed()
-            y, new_state = ema_chunked(inputs, coefficients, **both, packed=blocks, state=state, history=history)
+            if reset is not None and packed is None:
+                packed = packed_blocks(reset, block_size(length))
+            y, new_state = ema_chunked(inputs, coefficients, **both, packed=packed, state=state, history=history)
         else:
             y = (ema_fft if form == "fft" else ema_direct)(inputs, coefficients, **both)
     return y if y.dtype == x.dtype else y.to(x.dtype), new_state if return_state else None
+
+
+def _form(x, coefficients, packed, stateful) -> str:
+    """The implementation that `ops.dispatch` chooses."""
+    triton = _fits_triton(x, coefficients) and wants_triton(x.device.type)
+    return ema_form(x.device.type, x.shape[1], x.shape[0], stateful, packed, triton)
+
+
+def packing_size(x: torch.Tensor, coefficients: EMACoefficients) -> int | None:
+    """Tokens per block into which packed documents are laid out, for `packed_blocks`.
+
+    Args:
+        x: (B, L, d) inputs.
+        coefficients: As in `ema`.
+
+    Returns:
+        What the implementation wants that `ema` will choose; None where it needs no blocks.
+    """
+    return block_size(x.shape[1]) if _form(x, coefficients, True, False) == "chunked" else None
 
 
 def _check(x, bidirectional, truncation, reset, state, history, stateful, backend) -> None:
@@ -140,14 +158,19 @@ def _check(x, bidirectional, truncation, reset, state, history, stateful, backen
         raise ValueError(f"backend='step' takes one token in one direction; got {length} tokens")
 
 
-def _check_triton(x: torch.Tensor, fits: bool) -> None:
+def _fits_triton(x: torch.Tensor, coefficients: EMACoefficients) -> bool:
+    dtype = torch.promote_types(x.dtype, coefficients.input.dtype)
+    return dtype == torch.float32 and coefficients.input.shape[1] <= MOST_STATES
+
+
+def _check_triton(x: torch.Tensor, coefficients: EMACoefficients) -> None:
     if not runs_triton(x.device.type):
         raise ValueError(
             f"backend='triton' needs Triton (pip install 'mega-transformers[gpu]') and a CUDA device, not {x.device}; "
             "TRITON_INTERPRET=1 runs its kernels on a CPU, slowly"
         )
-    if not fits:
+    if not _fits_triton(x, coefficients):
         raise ValueError(
-            f"backend='triton' computes in float32 with up to {MOST_STATES} states; use backend='chunked' for float64 "
-            "or more states"
+            f"backend='triton' computes in float32 with up to {MOST_STATES} states; got x of {x.dtype} and "
+            f"coefficients of {coefficients.input.dtype} for {coefficients.input.shape[1]} states; use backend='chunked'"
         )

@@ -8,8 +8,7 @@ product over channels, and the carry touches 1/m of the data.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -207,46 +206,38 @@ def _blocks_backward(needs, x, diagonals, E, G, decay, initial, keep, H, dy, den
 _BLOCKS = operator(_blocks_forward, _blocks_backward, _blocks_forward, inputs=6, outputs=2, keeps=(2,))
 
 
-def truncated(
-    run: Callable[..., tuple[torch.Tensor, torch.Tensor | None]],
-    x: torch.Tensor,
-    coefficients: EMACoefficients,
-    bidirectional: bool,
-    truncation: int,
-    documents: torch.Tensor | None,
-    state: torch.Tensor | None,
-    history: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def truncated(scan, x, coefficients, bidirectional, truncation, packed, state, history):
     """The first K = `truncation` lags only: s_t = decay s_{t-1} + input x_t - decay^K input x_{t-K}.
 
     The recurrence is linear: one pass over the inputs, and one over those of K tokens before.
 
     Args:
-        run: The EMA of all lags, of (x, coefficients, bidirectional, state).
-        documents: (B, L) a number for each packed document.
-        x, coefficients, bidirectional, truncation, state, history: As in `ema`.
+        scan: All lags: (x, coefficients, bidirectional, packed, state) to y and the state after the last token.
+        x, coefficients, bidirectional, truncation, packed, state, history: As in `ema_chunked`.
     """
     length, channels = x.shape[1:]
     same = None
-    if documents is not None:
+    if packed is not None:
+        documents = packed.document_of_slot
         same = (documents[:, truncation:] == documents[:, :-truncation]).unsqueeze(-1)
     forgotten = coefficients._replace(input=lag_input(coefficients, truncation))
     forward = EMACoefficients(*(c[:channels] for c in forgotten))
-    y, new_state = run(x, coefficients, bidirectional, state)
+    y, new_state = scan(x, coefficients, bidirectional, packed, state)
     before = x.new_zeros(x.shape[0], truncation, channels) if history is None else history
     past = torch.cat([before, x], dim=1)[:, :length]
     if same is not None:
         past = past * F.pad(same, (0, 0, truncation, 0))
-    past_y, past_state = run(past, forward, False, None)
+    past_y, past_state = scan(past, forward, False, packed, None)
     y = y + past_y
     if not bidirectional:
-        return y, None if new_state is None or past_state is None else new_state + past_state
+        assert new_state is not None and past_state is not None
+        return y, new_state + past_state
     future = F.pad(x, (0, 0, 0, truncation))[:, truncation:]
     if same is not None:
         future = future * F.pad(same, (0, 0, 0, truncation))
     # backward only: with no output, the forward half adds nothing
     backward = forgotten._replace(output=F.pad(forgotten.output[channels:], (0, 0, channels, 0)))
-    future_y, _ = run(future, backward, True, None)
+    future_y, _ = scan(future, backward, True, packed, None)
     return y + future_y, None
 
 
@@ -260,31 +251,28 @@ def ema_chunked(
     state: torch.Tensor | None = None,
     history: torch.Tensor | None = None,
     block: int | None = None,
-    plain: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """See `mega_transformers.ops.ema.ema`. Returns y and, unless bidirectional, the state after the last token.
 
     Args:
         packed: Where packed documents go, in blocks of which the EMA is then computed.
         block: Tokens m per block; by default the fastest.
-        plain: Whether to use PyTorch's operations only, and no operator with a backward pass of its own.
     """
     if packed is not None:
         x, block = packed.spread(x), packed.size
     elif block is None:
         block = block_size(x.shape[1])
     # a graph of open length forgets in any case
-    run = functools.partial(_chunked, packed=packed, block=block, plain=plain)
-    open_length = is_open_export(x.shape[1])
-    if truncation is not None and (history is not None or open_length or truncation < x.shape[1]):
-        documents = None if packed is None else packed.document_of_slot
-        y, last = truncated(run, x, coefficients, bidirectional, truncation, documents, state, history)
+    forgets = truncation is not None and (history is not None or is_open_export(x.shape[1]) or truncation < x.shape[1])
+    if forgets:
+        scan = partial(_chunked, block=block)
+        y, last = truncated(scan, x, coefficients, bidirectional, truncation, packed, state, history)
     else:
-        y, last = run(x, coefficients, bidirectional, state)
+        y, last = _chunked(x, coefficients, bidirectional, packed, state, block)
     return (y if packed is None else packed.gather(y)), last
 
 
-def _chunked(x, coefficients, bidirectional, state, packed, block, plain):
+def _chunked(x, coefficients, bidirectional, packed, state, block):
     """All lags, of x (B, L, d)."""
     length = x.shape[1]
     # compiled graphs of open length are made by `fft`, or for some lengths each
@@ -297,7 +285,7 @@ def _chunked(x, coefficients, bidirectional, state, packed, block, plain):
     keep = None if packed is None else packed.continues.to(x.dtype)
     initial = None if state is None else state.transpose(0, 1)
     tensors = (padded, *_matrices(coefficients, m, bidirectional), initial, keep)
-    if plain or torch.compiler.is_compiling():  # a compiler fuses what the operator does step by step
+    if torch.compiler.is_compiling():  # a compiler fuses what the operator does step by step
         y, entering, H = _blocks_forward(*tensors, bidirectional)
         entering = H[:, :, -3] if unknown else entering
     else:

@@ -8,8 +8,13 @@ with its directions exchanged (ADJOINT), and `drive` and `output` too. UNIT says
 product a state: without states from outside only drive * output matters, so it may be all in `output`.
 """
 
-import triton
-import triton.language as tl
+from __future__ import annotations
+
+try:  # in a try, since transformers wants what code beside a model imports, unless it is there
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError("Triton's kernels need Triton: pip install 'mega-transformers[gpu]'") from error
 
 VARYING = ["channels", "length", "chunks", "items", "total", "batch", "size", "starts_batch"]
 # were these known to be aligned, Triton would load four channels to a lane at a time, and spread states over the lanes

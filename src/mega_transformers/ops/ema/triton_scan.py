@@ -27,8 +27,9 @@ import torch.nn.functional as F
 from ..layout import is_open
 from ..operators import graph_operator, operator
 from . import triton_kernels
-from .chunked import block_size, ema_chunked, truncated
-from .packed import packed_blocks
+from .boundary import ema_boundary
+from .chunked import _blocks_forward, _matrices, block_size, truncated
+from .packed import PackedBlocks, packed_blocks
 from .reference import EMACoefficients
 
 COUNT = 8
@@ -262,11 +263,20 @@ def definition(
     chunk: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What is computed, in differentiable operations."""
-    coefficients = EMACoefficients(drive, log_decay, output, log_decay.exp())
-    packed = None if reset is None else packed_blocks(reset, block_size(x.shape[1]))
-    given: Any = {"bidirectional": bidirectional, "packed": packed, "state": state}
-    y, last = ema_chunked(x.to(drive.dtype), coefficients, **given, plain=True)
-    return y.to(x.dtype), last if stateful and last is not None else drive.new_empty(0)
+    coefficients, length = EMACoefficients(drive, log_decay, output, log_decay.exp()), x.shape[1]
+    size, spread, keep = block_size(length), x.to(drive.dtype), None
+    packed = None if reset is None else packed_blocks(reset, size)
+    if packed is not None:
+        spread, keep = packed.spread(spread), packed.continues.to(drive.dtype)
+    matrices = _matrices(coefficients, size, bidirectional)
+    initial = None if state is None else state.transpose(0, 1)
+    padded = F.pad(spread, (0, 0, 0, -spread.shape[1] % size))
+    y, *_ = _blocks_forward(padded, *matrices, initial, keep, bidirectional)
+    y = y[:, :length] if packed is None else packed.gather(y)
+    if not stateful:
+        return y.to(x.dtype), drive.new_empty(0)
+    last = ema_boundary(x, coefficients)
+    return y.to(x.dtype), last if state is None else last + torch.exp(log_decay * length) * state
 
 
 def _like_results(x: Any, drive: Any, *given: Any) -> list[torch.Tensor]:
@@ -308,18 +318,19 @@ def ema_triton(
     """
     stateful = state is not None or return_state
     chunk = chunk_size(*x.shape) if chunk is None else chunk
-    run_in_form = _IN_GRAPHS if torch.compiler.is_compiling() else _EMA
+    run = _IN_GRAPHS if torch.compiler.is_compiling() else _EMA
 
-    def run(x, coefficients, bidirectional, state):
+    def scan(x, coefficients, bidirectional, _, state):
         drive, log_decay, output, _ = coefficients
-        options = bidirectional, stateful, chunk
-        y, last, _ = run_in_form(x, drive, log_decay, output, state, reset, options=options)
-        return y, last if stateful else None
+        return run(x, drive, log_decay, output, state, reset, options=(bidirectional, stateful, chunk))[:2]
 
     if truncation is None or (history is None and truncation >= x.shape[1]):
-        return run(x, coefficients, bidirectional, state)
-    documents = None if reset is None else reset.cumsum(1)
-    y, last = truncated(
-        run, x.to(coefficients.input.dtype), coefficients, bidirectional, truncation, documents, state, history
-    )
-    return y.to(x.dtype), last
+        y, last = scan(x, coefficients, bidirectional, None, state)
+    else:
+        packed = None
+        if reset is not None:  # each token a block
+            places = torch.arange(x.shape[1], device=x.device).expand(reset.shape)
+            packed = PackedBlocks(1, places, places, reset.cumsum(1))
+        wide = x.to(coefficients.input.dtype)
+        y, last = truncated(scan, wide, coefficients, bidirectional, truncation, packed, state, history)
+    return y.to(x.dtype), last if stateful else None
