@@ -7,7 +7,7 @@ import sys
 import torch
 from compiling import compile_calls, recorded
 
-from mega_transformers.ops.ema import EMACoefficients, triton_kernels, triton_scan
+from mega_transformers.ops.ema import EMACoefficients, triton_scan
 
 # architecture, channels, states, dtype, and what is asked
 FEW = [
@@ -36,7 +36,7 @@ def launched(channels: int, states: int, dtype: torch.dtype, options: dict) -> l
     reset = torch.zeros(2, 64, dtype=torch.bool) if options.pop("packed", False) else None
     rows = channels * (2 if options.get("bidirectional") else 1)
     coefficients = EMACoefficients(*(torch.zeros(rows, states, requires_grad=True) for _ in range(4)))
-    with recorded(triton_kernels) as calls:
+    with recorded(triton_scan) as calls:
         y, last = triton_scan.ema_triton(x, coefficients, reset=reset, **options)
         (y.sum() + (0 if last is None else last.sum())).backward()
     return calls

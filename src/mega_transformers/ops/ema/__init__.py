@@ -171,6 +171,7 @@ def _check_triton(x: torch.Tensor, coefficients: EMACoefficients) -> None:
         )
     if not _fits_triton(x, coefficients):
         raise ValueError(
-            f"backend='triton' computes in float32 with up to {MOST_STATES} states; got x of {x.dtype} and "
-            f"coefficients of {coefficients.input.dtype} for {coefficients.input.shape[1]} states; use backend='chunked'"
+            f"backend='triton' computes in float32 with up to {MOST_STATES} states, not with "
+            f"{coefficients.input.shape[1]} and x of {x.dtype}, coefficients of {coefficients.input.dtype}; use "
+            "backend='chunked'"
         )

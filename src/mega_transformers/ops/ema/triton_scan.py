@@ -26,11 +26,11 @@ import torch.nn.functional as F
 
 from ..layout import is_open
 from ..operators import graph_operator, operator
-from . import triton_kernels
 from .boundary import ema_boundary
 from .chunked import _blocks_forward, _matrices, block_size, truncated
 from .packed import PackedBlocks, packed_blocks
 from .reference import EMACoefficients
+from .triton_kernels import carry_kernel, outputs_kernel, states_kernel
 
 COUNT = 8
 """Tokens that are loaded ahead of their use."""
@@ -155,7 +155,7 @@ class _Pass:
             return self.decay.new_zeros(shape), nothing
         left = self.decay.new_empty(shape)
         grid, constants = self.launch("states")
-        triton_kernels.states_kernel[grid](
+        states_kernel[grid](
             self.x, left, self.decay, self.drive, self.starts, *self.sizes, *self.x.stride(), self.starts_batch,
             **constants,
         )  # fmt: skip
@@ -164,7 +164,7 @@ class _Pass:
             last = torch.empty_like(left[0])
             first = torch.zeros_like(last) if initial is None else self.tiles(initial)
         size = self.decay[0].numel()
-        triton_kernels.carry_kernel[(self.batch * self.directions * -(-size // 128),)](
+        carry_kernel[(self.batch * self.directions * -(-size // 128),)](
             left, self.log_decay, self.through, first, last, self.length, self.chunks, left[0].numel(), self.batch,
             size, BLOCK=128, TOKENS=self.tokens, COUNT=COUNT, DIRECTIONS=self.directions, ADJOINT=self.adjoint,
             PACKED=self.starts is not None, STATEFUL=self.stateful, num_warps=4, enable_fp_fusion=True,
@@ -186,7 +186,7 @@ class _Pass:
             scratch = entering.new_empty(grid[0] * grid[1], self.tokens, self.block[1])
         if inputs is not None:
             sums = entering.new_empty(2 if self.drive is None else 3, grid[1], *self.decay.shape)
-        triton_kernels.outputs_kernel[grid](
+        outputs_kernel[grid](
             self.x, y, entering, self.decay, self.drive, self.output, self.starts, scratch, inputs, states, sums,
             *self.sizes, *self.x.stride(), *((0, 0, 0) if inputs is None else inputs.stride()), self.starts_batch,
             **constants, GRADIENTS=inputs is not None,
