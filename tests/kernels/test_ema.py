@@ -164,6 +164,16 @@ def test_any_strides(device):
         assert torch.equal(grad(y, strided, torch.ones_like(y))[0], expected_dx)
 
 
+def test_decays_of_zero(device):
+    """A state that forgets everything at once has a logarithm of minus infinity."""
+    (x, *parameters), _ = draw(1, 20, 2, 3, True)
+    parameters[0][:] = parameters[1][:] = 40.0
+    x, made = x.float().to(device), ema_coefficients(*(p.float().to(device) for p in parameters))
+    assert made.log_decay.isinf().all()
+    got, expected = (ema(x, made, bidirectional=True, backend=backend)[0] for backend in ("triton", "reference"))
+    torch.testing.assert_close(got, expected)
+
+
 def test_no_rows(device):
     x = torch.randn(0, 20, 2, device=device, requires_grad=True)
     parameters = [p.float().to(device).requires_grad_() for p in make_parameters(2, 2, True)]
