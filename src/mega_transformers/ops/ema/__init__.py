@@ -159,8 +159,9 @@ def _check(x, bidirectional, truncation, reset, state, history, stateful, backen
 
 
 def _fits_triton(x: torch.Tensor, coefficients: EMACoefficients) -> bool:
-    dtype = torch.promote_types(x.dtype, coefficients.input.dtype)
-    return dtype == torch.float32 and coefficients.input.shape[1] <= MOST_STATES
+    given = coefficients.input
+    is_wide = given.dtype == torch.promote_types(x.dtype, given.dtype) == torch.float32
+    return is_wide and given.shape[1] <= MOST_STATES
 
 
 def _check_triton(x: torch.Tensor, coefficients: EMACoefficients) -> None:

@@ -162,7 +162,7 @@ class _Pass:
         first = last = None
         if self.stateful:
             last = torch.empty_like(left[0])
-            first = torch.zeros_like(last) if initial is None else self.tiles(initial)
+            first = torch.zeros_like(last) if initial is None else self.tiles(initial.to(last.dtype))
         size = self.decay[0].numel()
         carry_kernel[(self.batch * self.directions * -(-size // 128),)](
             left, self.log_decay, self.through, first, last, self.length, self.chunks, left[0].numel(), self.batch,
