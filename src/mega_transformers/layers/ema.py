@@ -68,7 +68,7 @@ class MegaMultiDimensionDampedEma(nn.Module):
         if cache_layer is None:
             coefficients = self.coefficients()
             if layout is not None and layout.reset is not None:
-                packed = _packed(layout, layout.reset, packing_size(inputs, coefficients, self.truncation))
+                packed = _packed(layout, layout.reset, packing_size(inputs, coefficients))
             y, _ = ema(
                 inputs,
                 coefficients,
@@ -126,8 +126,10 @@ def _real(x: torch.Tensor, layout: AttentionLayout | None) -> torch.Tensor:
     return x if layout is None or layout.tokens is None else x * layout.tokens.unsqueeze(-1).to(x.dtype)
 
 
-def _packed(layout: AttentionLayout, reset: torch.Tensor, size: int) -> PackedBlocks:
-    """Where packed tokens go, worked out by the first layer."""
+def _packed(layout: AttentionLayout, reset: torch.Tensor, size: int | None) -> PackedBlocks | None:
+    """Where packed tokens go, worked out by the first layer; nowhere if there are no blocks."""
+    if size is None:
+        return None
     if "packed" not in layout.plans:
         layout.plans["packed"] = packed_blocks(reset, size, layout.documents)
     return layout.plans["packed"]

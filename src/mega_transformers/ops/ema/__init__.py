@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..autocast import no_autocast
-from ..dispatch import ema_form, wants_triton
+from ..dispatch import ema_form, runs_triton, wants_triton
 from .boundary import ema_boundary, ema_continuation, ema_entering
 from .chunked import block_size, ema_chunked
 from .direct import ema_direct
@@ -36,6 +36,8 @@ __all__ = [
 ]
 
 BACKENDS = ("reference", "fft", "direct", "chunked", "step", "triton")
+MOST_STATES = 64
+"""States per channel that Triton's kernels hold in registers."""
 
 
 def ema(
@@ -70,7 +72,7 @@ def ema(
             state needs them.
         return_state: Whether to return the states after the last token too.
         backend: `"reference"` (a loop), `"fft"`, `"direct"` (one matrix), `"chunked"` (matrices of blocks), `"step"`
-            (one token), `"triton"` (kernels for a GPU); None chooses.
+            (one token), `"triton"` (kernels for CUDA; no float64, up to 64 states); None chooses.
 
     Returns:
         y (B, L, d) in the dtype of x; and the state (B, d, N), float32 at least, where it was asked for.
@@ -81,15 +83,14 @@ def ema(
     length = x.shape[1]
     stateful = state is not None or return_state
     _check(x, bidirectional, truncation, reset, state, history, stateful, backend)
-    form = backend or _form(x, coefficients, truncation, reset, stateful)
+    form = backend or _form(x, coefficients, reset is not None, stateful)
     if form == "triton":
-        from .triton_scan import BLOCK, ema_triton
+        _check_triton(x, coefficients)
+        from .triton_scan import ema_triton  # not everyone has Triton
 
-        if reset is not None and (packed is None or packed.size != BLOCK):
-            packed = packed_blocks(reset, BLOCK)
+        options: Any = {"bidirectional": bidirectional, "truncation": truncation, "return_state": return_state}
         with no_autocast(x.device.type):
-            options: Any = {"packed": packed, "state": state, "history": history}
-            y, last = ema_triton(x, coefficients, bidirectional=bidirectional, truncation=truncation, **options)
+            y, last = ema_triton(x, coefficients, **options, reset=reset, state=state, history=history)
         return y, last if return_state else None
     with no_autocast(x.device.type):  # float32 inside, whatever surrounds it
         dtype = torch.promote_types(x.dtype, coefficients.input.dtype)
@@ -113,34 +114,23 @@ def ema(
     return y if y.dtype == x.dtype else y.to(x.dtype), new_state if return_state else None
 
 
-def _form(x, coefficients, truncation, reset, stateful) -> str:
+def _form(x, coefficients, packed, stateful) -> str:
     """The implementation that `ops.dispatch` chooses."""
-    triton = wants_triton(x.device.type)
-    if triton:
-        from .triton_scan import is_supported
-
-        triton = is_supported(x, coefficients, truncation, reset is not None)
-    return ema_form(x.device.type, x.shape[1], x.shape[0], stateful, reset is not None, triton)
+    triton = _fits_triton(x, coefficients) and wants_triton(x.device.type)
+    return ema_form(x.device.type, x.shape[1], x.shape[0], stateful, packed, triton)
 
 
-def packing_size(x: torch.Tensor, coefficients: EMACoefficients, truncation: int | None) -> int:
+def packing_size(x: torch.Tensor, coefficients: EMACoefficients) -> int | None:
     """Tokens per block into which packed documents are laid out, for `packed_blocks`.
 
     Args:
         x: (B, L, d) inputs.
         coefficients: As in `ema`.
-        truncation: As in `ema`.
 
     Returns:
-        What the implementation wants that `ema` will choose.
+        What the implementation wants that `ema` will choose; None where it needs no blocks.
     """
-    triton = wants_triton(x.device.type)
-    if triton:
-        from .triton_scan import BLOCK, is_supported
-
-        if is_supported(x, coefficients, truncation, True):
-            return BLOCK
-    return block_size(x.shape[1])
+    return block_size(x.shape[1]) if _form(x, coefficients, True, False) == "chunked" else None
 
 
 def _check(x, bidirectional, truncation, reset, state, history, stateful, backend) -> None:
@@ -166,3 +156,23 @@ def _check(x, bidirectional, truncation, reset, state, history, stateful, backen
         raise ValueError(f"backend={backend!r} takes neither state nor reset; use backend='chunked'")
     if backend == "step" and (length != 1 or bidirectional or reset is not None):
         raise ValueError(f"backend='step' takes one token in one direction; got {length} tokens")
+
+
+def _fits_triton(x: torch.Tensor, coefficients: EMACoefficients) -> bool:
+    given = coefficients.input
+    is_wide = given.dtype == torch.promote_types(x.dtype, given.dtype) == torch.float32
+    return is_wide and given.shape[1] <= MOST_STATES
+
+
+def _check_triton(x: torch.Tensor, coefficients: EMACoefficients) -> None:
+    if not runs_triton(x.device.type):
+        raise ValueError(
+            f"backend='triton' needs Triton (pip install 'mega-transformers[gpu]') and a CUDA device, not {x.device}; "
+            "TRITON_INTERPRET=1 runs its kernels on a CPU, slowly"
+        )
+    if not _fits_triton(x, coefficients):
+        raise ValueError(
+            f"backend='triton' computes in float32 with up to {MOST_STATES} states, not with "
+            f"{coefficients.input.shape[1]} and x of {x.dtype}, coefficients of {coefficients.input.dtype}; use "
+            "backend='chunked'"
+        )

@@ -1,15 +1,11 @@
-"""Triton kernels of the EMA in blocks; `triton_scan` is what calls them.
+"""The EMA's kernels in Triton: a lane holds the states of a channel in registers and walks over a chunk of time.
 
-A row is cut into tiles of K blocks of M tokens. A program has one tile of C channels as (C, K, M), in float32:
+States of a chunk are (states, channels) with channels across the lanes of a warp, so that the sum over states stays in
+a lane; with more than 16 states several lanes share a channel. All is computed in float32, without matrix units.
 
-- `leaving_kernel`: the state that a tile adds to its neighbour, a product with (C, M, N) and a sum over blocks;
-- `carry_kernel`: from these the states that enter every tile, one program for all tiles of a row;
-- `output_kernel`: the outputs, from a Toeplitz product within blocks and the states that enter each block;
-- `gradient_kernel`: sums over tokens that make the gradients of the coefficients.
-
-The backward pass of the inputs is the same as the forward pass, of `dy`, with drive and output exchanged, and time
-reversed. A state that travels forward lives at the last token of the part it comes from, one that travels backward too
-lives at the last token of the part it enters: each is the other's adjoint.
+A walk goes over a chunk from its first token to its last, or back if REVERSED. The transpose of the EMA is the EMA
+with its directions exchanged (ADJOINT), and `drive` and `output` too. UNIT says that `drive` is 1, which saves a
+product a state: without states from outside only drive * output matters, so it may be all in `output`.
 """
 
 from __future__ import annotations
@@ -20,274 +16,283 @@ try:  # in a try, since transformers wants what code beside a model imports, unl
 except ImportError as error:
     raise ImportError("Triton's kernels need Triton: pip install 'mega-transformers[gpu]'") from error
 
-PRECISION = tl.constexpr("tf32x3")
-"""Of matrix products: three products in TF32, which together are as good as one in float32."""
+VARYING = ["channels", "length", "chunks", "items", "total", "batch", "size", "starts_batch"]
+# were these known to be aligned, Triton would load four channels to a lane at a time, and spread states over the lanes
+TILES = ["left", "entering", "states", "decay", "drive", "output", "sums"]
 
 
 @triton.jit
-def _combine(decay, state, next_decay, next_state):
-    """Two steps of the recurrence s <- decay * s + state as one."""
-    return decay * next_decay, next_decay * state + next_state
+def _place(index, SIZE: tl.constexpr):
+    """Where this program's tile of states begins in (..., blocks, STATES, CHANNELS)."""
+    return (index * tl.num_programs(0) + tl.program_id(0)) * SIZE
 
 
 @triton.jit
-def _locate(tiles, channels, C: tl.constexpr):
-    """The row, tile and channels of a program; neighbours in memory run side by side."""
-    parts = tl.cdiv(channels, C)
-    program = tl.program_id(0)
-    c = (program % parts) * C + tl.arange(0, C)
-    return ((program // parts) // tiles).to(tl.int64), (program // parts) % tiles, c
+def _rows(source, t, stride, inside, COUNT: tl.constexpr, REVERSED: tl.constexpr):
+    """`COUNT` tokens' rows from t on in float32, all requested before the first is needed."""
+    rows = ()
+    for i in tl.static_range(COUNT):
+        row = tl.load(source + (t - i if REVERSED else t + i) * stride, mask=inside, other=0.0)
+        rows = rows + (row.to(tl.float32),)  # type: ignore[assignment]  # noqa: RUF005
+    return rows
 
 
 @triton.jit
-def _tokens(slots, row, first, low, high, length, count, PACKED: tl.constexpr, K: tl.constexpr, M: tl.constexpr):
-    """Tokens (K, M) of a row from slot `first` on, and which of them exist between the slots `low` and `high`."""
-    slot = first + tl.arange(0, K)[:, None] * M + tl.arange(0, M)[None, :]
-    real = (slot >= low) & (slot < high) & (slot < count)
-    if PACKED:
-        token = tl.load(slots + row * count + slot, mask=real, other=length)
-        return token, real & (token < length)
-    return slot, real
+def _continued(state, starts, t, REVERSED: tl.constexpr):
+    """The state that reaches token t: none if a document starts there, or for a walk back at the token behind it."""
+    return tl.where(tl.load(starts + t + (1 if REVERSED else 0)) != 0, 0.0, state)
 
 
 @triton.jit
-def _tile(x, row, token, real, c, channels, row_stride, token_stride, channel_stride):
-    """Values (C, K, M) of tokens, 0 where there are none."""
-    place = row * row_stride + token[None, :, :].to(tl.int64) * token_stride + c[:, None, None] * channel_stride
-    return tl.load(x + place, mask=real[None, :, :] & (c < channels)[:, None, None], other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _coefficients(table, c, channels, states, N: tl.constexpr):
-    """(C, N) of a table (channels, states), 0 outside of it."""
-    n = tl.arange(0, N)
-    mask = (c < channels)[:, None] & (n < states)[None, :]
-    return tl.load(table + c[:, None] * states + n[None, :], mask=mask, other=0.0)
-
-
-@triton.jit
-def _powers(log_decay, BACKWARD: tl.constexpr, INTO: tl.constexpr, M: tl.constexpr):
-    """Powers of decays (C, M, N) between the tokens of a block and the state that leaves (`INTO`) or enters it."""
-    j = tl.arange(0, M)
-    exponent = j + 1 if INTO == BACKWARD else M - 1 - j
-    return tl.exp(log_decay[:, None, :] * exponent[None, :, None]), exponent
-
-
-@triton.jit
-def _states(table, row, tile, tiles, c, channels, states, N: tl.constexpr):
-    """Where the states (C, N) of a tile are in (rows, tiles, channels, states), and which of them exist."""
-    n = tl.arange(0, N)
-    place = ((row * tiles + tile) * channels + c[:, None]) * states + n[None, :]
-    return table + place, (c < channels)[:, None] & (n < states)[None, :]
-
-
-@triton.jit
-def _entering(
-    x, row, tile, c, drive, log_decay, entry, slots, keeps, length, count, channels, row_stride, token_stride,
-    channel_stride, BACKWARD: tl.constexpr, PACKED: tl.constexpr, K: tl.constexpr, M: tl.constexpr,
+def _advance(
+    state, decay, drive, x, x_time, starts, t, inside,
+    COUNT: tl.constexpr, REVERSED: tl.constexpr, UNIT: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """The states (C, K, N) that enter each block of a tile, of which `entry` (C, N) enters the tile."""
-    start = tile * K * M
-    k = tl.arange(0, K)
-    # the block before (after) each: the first (last) has none in this tile
-    first = start + M if BACKWARD else start - M
-    token, real = _tokens(slots, row, first, start, start + K * M, length, count, PACKED, K, M)
-    X = _tile(x, row, token, real, c, channels, row_stride, token_stride, channel_stride)
-    powers, _ = _powers(log_decay, BACKWARD, True, M)
-    added = tl.dot(X, drive[:, None, :] * powers, input_precision=PRECISION)
-    edge = (k == (K - 1 if BACKWARD else 0))[None, :, None]
-    added = tl.where(edge, entry[:, None, :], added)
-    decay = tl.exp(log_decay * M)[:, None, :] + tl.zeros_like(added)
-    if PACKED:
-        block = tile * K + k + (1 if BACKWARD else 0)
-        keep = tl.load(keeps + row * (count // M) + block, mask=block < count // M, other=0).to(tl.float32)[
-            None, :, None
-        ]
-        if BACKWARD:  # what enters the tile has passed its border
-            keep = tl.where(edge, 1.0, keep)
-        added *= keep
-        decay *= keep
-    _, states = tl.associative_scan((decay, added), 1, _combine, reverse=BACKWARD)
-    return states
+    """The state `COUNT` tokens later."""
+    rows = _rows(x, t, x_time, inside, COUNT, REVERSED)
+    for i in tl.static_range(COUNT):
+        if PACKED:
+            state = _continued(state, starts, t - i if REVERSED else t + i, REVERSED)
+        state = decay * state + (rows[i][None, :] if UNIT else drive * rows[i][None, :])
+    return state
 
 
 @triton.jit
-def leaving_kernel(
-    x, out, drives, log_decays, slots, keeps, tiles, length, count, channels, states, row_stride, token_stride,
-    channel_stride, BACKWARD: tl.constexpr, PACKED: tl.constexpr, C: tl.constexpr, K: tl.constexpr, M: tl.constexpr,
-    N: tl.constexpr,
+def _write(
+    state, decay, drive, output, x, x_time, y, y_time, before, starts, t, inside,
+    COUNT: tl.constexpr, REVERSED: tl.constexpr, UNIT: tl.constexpr, PACKED: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """The state (rows, tiles, channels, states) that each tile adds to the one after (before) it."""
-    row, tile, c = _locate(tiles, channels, C)
-    start = tile * K * M
-    k = tl.arange(0, K)
-    token, real = _tokens(slots, row, start, start, start + K * M, length, count, PACKED, K, M)
-    X = _tile(x, row, token, real, c, channels, row_stride, token_stride, channel_stride)
-    log_decay = _coefficients(log_decays, c, channels, states, N)
-    powers, _ = _powers(log_decay, BACKWARD, True, M)
-    drive = _coefficients(drives, c, channels, states, N)
-    added = tl.dot(X, drive[:, None, :] * powers, input_precision=PRECISION)
-    blocks = k if BACKWARD else K - 1 - k  # that are passed on the way
-    added *= tl.exp(log_decay[:, None, :] * (blocks * M)[None, :, None])
-    if PACKED:  # without the start of a document on the way
-        block = tile * K + k
-        starts = tl.load(keeps + row * (count // M) + block, mask=block < count // M, other=1) == 0
-        starts = starts.to(tl.int32)
-        if BACKWARD:
-            starts = tl.where(k == 0, 0, starts)  # which the carry sees to
-        passed = tl.cumsum(starts, 0)
-        if not BACKWARD:
-            passed = tl.sum(starts, 0) - passed
-        added *= (passed == 0).to(tl.float32)[None, :, None]
-    place, mask = _states(out, row, tile, tiles, c, channels, states, N)
-    tl.store(place, tl.sum(added, 1), mask=mask)
+    """As `_advance`, and writes outputs, added to what `before` holds of the other direction."""
+    rows = _rows(x, t, x_time, inside, COUNT, REVERSED)
+    if before is not None:
+        others = _rows(before, t, CHANNELS, inside, COUNT, REVERSED)
+    for i in tl.static_range(COUNT):
+        at = t - i if REVERSED else t + i
+        if PACKED:
+            state = _continued(state, starts, at, REVERSED)
+        state = decay * state + (rows[i][None, :] if UNIT else drive * rows[i][None, :])
+        row = tl.sum(output * state, axis=0)
+        if before is not None:
+            row += others[i]
+        tl.store(y + at * y_time, row.to(y.dtype.element_ty), mask=inside)
+    return state
 
 
 @triton.jit
+def _differentiate(
+    state, by_decay, by_drive, doutput, ddecay, ddrive, decay, drive, output, x, x_time, dy, dy_time, starts, t,
+    inside,
+    COUNT: tl.constexpr, REVERSED: tl.constexpr, UNIT: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """As `_advance`, with the state's derivatives by decay and drive, and sums for the coefficients' gradients."""
+    rows = _rows(x, t, x_time, inside, COUNT, REVERSED)
+    grads = _rows(dy, t, dy_time, inside, COUNT, REVERSED)
+    for i in tl.static_range(COUNT):
+        if PACKED:
+            at = t - i if REVERSED else t + i
+            state, by_decay = _continued(state, starts, at, REVERSED), _continued(by_decay, starts, at, REVERSED)
+        by_decay = decay * by_decay + state
+        state = decay * state + (rows[i][None, :] if UNIT else drive * rows[i][None, :])
+        pull = grads[i][None, :] if UNIT else output * grads[i][None, :]
+        doutput += grads[i][None, :] * state
+        ddecay += pull * by_decay
+        if not UNIT:
+            by_drive = decay * by_drive + rows[i][None, :]
+            ddrive += pull * by_drive
+    return state, by_decay, by_drive, doutput, ddecay, ddrive
+
+
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=TILES)
+def states_kernel(
+    x, left, decay, drive, starts, length, channels, chunks, items, x_batch, x_time, x_channel, starts_batch,
+    STATES: tl.constexpr, CHANNELS: tl.constexpr, TOKENS: tl.constexpr, COUNT: tl.constexpr,
+    DIRECTIONS: tl.constexpr, ADJOINT: tl.constexpr, UNIT: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """The states that chunks leave where none enter them: `left` (chunks, B, directions, blocks, STATES, CHANNELS)."""
+    lane = tl.arange(0, CHANNELS)
+    channel = tl.program_id(0) * CHANNELS + lane
+    inside = channel < channels
+    tile = tl.arange(0, STATES)[:, None] * CHANNELS + lane[None, :]
+    for item in range(tl.program_id(1), items, tl.num_programs(1)):
+        row, chunk = (item // chunks).to(tl.int64), (item % chunks).to(tl.int64)
+        first = chunk * TOKENS
+        count = tl.minimum(length - first, TOKENS).to(tl.int32)
+        whole = count // COUNT * COUNT
+        tokens = x + row * x_batch + channel.to(tl.int64) * x_channel
+        documents = starts + row * starts_batch if PACKED else None
+        for direction in tl.static_range(DIRECTIONS):
+            REVERSED = (direction == 1) != ADJOINT
+            coefficients = _place(direction, STATES * CHANNELS)
+            r = tl.load(decay + coefficients + tile)
+            b = None if UNIT else tl.load(drive + coefficients + tile)
+            state = tl.zeros((STATES, CHANNELS), tl.float32)
+            for rest in tl.static_range(2):  # `COUNT` tokens at a time, and the others one by one
+                for j in range(whole if rest else 0, count if rest else whole, 1 if rest else COUNT):
+                    state = _advance(
+                        state, r, b, tokens, x_time, documents, first + (count - 1 - j if REVERSED else j), inside,
+                        1 if rest else COUNT, REVERSED, UNIT, PACKED,
+                    )  # fmt: skip
+            slot = _place((chunk * (items // chunks) + row) * DIRECTIONS + direction, STATES * CHANNELS)
+            tl.store(left + slot + tile, state)
+
+
+@triton.jit
+def _carry(
+    state, left, log_decay, through, inside, k, length, chunks, total, backward,
+    COUNT: tl.constexpr, TOKENS: tl.constexpr, PACKED: tl.constexpr,
+):  # fmt: skip
+    """The state behind `COUNT` chunks, from the k-th of the walk on; before each it is written in place of `left`."""
+    added = ()
+    for i in tl.static_range(COUNT):
+        chunk = tl.where(backward, chunks - 1 - (k + i), k + i).to(tl.int64)
+        entry = tl.load(left + chunk * total, mask=inside, other=0.0)
+        added = added + (entry,)  # type: ignore[assignment]  # noqa: RUF005
+    for i in tl.static_range(COUNT):
+        chunk = tl.where(backward, chunks - 1 - (k + i), k + i).to(tl.int64)
+        tl.store(left + chunk * total, state, mask=inside)
+        factor = tl.exp(log_decay * tl.minimum(length - chunk * TOKENS, TOKENS).to(tl.float32))
+        if PACKED:
+            factor = tl.where(tl.load(through + chunk) != 0, factor, 0.0)
+        state = factor * state + added[i]
+    return state
+
+
+@triton.jit(do_not_specialize=VARYING)
 def carry_kernel(
-    leaving, entering, log_decays, initial, extra, final, passes, begins, tiles, channels, states, size,
-    BACKWARD: tl.constexpr, PACKED: tl.constexpr, INITIAL: tl.constexpr, EXTRA: tl.constexpr, C: tl.constexpr,
-    N: tl.constexpr,
+    left, log_decay, through, initial, last, length, chunks, total, batch, size,
+    BLOCK: tl.constexpr, TOKENS: tl.constexpr, COUNT: tl.constexpr, DIRECTIONS: tl.constexpr, ADJOINT: tl.constexpr,
+    PACKED: tl.constexpr, STATEFUL: tl.constexpr,
 ):  # fmt: skip
-    """The states that enter every tile, and in `final` the one that leaves the last.
+    """From the states that chunks leave, `left` (chunks, B, directions, size), to those that enter them, in place.
 
-    `initial` enters the first tile; `extra` joins what leaves the first tile (of those in order of travel).
+    `through` (2, B, chunks) says whether states pass through a chunk in a walk forward and in one back.
     """
-    row, _, c = _locate(1, channels, C)
-    decay = tl.exp(_coefficients(log_decays, c, channels, states, N) * size)
-    state = tl.zeros((C, N), tl.float32)
-    if INITIAL:
-        place, mask = _states(initial, row, 0, 1, c, channels, states, N)
-        state = tl.load(place, mask=mask, other=0.0)
-    for i in range(tiles):
-        tile = tiles - 1 - i if BACKWARD else i
-        place, mask = _states(entering, row, tile, tiles, c, channels, states, N)
-        tl.store(place, state, mask=mask)
-        through = decay
-        if PACKED:
-            through = decay * tl.load(passes + row * tiles + tile).to(tl.float32)
-        place, mask = _states(leaving, row, tile, tiles, c, channels, states, N)
-        added = tl.load(place, mask=mask, other=0.0)
-        if PACKED:
-            keep = tl.load(begins + row * tiles + tile).to(tl.float32)
-            state = keep * (added + through * state) if BACKWARD else added + through * keep * state
-        else:
-            state = added + through * state
-        if EXTRA and i == 0:
-            place, mask = _states(extra, row, 0, 1, c, channels, states, N)
-            state += tl.load(place, mask=mask, other=0.0)
-    place, mask = _states(final, row, 0, 1, c, channels, states, N)
-    tl.store(place, state, mask=mask)
+    parts = tl.cdiv(size, BLOCK)
+    slot = (tl.program_id(0) // parts).to(tl.int64)
+    row, direction = slot // DIRECTIONS, slot % DIRECTIONS
+    backward = (direction == 1) != ADJOINT
+    within = (tl.program_id(0) % parts) * BLOCK + tl.arange(0, BLOCK)
+    inside = within < size
+    place = slot * size + within
+    rate = tl.load(log_decay + direction * size + within, mask=inside, other=0.0)
+    passes = through + (tl.where(backward, batch, 0) + row) * chunks if PACKED else None
+    state = tl.zeros((BLOCK,), tl.float32)
+    if STATEFUL:
+        state = tl.load(initial + place, mask=inside, other=0.0)
+    whole = chunks // COUNT * COUNT
+    for rest in tl.static_range(2):
+        for k in range(whole if rest else 0, chunks if rest else whole, 1 if rest else COUNT):
+            state = _carry(
+                state, left + place, rate, passes, inside, k, length, chunks, total, backward,
+                1 if rest else COUNT, TOKENS, PACKED,
+            )  # fmt: skip
+    if STATEFUL:
+        tl.store(last + place, state, mask=inside)
 
 
 @triton.jit
-def _of_states(
-    x, row, tile, c, drives, log_decays, outputs, entries, slots, keeps, tiles, length, count, channels, states,
-    row_stride, token_stride, channel_stride, BACKWARD: tl.constexpr, PACKED: tl.constexpr, K: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr,
+def _gradients(
+    doutput, ddecay, ddrive, x, x_time, dy, dy_time, decay, drive, output, states, adjoints, starts, first,
+    count, inside,
+    REVERSED: tl.constexpr, COUNT: tl.constexpr, UNIT: tl.constexpr, PACKED: tl.constexpr,
 ):  # fmt: skip
-    """What the tokens of other blocks add to the outputs (C, K, M) of a tile, in one direction."""
-    log_decay = _coefficients(log_decays, c, channels, states, N)
-    drive = _coefficients(drives, c, channels, states, N)
-    place, mask = _states(entries, row, tile, tiles, c, channels, states, N)
-    entering = _entering(
-        x, row, tile, c, drive, log_decay, tl.load(place, mask=mask, other=0.0), slots, keeps, length, count, channels,
-        row_stride, token_stride, channel_stride, BACKWARD, PACKED, K, M,
-    )  # fmt: skip
-    powers, _ = _powers(log_decay, BACKWARD, False, M)
-    output = _coefficients(outputs, c, channels, states, N)
-    G = tl.permute(output[:, None, :] * powers, (0, 2, 1))
-    return tl.dot(entering, G, input_precision=PRECISION)
+    """Adds a chunk's part to the gradients of a direction's coefficients.
 
-
-@triton.jit
-def output_kernel(
-    x, y, diagonals, drives, log_decays, outputs, entries, slots, keeps, rows, tiles, length, count, channels, states,
-    row_stride, token_stride, channel_stride, FORWARD: tl.constexpr, BACKWARD: tl.constexpr, PACKED: tl.constexpr,
-    C: tl.constexpr, K: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-):  # fmt: skip
-    """y of x, in the directions asked for, of which the first comes first in all tables."""
-    row, tile, c = _locate(tiles, channels, C)
-    start = tile * K * M
-    token, real = _tokens(slots, row, start, start, start + K * M, length, count, PACKED, K, M)
-    X = _tile(x, row, token, real, c, channels, row_stride, token_stride, channel_stride)
-    j, i = tl.arange(0, M)[:, None], tl.arange(0, M)[None, :]
-    place = c[:, None, None] * (2 * M - 1) + (M - 1 + i - j)[None, :, :]
-    T = tl.load(diagonals + place, mask=(c < channels)[:, None, None], other=0.0)
-    Y = tl.dot(X, T, input_precision=PRECISION)
-    if FORWARD:
-        Y += _of_states(
-            x, row, tile, c, drives, log_decays, outputs, entries, slots, keeps, tiles, length, count, channels,
-            states, row_stride, token_stride, channel_stride, False, PACKED, K, M, N,
-        )  # fmt: skip
-    if BACKWARD:
-        skipped = channels * states if FORWARD else 0
-        Y += _of_states(
-            x, row, tile, c, drives + skipped, log_decays + skipped, outputs + skipped,
-            entries + skipped * rows.to(tl.int64) * tiles, slots, keeps, tiles, length, count, channels, states,
-            row_stride, token_stride, channel_stride, True, PACKED, K, M, N,
-        )  # fmt: skip
-    place = (row * length + token[None, :, :].to(tl.int64)) * channels + c[:, None, None]
-    mask = real[None, :, :] & (c < channels)[:, None, None]
-    tl.store(y + place, Y.to(y.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def gradient_kernel(
-    x, dy, d_toeplitz, d_drives, d_log_decays, d_outputs, drives, log_decays, outputs, entries, adjoints, slots, keeps,
-    rows, tiles, length, count, channels, states, splits, row_stride, token_stride, channel_stride, dy_row_stride,
-    dy_token_stride, dy_channel_stride, BACKWARD: tl.constexpr, PACKED: tl.constexpr, C: tl.constexpr, K: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr,
-):  # fmt: skip
-    """Sums over a share of the tiles of one direction: (splits, channels, ...).
-
-    The Toeplitz matrix belongs to both directions; without `BACKWARD` its gradient is summed too.
+    The chunk's outputs and the state it leaves are functions of the coefficients and of the state that enters; what
+    the latter's own gradient is belongs to the chunks before.
     """
-    parts = tl.cdiv(channels, C)
-    c = (tl.program_id(0) % parts) * C + tl.arange(0, C)
-    split = tl.program_id(0) // parts
-    log_decay = _coefficients(log_decays, c, channels, states, N)
-    drive = _coefficients(drives, c, channels, states, N)
-    output = _coefficients(outputs, c, channels, states, N)
-    d_drive = tl.zeros((C, N), tl.float32)
-    d_log_decay = tl.zeros((C, N), tl.float32)
-    d_output = tl.zeros((C, N), tl.float32)
-    dT = tl.zeros((C, M, M), tl.float32)
-    into, into_exponent = _powers(log_decay, BACKWARD, True, M)
-    out_of, out_exponent = _powers(log_decay, BACKWARD, False, M)
-    for item in range(split, rows * tiles, splits):
-        row, tile = (item // tiles).to(tl.int64), item % tiles
-        start = tile * K * M
-        token, real = _tokens(slots, row, start, start, start + K * M, length, count, PACKED, K, M)
-        X = _tile(x, row, token, real, c, channels, row_stride, token_stride, channel_stride)
-        dY = _tile(dy, row, token, real, c, channels, dy_row_stride, dy_token_stride, dy_channel_stride)
-        place, mask = _states(entries, row, tile, tiles, c, channels, states, N)
-        H = _entering(
-            x, row, tile, c, drive, log_decay, tl.load(place, mask=mask, other=0.0), slots, keeps, length, count,
-            channels, row_stride, token_stride, channel_stride, BACKWARD, PACKED, K, M,
-        )  # fmt: skip
-        place, mask = _states(adjoints, row, tile, tiles, c, channels, states, N)
-        dS = _entering(
-            dy, row, tile, c, output, log_decay, tl.load(place, mask=mask, other=0.0), slots, keeps, length, count,
-            channels, dy_row_stride, dy_token_stride, dy_channel_stride, not BACKWARD, PACKED, K, M,
-        )  # fmt: skip
-        XT, dYT = tl.permute(X, (0, 2, 1)), tl.permute(dY, (0, 2, 1))
-        dE = tl.dot(XT, dS, input_precision=PRECISION) * into
-        dG = tl.dot(dYT, H, input_precision=PRECISION) * out_of
-        if not BACKWARD:
-            dT += tl.dot(XT, dY, input_precision=PRECISION)
-        d_drive += tl.sum(dE, 1)
-        d_output += tl.sum(dG, 1)
-        d_log_decay += drive * tl.sum(dE * into_exponent[None, :, None], 1)
-        d_log_decay += output * tl.sum(dG * out_exponent[None, :, None], 1)
-        d_log_decay += M * tl.exp(log_decay * M) * tl.sum(dS * H, 1)
-    place, mask = _states(d_drives, 0, split, splits, c, channels, states, N)
-    tl.store(place, d_drive, mask=mask)
-    place, mask = _states(d_log_decays, 0, split, splits, c, channels, states, N)
-    tl.store(place, d_log_decay, mask=mask)
-    place, mask = _states(d_outputs, 0, split, splits, c, channels, states, N)
-    tl.store(place, d_output, mask=mask)
-    if not BACKWARD:
-        j, i = tl.arange(0, M)[:, None], tl.arange(0, M)[None, :]
-        place = ((split * channels + c)[:, None, None] * M + j[None, :, :]) * M + i[None, :, :]
-        tl.store(d_toeplitz + place, dT, mask=(c < channels)[:, None, None])
+    state = tl.load(states)
+    by_decay = tl.zeros_like(state)
+    by_drive = tl.zeros_like(state)
+    whole = count // COUNT * COUNT
+    for rest in tl.static_range(2):
+        for j in range(whole if rest else 0, count if rest else whole, 1 if rest else COUNT):
+            state, by_decay, by_drive, doutput, ddecay, ddrive = _differentiate(
+                state, by_decay, by_drive, doutput, ddecay, ddrive, decay, drive, output, x, x_time, dy, dy_time,
+                starts, first + (count - 1 - j if REVERSED else j), inside,
+                1 if rest else COUNT, REVERSED, UNIT, PACKED,
+            )  # fmt: skip
+    adjoint = tl.load(adjoints)
+    if PACKED:  # it comes from the other side
+        adjoint = _continued(adjoint, starts, first if REVERSED else first + count - 1, not REVERSED)
+    adjoint *= decay  # from the token behind the chunk to its last
+    ddecay += adjoint * by_decay
+    if not UNIT:
+        ddrive += adjoint * by_drive
+    return doutput, ddecay, ddrive
+
+
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=TILES)
+def outputs_kernel(
+    x, y, entering, decay, drive, output, starts, scratch, inputs, states, sums, length, channels, chunks, items,
+    x_batch, x_time, x_channel, inputs_batch, inputs_time, inputs_channel, starts_batch,
+    STATES: tl.constexpr, CHANNELS: tl.constexpr, TOKENS: tl.constexpr, COUNT: tl.constexpr,
+    DIRECTIONS: tl.constexpr, ADJOINT: tl.constexpr, UNIT: tl.constexpr, PACKED: tl.constexpr,
+    GRADIENTS: tl.constexpr,
+):  # fmt: skip
+    """Outputs y (B, L, channels) from the states that enter each chunk.
+
+    With GRADIENTS x is the gradient of the outputs, ADJOINT, and y that of `inputs`; `states` are those that entered
+    the chunks in the forward pass, and `sums` (2 or 3, programs, directions, blocks, STATES, CHANNELS) gets what the
+    coefficients' gradients are sums of: a program goes over chunks of its channels, in the same order in every run.
+    """
+    lane = tl.arange(0, CHANNELS)
+    channel = tl.program_id(0) * CHANNELS + lane
+    inside = channel < channels
+    tile = tl.arange(0, STATES)[:, None] * CHANNELS + lane[None, :]
+    # what one direction adds lives here until the other adds its own: no longer than a chunk, so in a GPU's cache
+    program = tl.program_id(0).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    zero = tl.zeros((STATES, CHANNELS), tl.float32)
+    doutput, ddecay, ddrive, doutput_back, ddecay_back = zero, zero, zero, zero, zero
+    for item in range(tl.program_id(1), items, tl.num_programs(1)):
+        row, chunk = (item // chunks).to(tl.int64), (item % chunks).to(tl.int64)
+        first = chunk * TOKENS
+        count = tl.minimum(length - first, TOKENS).to(tl.int32)
+        whole = count // COUNT * COUNT
+        tokens = x + row * x_batch + channel.to(tl.int64) * x_channel
+        results = y + row * length * channels + channel
+        between = scratch + (program * TOKENS - first) * CHANNELS + lane if DIRECTIONS == 2 else None
+        documents = starts + row * starts_batch if PACKED else None
+        for direction in tl.static_range(DIRECTIONS):
+            REVERSED = (direction == 1) != ADJOINT
+            coefficients = _place(direction, STATES * CHANNELS)
+            r = tl.load(decay + coefficients + tile)
+            b = None if UNIT else tl.load(drive + coefficients + tile)
+            g = tl.load(output + coefficients + tile)
+            slot = _place((chunk * (items // chunks) + row) * DIRECTIONS + direction, STATES * CHANNELS) + tile
+            state = tl.load(entering + slot)
+            target = between if direction + 1 < DIRECTIONS else results
+            stride = CHANNELS if direction + 1 < DIRECTIONS else channels
+            before = between if direction == 1 else None
+            for rest in tl.static_range(2):
+                for j in range(whole if rest else 0, count if rest else whole, 1 if rest else COUNT):
+                    state = _write(
+                        state, r, b, g, tokens, x_time, target, stride, before, documents,
+                        first + (count - 1 - j if REVERSED else j), inside,
+                        1 if rest else COUNT, REVERSED, UNIT, PACKED, CHANNELS,
+                    )  # fmt: skip
+            if DIRECTIONS == 2:
+                tl.debug_barrier()  # lanes that share a channel read what one of them wrote
+            if GRADIENTS:
+                given = inputs + row * inputs_batch + channel.to(tl.int64) * inputs_channel
+                if direction == 0:
+                    doutput, ddecay, ddrive = _gradients(
+                        doutput, ddecay, ddrive, given, inputs_time, tokens, x_time, r, g, b, states + slot,
+                        entering + slot, documents, first, count, inside, False, COUNT, UNIT, PACKED,
+                    )  # fmt: skip
+                else:
+                    doutput_back, ddecay_back, _ = _gradients(
+                        doutput_back, ddecay_back, zero, given, inputs_time, tokens, x_time, r, g, b, states + slot,
+                        entering + slot, documents, first, count, inside, True, COUNT, UNIT, PACKED,
+                    )  # fmt: skip
+    if GRADIENTS:
+        mine = sums + _place(tl.program_id(1) * DIRECTIONS, STATES * CHANNELS) + tile
+        every = tl.num_programs(1) * DIRECTIONS * tl.num_programs(0) * STATES * CHANNELS
+        tl.store(mine, doutput)
+        tl.store(mine + every, ddecay)
+        if not UNIT:
+            tl.store(mine + 2 * every, ddrive)
+        if DIRECTIONS == 2:
+            back = sums + _place(tl.program_id(1) * DIRECTIONS + 1, STATES * CHANNELS) + tile
+            tl.store(back, doutput_back)
+            tl.store(back + every, ddecay_back)

@@ -1,228 +1,300 @@
-"""The EMA by Triton kernels: see `triton_kernels` for what they do, and `chunked` for the mathematics of blocks.
+"""The EMA by Triton's kernels, which walk over time with the states in registers.
 
-Of tensors as large as x, a forward pass moves three (x twice, y), and the backward pass five (dy three times, x, dx);
-where the card's cache holds a tensor, fewer. The states of tiles are N / 64 numbers a token, channel and direction of
-a pass besides: with N = 16, two directions and bfloat16 as much as another tensor.
+Matrices of blocks (`chunked`) would take no fewer operations, and matrix units are not exact. Time is cut into chunks,
+for there to be enough programs. Three kernels: what each chunk leaves in the states; the states that enter each chunk;
+the outputs.
+
+The backward pass keeps the inputs and the states that entered each chunk. The gradient of the inputs is the EMA of the
+outputs' gradient with directions exchanged, by the same kernels; the last one adds up the coefficients' gradients too,
+from the states and their derivatives by the decays. Passes over data of the size of x are
+
+    forward   x (states), x, y                  backward   dy (states), dy, x, dx
+
+seven, where five is the least, or five where all of a row is one chunk, which needs no states. Two directions and the
+coefficients' gradients read a chunk again while a GPU's cache holds it. States are written, carried in place and
+read: with N = 16, two directions and chunks of 128 tokens, 4 bytes for each number of x forward, and 5 backward.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from ..layout import is_open
 from ..operators import graph_operator, operator
-from ..relative_bias import sum_diagonals
-from .chunked import _blocks_forward, _matrices, truncated
-from .packed import PackedBlocks
+from .boundary import ema_boundary
+from .chunked import _blocks_forward, _matrices, block_size, truncated
+from .packed import PackedBlocks, packed_blocks
 from .reference import EMACoefficients
-from .triton_kernels import carry_kernel, gradient_kernel, leaving_kernel, output_kernel
+from .triton_kernels import carry_kernel, outputs_kernel, states_kernel
 
-BLOCK = 16
-"""Tokens M of a block: the least that matrix units take."""
-BLOCKS = 16
-"""Blocks K of a tile, which registers hold."""
-LEAST_STATES = 16
-"""As matrix units take them; with fewer, the others are zero."""
-MOST_STATES = 64
-SPLITS = 8
-"""Programs that share the tiles in the gradients of a channel's coefficients."""
-LEAST_DECAY = -1e4
-"""Of logarithms: minus infinity times 0 is not 0."""
+COUNT = 8
+"""Tokens that are loaded ahead of their use."""
+WARPS = {"states": 24, "outputs": 12, "gradients": 8}
+"""Programs, of a warp each, that a multiprocessor has registers for, and cache for their chunks."""
+OPEN_CHUNK = 128
+"""Tokens per chunk in graphs of any length."""
 
 
-def is_supported(x: torch.Tensor, coefficients: EMACoefficients, truncation: int | None, packed: bool) -> bool:
-    """Whether there are kernels for what is asked."""
-    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16) or (packed and truncation is not None):
-        return False
-    return coefficients.input.dtype == torch.float32 and coefficients.input.shape[-1] <= MOST_STATES
+def chunk_size(batch: int, length: int, channels: int) -> int:
+    """Tokens per chunk: as long as possible, for the states' sake, while there are enough chunks for a GPU."""
+    if is_open(length):
+        return OPEN_CHUNK
+    for size in (128, 64):
+        if batch * -(-length // size) * -(-channels // 32) >= 2048:
+            return size
+    return 32
 
 
-CHANNELS = {"leaving_kernel": 16, "carry_kernel": 16, "output_kernel": 16, "gradient_kernel": 8}
-"""Channels C of a program that has 16 states for each; with more states, fewer."""
-WARPS = {"leaving_kernel": 4, "carry_kernel": 4, "output_kernel": 8, "gradient_kernel": 8}
+def block_of(states: int) -> tuple[int, int]:
+    """The power of two that holds the states, and how many channels a program then has, one warp's."""
+    filled = 1 << (states - 1).bit_length()
+    return filled, min(32, 512 // filled)
 
 
-def launch_options(kernel: str, states: int) -> dict[str, int]:
-    """The constants of a kernel for N = `states`, with which no registers spill on sm_80 and sm_90, as ptxas says."""
-    sizes = {} if kernel == "carry_kernel" else {"K": BLOCKS, "M": BLOCK}
-    return {**sizes, "C": max(1, CHANNELS[kernel] * LEAST_STATES // states), "N": states, "num_warps": WARPS[kernel]}
+def _on_device(function: Any) -> Any:
+    """Triton launches kernels on the current device."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        x = next(x for x in args if isinstance(x, torch.Tensor))
+        with torch.cuda.device_of(x):
+            return function(*args)
+
+    return run
 
 
-class _Grid(NamedTuple):
-    """How a call is divided into programs; made of shapes alone."""
+class _Pass:
+    """The kernels' arguments for inputs x (B, L, d) that are walked over, in the EMA or (adjoint) its transpose.
 
-    rows: int
-    length: int
-    slots: int
-    channels: int
-    states: int
-    tiles: int
-    tile: int
-    N: int
+    A program has a block of channels, so that a lane has up to 16 states. What there is of states is laid out as
+    (..., blocks, states, channels), both filled up.
+    """
 
-    @classmethod
-    def of(cls, x: torch.Tensor, drive: torch.Tensor, slots: torch.Tensor | None) -> _Grid:
-        rows, length, channels = x.shape
-        count = length if slots is None else slots.shape[1]
-        states = drive.shape[-1]
-        N = max(LEAST_STATES, 1 << (states - 1).bit_length())
-        tile = BLOCK * BLOCKS
-        return cls(rows, length, count, channels, states, -(-count // tile), tile, N)
+    def __init__(
+        self,
+        x: torch.Tensor,
+        drive: torch.Tensor,
+        log_decay: torch.Tensor,
+        output: torch.Tensor,
+        reset: torch.Tensor | None,
+        bidirectional: bool,
+        stateful: bool,
+        chunk: int,
+        adjoint: bool,
+    ) -> None:
+        self.x, self.adjoint, self.stateful, self.tokens = x, adjoint, stateful, chunk
+        self.batch, self.length, self.channels = x.shape
+        self.chunks = -(-self.length // chunk)
+        self.directions, self.states = 2 if bidirectional else 1, log_decay.shape[1]
+        self.block = block_of(self.states)
+        self.blocks = -(-self.channels // self.block[1])
+        self.log_decay = self.tiles(log_decay.unflatten(0, (self.directions, -1)), float("-inf"))
+        self.decay = self.log_decay.exp()
+        self.drive: torch.Tensor | None = None
+        if stateful:
+            drive, output = (output, drive) if adjoint else (drive, output)
+            self.drive = self.tiles(drive.unflatten(0, (self.directions, -1)))
+        else:
+            output = drive * output
+        self.output = self.tiles(output.unflatten(0, (self.directions, -1)))
+        self.starts = self.through = None
+        if reset is not None:
+            starts = F.pad(reset, (0, self.chunks * chunk + 1 - self.length)).to(torch.int8)
+            inside = [part.unflatten(1, (self.chunks, chunk)).any(2) for part in (starts[:, :-1], starts[:, 1:])]
+            self.starts, self.through = starts, (~torch.stack(inside)).to(torch.int8)
+
+    def tiles(self, x: torch.Tensor, fill: float = 0.0) -> torch.Tensor:
+        """(..., d, N) to (..., blocks, states, channels)."""
+        states, width = self.block
+        x = F.pad(x, (0, states - self.states, 0, self.blocks * width - self.channels), value=fill)
+        return x.unflatten(-2, (self.blocks, width)).transpose(-1, -2).contiguous()
+
+    def columns(self, tiles: torch.Tensor) -> torch.Tensor:
+        """(..., blocks, states, channels) to (..., d, N)."""
+        x = tiles.transpose(-1, -2).flatten(-3, -2)
+        return x[..., : self.channels, : self.states].contiguous()
+
+    def launch(self, kind: str) -> tuple[tuple[int, int], dict[str, Any]]:
+        """The grid (blocks of channels, programs that share their chunks), and constants."""
+        processors = 1
+        if self.x.device.type == "cuda":
+            processors = torch.cuda.get_device_properties(self.x.device).multi_processor_count
+        items = self.batch * self.chunks
+        rounds = max(1, -(-items * self.blocks // (WARPS[kind] * processors)))
+        return (self.blocks, -(-items // rounds)), {
+            "STATES": self.block[0],
+            "CHANNELS": self.block[1],
+            "TOKENS": self.tokens,
+            "COUNT": COUNT if self.drive is None else COUNT // 2,
+            "DIRECTIONS": self.directions,
+            "ADJOINT": self.adjoint,
+            "UNIT": self.drive is None,
+            "PACKED": self.starts is not None,
+            "num_warps": 1,
+            "enable_fp_fusion": True,
+        }
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        return self.tiles, self.length, self.slots, self.channels, self.states
+        return self.length, self.channels, self.chunks, self.batch * self.chunks
 
-    def launch(self, kernel: Any, programs: int, *arguments: Any, **flags: Any) -> None:
-        """Runs `programs` programs for each part of the channels, which is as large as registers allow."""
-        options = launch_options(kernel.__name__, self.N)
-        kernel[(programs * -(-self.channels // options["C"]),)](*arguments, **flags, **options)
+    @property
+    def starts_batch(self) -> int:
+        return 0 if self.starts is None else self.starts.stride(0)
 
-
-class _Packing(NamedTuple):
-    """Where packed tokens are, and which states pass; of one document a row, nothing."""
-
-    slots: torch.Tensor | None
-    keeps: torch.Tensor | None
-    passes: torch.Tensor | None
-    begins: torch.Tensor | None
-
-    @classmethod
-    def of(cls, slots: torch.Tensor | None, keeps: torch.Tensor | None) -> _Packing:
-        if slots is None or keeps is None:
-            return cls(None, None, None, None)
-        tiles = F.pad(keeps, (0, -keeps.shape[1] % BLOCKS)).unflatten(1, (-1, BLOCKS))
-        return cls(slots, keeps, tiles[..., 1:].all(2).to(torch.int8), tiles[..., 0].contiguous())
-
-
-def _half(table: torch.Tensor, direction: int, channels: int) -> torch.Tensor:
-    return table[direction * channels : (direction + 1) * channels]
-
-
-def _carried(x, drive, log_decay, grid, packing, directions, initial=None, extra=None):
-    """The states (directions, rows, tiles, channels, states) that enter tiles; and the last to leave, (rows, ...).
-
-    Args:
-        directions: Whether each travels backward in time.
-    """
-    shape = (grid.rows, grid.tiles, grid.channels, grid.states)
-    entering = drive.new_empty(len(directions), *shape)
-    final = drive.new_empty(grid.rows, grid.channels, grid.states)
-    packed = packing.slots is not None
-    for i, backward in enumerate(directions):
-        drives, log_decays = _half(drive, i, grid.channels), _half(log_decay, i, grid.channels)
-        leaving = drive.new_empty(shape)
-        grid.launch(
-            leaving_kernel, grid.rows * grid.tiles, x, leaving, drives, log_decays, packing.slots,
-            packing.keeps, *grid.sizes, *x.stride(), BACKWARD=backward, PACKED=packed,
+    def entering(self, initial: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """The states (chunks, B, directions, blocks, ...) that enter each chunk, and those (B, d, N) after all."""
+        shape = self.chunks, self.batch, *self.decay.shape
+        nothing = self.decay.new_empty(0)
+        if self.chunks == 1 and not self.stateful:
+            return self.decay.new_zeros(shape), nothing
+        left = self.decay.new_empty(shape)
+        grid, constants = self.launch("states")
+        states_kernel[grid](
+            self.x, left, self.decay, self.drive, self.starts, *self.sizes, *self.x.stride(), self.starts_batch,
+            **constants,
         )  # fmt: skip
-        grid.launch(
-            carry_kernel, grid.rows, leaving, entering[i], log_decays, initial, extra, final, packing.passes,
-            packing.begins, grid.tiles, grid.channels, grid.states, grid.tile, BACKWARD=backward, PACKED=packed,
-            INITIAL=initial is not None, EXTRA=extra is not None,
+        first = last = None
+        if self.stateful:
+            last = torch.empty_like(left[0])
+            first = torch.zeros_like(last) if initial is None else self.tiles(initial.to(last.dtype))
+        size = self.decay[0].numel()
+        carry_kernel[(self.batch * self.directions * -(-size // 128),)](
+            left, self.log_decay, self.through, first, last, self.length, self.chunks, left[0].numel(), self.batch,
+            size, BLOCK=128, TOKENS=self.tokens, COUNT=COUNT, DIRECTIONS=self.directions, ADJOINT=self.adjoint,
+            PACKED=self.starts is not None, STATEFUL=self.stateful, num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
-    return entering, final
+        return left, nothing if last is None else self.columns(last[:, 0])
 
-
-def _outputs(x, drive, log_decay, output, diagonals, entering, grid, packing, directions):
-    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    grid.launch(
-        output_kernel, grid.rows * grid.tiles, x, y, diagonals, drive, log_decay, output, entering,
-        packing.slots, packing.keeps, grid.rows, *grid.sizes, *x.stride(), FORWARD=not directions[0],
-        BACKWARD=directions[-1], PACKED=packing.slots is not None,
-    )  # fmt: skip
-    return y
-
-
-def _forward(x, drive, log_decay, output, diagonals, initial, slots, keeps, bidirectional):
-    """y, the states (B, d, N) that enter the last tile, and those that enter each."""
-    drive, log_decay, output, diagonals = (t.contiguous() for t in (drive, log_decay, output, diagonals))
-    grid = _Grid.of(x, drive, slots)
-    packing = _Packing.of(slots, keeps)
-    directions = (False, True) if bidirectional else (False,)
-    initial = None if initial is None else initial.contiguous()
-    entering, _ = _carried(x, drive, log_decay, grid, packing, directions, initial)
-    y = _outputs(x, drive, log_decay, output, diagonals, entering, grid, packing, directions)
-    return y, entering[0, :, -1].clone(), entering
-
-
-def _backward(
-    needs, x, drive, log_decay, output, diagonals, initial, slots, keeps, entering, dy, dlast, bidirectional
-):
-    """Gradients of the first six. Those of inputs are the EMA of `dy` in the other directions."""
-    drive, log_decay, output = (t.contiguous() for t in (drive, log_decay, output))
-    grid = _Grid.of(x, drive, slots)
-    packing = _Packing.of(slots, keeps)
-    dy = torch.zeros_like(x) if dy is None else dy
-    dlast = None if dlast is None else dlast.contiguous()
-    # travelling backward in time, adjoints of forward states; and forward, of backward states
-    adjoint_directions = (True, False) if bidirectional else (True,)
-    adjoints, final = _carried(dy, output, log_decay, grid, packing, adjoint_directions, extra=dlast)
-    dx = None
-    if needs[0]:
-        # in the order of directions, forward in time first
-        drives, log_decays, outputs = (_swap(t, bidirectional) for t in (output, log_decay, drive))
-        order = adjoints.flip(0) if bidirectional else adjoints
-        directions = (False, True) if bidirectional else (True,)
-        dx = _outputs(
-            dy, drives, log_decays, outputs, diagonals.flip(-1).contiguous(), order, grid, packing, directions
-        ).to(x.dtype)
-    if not any(needs[1:5]):
-        return dx, None, None, None, None, final if needs[5] else None
-    splits = min(SPLITS, grid.rows * grid.tiles)
-    toeplitz = drive.new_empty(splits, grid.channels, BLOCK, BLOCK)
-    sums = [drive.new_empty(2 if bidirectional else 1, splits, grid.channels, grid.states) for _ in range(3)]
-    for i, adjoint_backward in enumerate(adjoint_directions):
-        tables = (_half(t, i, grid.channels) for t in (drive, log_decay, output))
-        grid.launch(
-            gradient_kernel, splits, x, dy, toeplitz, *(t[i] for t in sums), *tables, entering[i], adjoints[i],
-            packing.slots, packing.keeps, grid.rows, *grid.sizes, splits, *x.stride(), *dy.stride(),
-            BACKWARD=not adjoint_backward, PACKED=packing.slots is not None,
+    def outputs(
+        self,
+        entering: torch.Tensor,
+        dtype: torch.dtype,
+        inputs: torch.Tensor | None = None,
+        states: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """y (B, L, d); and of the transpose, given inputs and the states they made, the sums (2 or 3, D', N)."""
+        y = self.x.new_empty(self.x.shape, dtype=dtype)
+        grid, constants = self.launch("outputs" if inputs is None else "gradients")
+        scratch = sums = None
+        if self.directions == 2:
+            scratch = entering.new_empty(grid[0] * grid[1], self.tokens, self.block[1])
+        if inputs is not None:
+            sums = entering.new_empty(2 if self.drive is None else 3, grid[1], *self.decay.shape)
+        outputs_kernel[grid](
+            self.x, y, entering, self.decay, self.drive, self.output, self.starts, scratch, inputs, states, sums,
+            *self.sizes, *self.x.stride(), *((0, 0, 0) if inputs is None else inputs.stride()), self.starts_batch,
+            **constants, GRADIENTS=inputs is not None,
         )  # fmt: skip
-    coefficients = [t.sum(1).flatten(0, 1) for t in sums]
-    return dx, *coefficients, sum_diagonals(toeplitz.sum(0)), final if needs[5] else None
+        return y, None if sums is None else self.columns(sums.sum(1)).flatten(1, 2)
 
 
-def _swap(table: torch.Tensor, bidirectional: bool) -> torch.Tensor:
-    """(2 d, N) with its halves exchanged."""
-    return table.roll(table.shape[0] // 2, 0).contiguous() if bidirectional else table
+@_on_device
+def forward_pass(
+    x: torch.Tensor,
+    drive: torch.Tensor,
+    log_decay: torch.Tensor,
+    output: torch.Tensor,
+    state: torch.Tensor | None,
+    reset: torch.Tensor | None,
+    bidirectional: bool,
+    stateful: bool,
+    chunk: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """y (B, L, d), the state (B, d, N) behind the last token if stateful, and the states that enter each chunk."""
+    run = _Pass(x, drive, log_decay, output, reset, bidirectional, stateful, chunk, adjoint=False)
+    entering, last = run.entering(None if state is None else state.unsqueeze(1))
+    y, _ = run.outputs(entering, x.dtype)
+    return y, last, entering
 
 
-def _definition(x, drive, log_decay, output, diagonals, initial, slots, keeps, bidirectional):
-    """y and the states that enter the last tile, in differentiable operations."""
-    grid = _Grid.of(x, drive, slots)
-    width = x.shape[-1]
-    spread = x.float()
-    if slots is not None:
-        index = slots.long().unsqueeze(-1).expand(-1, -1, width)
-        spread = F.pad(spread, (0, 0, 0, 1)).gather(1, index)
-    spread = F.pad(spread, (0, 0, 0, grid.tiles * grid.tile - spread.shape[1]))
-    _, E, G, decay = _matrices(EMACoefficients(drive, log_decay, output, log_decay.exp()), BLOCK, bidirectional)
-    keep = None if keeps is None else F.pad(keeps, (0, grid.tiles * BLOCKS - keeps.shape[1])).to(spread.dtype)
-    initial = None if initial is None else initial.transpose(0, 1)
-    y, _, H = _blocks_forward(spread, diagonals, E, G, decay, initial, keep, bidirectional)
-    if slots is None:
-        y = y[:, : x.shape[1]]
-    else:
-        y = torch.zeros_like(F.pad(x, (0, 0, 0, 1)), dtype=y.dtype).scatter(1, index, y[:, : slots.shape[1]])[:, :-1]
-    last = H[:, :, (grid.tiles - 1) * BLOCKS, : grid.states].transpose(0, 1)
-    return y.to(x.dtype), last
+@_on_device
+def backward_pass(
+    needs: Sequence[bool],
+    x: torch.Tensor,
+    drive: torch.Tensor,
+    log_decay: torch.Tensor,
+    output: torch.Tensor,
+    state: torch.Tensor | None,
+    reset: torch.Tensor | None,
+    states: torch.Tensor,
+    dy: torch.Tensor | None,
+    dlast: torch.Tensor | None,
+    bidirectional: bool,
+    stateful: bool,
+    chunk: int,
+) -> list[torch.Tensor | None]:
+    """The gradients of the first five, None where not needed."""
+    if dy is None:
+        dy = x.new_zeros(()).expand(x.shape)
+    run = _Pass(dy, drive, log_decay, output, reset, bidirectional, stateful, chunk, adjoint=True)
+    decay = log_decay.exp()
+    # as if from one token later
+    adjoints, first = run.entering(None if dlast is None else (dlast / decay).unsqueeze(1))
+    found: list[torch.Tensor | None] = [None] * 5
+    if any(needs[:4]):
+        of_coefficients = any(needs[1:4])
+        found[0], sums = run.outputs(adjoints, x.dtype, *((x, states) if of_coefficients else ()))
+        if sums is not None:
+            if stateful:
+                doutput, ddecay, ddrive = sums
+            else:  # the sums are for a drive of 1
+                doutput, ddecay, ddrive = sums[0] * drive, sums[1] * drive * output, sums[0] * output
+            found[1:4] = ddrive, ddecay * decay, doutput
+    if needs[4]:
+        found[4] = decay * first
+    return [grad if need else None for grad, need in zip(found, needs)]
 
 
-def _fake(x, drive, log_decay, output, diagonals, initial, slots, keeps, bidirectional):
-    grid = _Grid.of(x, drive, slots)
-    shape = (2 if bidirectional else 1, grid.rows, grid.tiles, grid.channels, grid.states)
-    return [
-        torch.empty_like(x, memory_format=torch.contiguous_format),
-        drive.new_empty(grid.rows, *shape[3:]),
-        drive.new_empty(shape),
-    ]
+def definition(
+    x: Any,
+    drive: Any,
+    log_decay: Any,
+    output: Any,
+    state: Any,
+    reset: Any,
+    bidirectional: bool,
+    stateful: bool,
+    chunk: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is computed, in differentiable operations."""
+    coefficients, length = EMACoefficients(drive, log_decay, output, log_decay.exp()), x.shape[1]
+    size, spread, keep = block_size(length), x.to(drive.dtype), None
+    packed = None if reset is None else packed_blocks(reset, size)
+    if packed is not None:
+        spread, keep = packed.spread(spread), packed.continues.to(drive.dtype)
+    matrices = _matrices(coefficients, size, bidirectional)
+    initial = None if state is None else state.transpose(0, 1)
+    padded = F.pad(spread, (0, 0, 0, -spread.shape[1] % size))
+    y, *_ = _blocks_forward(padded, *matrices, initial, keep, bidirectional)
+    y = y[:, :length] if packed is None else packed.gather(y)
+    if not stateful:
+        return y.to(x.dtype), drive.new_empty(0)
+    last = ema_boundary(x, coefficients)
+    return y.to(x.dtype), last if state is None else last + torch.exp(log_decay * length) * state
 
 
-_SCAN = operator(_forward, _backward, _definition, inputs=6, outputs=2, keeps=(2,))
-_IN_GRAPHS = graph_operator("ema", "bool bidirectional", _forward, _backward, _fake, inputs=6, outputs=2, keeps=(2,))
+def _like_results(x: Any, drive: Any, *given: Any) -> list[torch.Tensor]:
+    *_, bidirectional, stateful, chunk = given
+    batch, length, channels = x.shape
+    states, directions = drive.shape[1], 2 if bidirectional else 1
+    last = (batch, channels, states) if stateful else (0,)
+    filled, width = block_of(states)
+    blocks = (channels + width - 1) // width
+    entering = (length + chunk - 1) // chunk, batch, directions, blocks, filled, width
+    return [x.new_empty(x.shape), *(drive.new_empty(shape) for shape in (last, entering))]
+
+
+_PLACES: Any = {"inputs": 5, "outputs": 2, "keeps": (2,)}
+_EMA = operator(forward_pass, backward_pass, definition, **_PLACES)
+_IN_GRAPHS = graph_operator(
+    "ema", "bool bidirectional, bool stateful, SymInt chunk", forward_pass, backward_pass, _like_results, **_PLACES
+)
 
 
 def ema_triton(
@@ -231,43 +303,34 @@ def ema_triton(
     *,
     bidirectional: bool = False,
     truncation: int | None = None,
-    packed: PackedBlocks | None = None,
+    reset: torch.Tensor | None = None,
     state: torch.Tensor | None = None,
     history: torch.Tensor | None = None,
+    return_state: bool = False,
+    chunk: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """See `mega_transformers.ops.ema.ema`. Returns y and, unless bidirectional, the state after the last token.
+    """See `mega_transformers.ops.ema.ema`. Returns y and, where it is asked for, the state after the last token.
 
     Args:
-        x: In float32, bfloat16 or float16; y has its dtype, and states are float32.
-        packed: Where packed documents go, in blocks of `BLOCK` tokens.
+        x: (B, L, d) in float32, bfloat16 or float16; strides are free.
+        coefficients: In float32, of up to 64 states.
+        chunk: Tokens that a program walks over; by default what is fastest.
     """
-    if truncation is not None and (history is not None or truncation < x.shape[1]):
-        return truncated(_scan, x, coefficients, bidirectional, truncation, None, state, history)
-    return _scan(x, coefficients, bidirectional, packed, state)
+    stateful = state is not None or return_state
+    chunk = chunk_size(*x.shape) if chunk is None else chunk
+    run = _IN_GRAPHS if torch.compiler.is_compiling() else _EMA
 
+    def scan(x, coefficients, bidirectional, _, state):
+        drive, log_decay, output, _ = coefficients
+        return run(x, drive, log_decay, output, state, reset, options=(bidirectional, stateful, chunk))[:2]
 
-def _scan(
-    x: torch.Tensor,
-    coefficients: EMACoefficients,
-    bidirectional: bool,
-    packed: PackedBlocks | None,
-    state: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """All lags."""
-    log_decay = coefficients.log_decay.clamp(min=LEAST_DECAY)
-    coefficients = coefficients._replace(log_decay=log_decay)
-    diagonals = _matrices(coefficients, BLOCK, bidirectional)[0]
-    slots = keeps = None
-    if packed is not None:
-        slots, keeps = packed.token_of_slot.to(torch.int32), packed.continues.to(torch.int8)
-    tensors = (x, coefficients.input, log_decay, coefficients.output, diagonals, state, slots, keeps)
-    run: Any = _IN_GRAPHS if torch.compiler.is_compiling() else _SCAN
-    y, entering, *_ = run(*tensors, options=(bidirectional,))
-    if bidirectional or packed is not None:
-        return y, None
-    grid = _Grid.of(x, coefficients.input, None)
-    tail = x.shape[1] - (grid.tiles - 1) * grid.tile
-    steps = torch.arange(tail - 1, -1, -1, device=x.device)
-    weights = coefficients.input.unsqueeze(-1) * torch.exp(log_decay.unsqueeze(-1) * steps)
-    added = torch.einsum("btd,dnt->bdn", x[:, -tail:].float(), weights)
-    return y, added + torch.exp(log_decay * tail) * entering
+    if truncation is None or (history is None and truncation >= x.shape[1]):
+        y, last = scan(x, coefficients, bidirectional, None, state)
+    else:
+        packed = None
+        if reset is not None:  # each token a block
+            places = torch.arange(x.shape[1], device=x.device).expand(reset.shape)
+            packed = PackedBlocks(1, places, places, reset.cumsum(1))
+        wide = x.to(coefficients.input.dtype)
+        y, last = truncated(scan, wide, coefficients, bidirectional, truncation, packed, state, history)
+    return y.to(x.dtype), last if stateful else None
