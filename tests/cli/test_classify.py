@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from answers_of import answers, refused
 from tiny import SIZES, tiny_config
 from transformers import AutoTokenizer
 from typer.testing import CliRunner, Result
@@ -20,20 +21,6 @@ ONE, TWO = "A whale swam under the ship.", "The president gave a speech."
 def mega(*arguments: object, stdin: str | None = None) -> Result:
     arguments = ("classify", "--device", "cpu", *map(str, arguments))
     return CliRunner().invoke(app, [*arguments], input=stdin, env={"COLUMNS": "100"})
-
-
-def answers(result: Result) -> list[dict]:
-    assert result.exit_code == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
-
-
-def refused(result: Result, *parts: str, code: int = 1) -> None:
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    message = " ".join(result.stderr.replace("│", " ").split())
-    for part in parts:
-        assert part in message
 
 
 @pytest.fixture

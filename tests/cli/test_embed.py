@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from answers_of import answers, refused
 from transformers import AutoModel, AutoTokenizer
 from typer.testing import CliRunner, Result
 
@@ -23,20 +23,6 @@ def mega(*arguments: object, stdin: str | bytes | None = None) -> Result:
     """On the CPU, whose numbers the tests know."""
     arguments = ("embed", "--device", "cpu", *map(str, arguments))
     return CliRunner().invoke(app, [*arguments], input=stdin, env={"COLUMNS": "120"})
-
-
-def answers(result: Result) -> list[dict]:
-    assert result.exit_code == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
-
-
-def refused(result: Result, *parts: str, code: int = 1) -> None:
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    message = " ".join(result.stderr.replace("│", " ").split())
-    for part in parts:
-        assert part in message
 
 
 def expected(folder: Path, text: str) -> np.ndarray:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import pytest
+from answers_of import answers
 from transformers import AutoModelForMaskedLM, AutoTokenizer
 from typer.testing import CliRunner, Result
 
@@ -37,11 +37,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def mega(*arguments: object, stdin: str | None = None, **env: str) -> Result:
     command = ["explain", "--device", "cpu", *map(str, arguments)]
     return CliRunner().invoke(app, command, input=stdin, env={"COLUMNS": "200", **env})
-
-
-def answers(result: Result) -> list[dict]:
-    assert result.exit_code == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def refused(result: Result, *parts: str, code: int = 1) -> None:

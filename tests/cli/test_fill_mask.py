@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from answers_of import answers
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizer, pipeline
 from typer.testing import CliRunner, Result
 
@@ -21,11 +21,6 @@ THREE = "A<mask> swam under the <mask>; nobody had <mask> it."
 def mega(*arguments: object, stdin: str | None = None) -> Result:
     """On the CPU, whose numbers the tests know."""
     return CliRunner().invoke(app, ["fill-mask", "--device", "cpu", *map(str, arguments)], input=stdin)
-
-
-def answers(result: Result) -> list[dict]:
-    assert result.exit_code == 0, result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 def refused(result: Result, *parts: str, code: int = 1) -> None:

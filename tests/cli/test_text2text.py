@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from answers_of import refused
 from tiny import SIZES
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, BartConfig, BartForConditionalGeneration
 from typer.testing import CliRunner, Result
@@ -28,15 +29,6 @@ def mega(*arguments: object, stdin: str | None = None) -> Result:
 def lines(result: Result) -> list[str]:
     assert result.exit_code == 0, result.stderr
     return result.stdout.splitlines()
-
-
-def refused(result: Result, *parts: str, code: int = 1) -> None:
-    assert result.exit_code == code, result.output
-    assert result.stdout == ""
-    assert "Traceback" not in result.stderr
-    message = " ".join(result.stderr.replace("│", " ").split())
-    for part in parts:
-        assert part in message
 
 
 @pytest.fixture(scope="module")
