@@ -31,9 +31,7 @@ STEPS = 2
 
 
 @pytest.fixture
-def reader(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def reader(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of somebody who tries a page: models under their names on the hub, files that commands name."""
     for name, fixture in HUB.items():
         shutil.copytree(request.getfixturevalue(fixture), tmp_path / name)

@@ -97,7 +97,12 @@ def test_files_of_pairs(tmp_path, name, text, source, target, packed):
         ("a.tsv", b"source\ttarget\na\tcaf\xe9\n", {}, "cannot read {path}: 'utf-8' codec can't decode byte 0xe9"),
         # Without the time in their headers: bytes are part of a test's name, which every process must collect alike.
         ("a.tsv.gz", gzip.compress(TSV.encode() * 9, mtime=0)[:-12], {}, "cannot read {path}: Compressed file ended"),
-        ("a.jsonl.gz", gzip.compress(JSONL.encode() * 9, mtime=0)[:-12], {}, "cannot read {path}: Compressed file ended"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(JSONL.encode() * 9, mtime=0)[:-12],
+            {},
+            "cannot read {path}: Compressed file ended",
+        ),
         ("a.csv.gz", b"a,b\n1,2\n", {}, "cannot read {path}: "),
     ],
 )

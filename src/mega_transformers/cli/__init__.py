@@ -1,4 +1,5 @@
-"""The `mega` command: thin typer commands over the rest, a module each. `mega_launcher` starts them."""
+"""The `mega` command: one module for each command, a thin layer of typer over the library. `mega_launcher` starts
+it."""
 
 from .main import app
 
