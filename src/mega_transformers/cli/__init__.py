@@ -1,5 +1,4 @@
-"""The `mega` command: one module for each command, a thin layer of typer over the library. `mega_launcher` starts
-it."""
+"""The `mega` command: one module for each command, a thin typer layer. `mega_launcher` starts it."""
 
 from .main import app
 

@@ -1,4 +1,4 @@
-"""The `mega` command's commands. They import torch inside functions only, so that `mega --help` answers at once."""
+"""The commands of `mega`. They import torch only inside functions, so that `mega --help` answers at once."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """What all commands share."""
+    """The options of `mega` itself."""
 
 
 for _command in (
