@@ -1,5 +1,5 @@
-"""What a user is told when a checkpoint cannot be converted."""
+"""The error for checkpoints that cannot be converted."""
 
 
 class ConversionError(Exception):
-    """A checkpoint that is damaged, foreign or not what its settings say; the message is one for the user."""
+    """A checkpoint is damaged, of an unknown kind, or contradicts its settings. The message is for the user."""
