@@ -59,7 +59,7 @@ def embed(w: Weights, ids: Tensor, real: Tensor, settings: Settings, scale: floa
 
 
 def adaptive_embed(bands: list[Weights], ids: Tensor) -> Tensor:
-    """Adaptive input (Baevski and Auli 2019): tokens by frequency in clusters, each with its width and a projection."""
+    """Adaptive input (Baevski and Auli 2019): clusters of tokens by frequency, each with its width and projection."""
     first, x = 0, torch.zeros(*ids.shape, bands[0]("1.weight").shape[0], dtype=torch.float64)
     for band in bands:
         table = band("0.weight")

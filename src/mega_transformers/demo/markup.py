@@ -1,4 +1,4 @@
-"""Answers as HTML. Whatever visitors and models wrote is escaped here, and nowhere else."""
+"""Renders answers as HTML. All text of visitors and models is escaped here, and only here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..cli.tables import visible
 from .answers import Choice
 from .reading import Reading
 
-# control characters but tab and line end, marks that turn the direction of writing, halves of characters
+# control characters except tab and line end, marks that change the direction of writing, surrogates
 _HARMFUL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
