@@ -1,4 +1,4 @@
-"""Labels of texts and of pairs of them, and tags of words; of texts of any length."""
+"""Labels for texts and pairs of texts, and tags for words, for texts of any length."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from .encoding import MASK, Parts, TextModel, token_counts
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 WORD = re.compile(r"\w+(?:[-'\u2019.,]\w+)*|[^\w\s]")
-"""A run of letters and digits, with hyphens, apostrophes, points and commas inside; any other sign is a word too."""
+"""A run of letters and digits, with hyphens, apostrophes, points and commas inside, or any other single character."""
 
 
 @dataclass
 class Classifier(TextModel):
-    """A model for sequence classification, of texts and pairs of them."""
+    """A model for sequence classification of texts and pairs of texts."""
 
     @property
     def labels(self) -> list[str]:
-        """The classes, or the names of numbers."""
+        """The classes, or the names of the numbers."""
         return [str(self.model.config.id2label[index]) for index in range(self.model.config.num_labels)]
 
     @property
     def problem(self) -> str:
-        """`SINGLE`, `MULTI` or `REGRESSION`; where the configuration does not say it, the number of labels decides."""
+        """`SINGLE`, `MULTI` or `REGRESSION`; if the configuration does not name it, the number of labels decides."""
         config = self.model.config
         return config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE)
 
     @property
     def max_rows(self) -> int | None:
-        # without an id of padding, models take the last column for a text's last token
+        # without a padding id, models take the last column for a text's last token
         config = self.model.config
         return 1 if config.model_type != "mega" and config.pad_token_id is None else None
 
@@ -44,7 +44,7 @@ class Classifier(TextModel):
     def scores(self, texts: Sequence[Parts], advance: Advance = lambda tokens: None) -> np.ndarray:
         """Texts or pairs (n,) -> (n, labels), float32.
 
-        They are probabilities, with a sum of 1 or, for several labels per text, each by itself; numbers in regression.
+        Probabilities that sum to 1; with several labels per text, independent probabilities; in regression, numbers.
         """
         _, batch = self.encoded(texts)
         logits = self.model(**batch).logits.float()
@@ -58,7 +58,7 @@ class Classifier(TextModel):
 
 @dataclass(frozen=True)
 class Word:
-    """A word, its first character and the one behind it, its likeliest tag, and how probable that is."""
+    """A word, its first character and the one after it, its most likely tag, and the tag's probability."""
 
     word: str
     start: int
@@ -78,12 +78,12 @@ class Tagger(TextModel):
         put_space_before_words(self.tokenizer)
 
     def count(self, texts: Sequence[Parts]) -> list[int]:
-        """The tokens of each text, special ones counted, before they are cut."""
+        """The number of tokens of each text, with special tokens, before any cut."""
         return token_counts(self.tokenizer, [(_words(text),) for (text,) in texts], is_split_into_words=True)
 
     @torch.inference_mode()
     def tags(self, texts: Sequence[Parts], advance: Advance = lambda tokens: None) -> list[list[Word]]:
-        """The words of each text with their tags; those that were cut off have none and are left out."""
+        """The words of each text with their tags; words that were cut off are left out."""
         encoded, batch = self.encoded([(_words(text),) for (text,) in texts], is_split_into_words=True)
         scores, tags = self.model(**batch).logits.float().softmax(dim=-1).max(dim=-1)
         advance(int(batch[MASK].sum()))

@@ -1,4 +1,4 @@
-"""A vector for each text: the vectors of its tokens, pooled; of texts of any length."""
+"""A vector for each text of any length: the pooled vectors of its tokens."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from ..models.mega.modeling_mega_classification import first_real_token, mean_of
 from .encoding import MASK, Parts, TextModel, token_counts
 
 POOLINGS = ("mean", "first", "last", "max")
-PIECE = 4096  # tokens of a long text that are read or pooled at a time
+PIECE = 4096  # tokens of a long text to read or pool at a time
 
 
 def pool(hidden_states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """The vectors (B, d), float32, of rows of tokens.
+    """The pooled vectors (B, d), float32, of rows of tokens.
 
     Args:
         hidden_states: (B, L, d).
         mask: (B, L), 1 at tokens and 0 at padding.
-        pooling: `"mean"` of all tokens, the `"first"` or `"last"` one, or the `"max"` of each feature.
+        pooling: `"mean"` of all tokens, the `"first"` or `"last"` token, or the `"max"` of each feature.
     """
     hidden_states = hidden_states.float()
     if pooling == "max":
@@ -40,12 +40,12 @@ def pool(hidden_states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch
 
 @dataclass
 class TokenEncoder(TextModel):
-    """A model without head (of an encoder-decoder, the encoder) whose vectors of tokens are pooled.
+    """Pools the token vectors of a model without a head (for an encoder-decoder, of the encoder).
 
     Args:
         model, tokenizer, cut: See `TextModel`.
-        pooling: One of `POOLINGS`; None for the last token of a causal model, which alone has seen all others, and
-            for the mean of any other model.
+        pooling: One of `POOLINGS`. Default: the last token of a causal model, since only that has seen all others, and
+            the mean for any other model.
     """
 
     pooling: str | None = None
@@ -70,14 +70,14 @@ class TokenEncoder(TextModel):
         return vectors.cpu().numpy()
 
     def _read_on(self, ids: torch.Tensor, advance: Advance) -> Iterator[torch.Tensor]:
-        """The hidden states of one row of ids (1, L), piece by piece, each of which sees those before."""
+        """The hidden states of one row of ids (1, L), piece by piece; each piece sees the earlier ones."""
         cache = {cache_argument(self.model): DynamicCache(config=self.model.config), "use_cache": True}
         for piece in ids.split(PIECE, dim=1):
             yield self.model(input_ids=piece, **cache)[0]
             advance(piece.shape[1])
 
     def _read_both_ways(self, ids: torch.Tensor, advance: Advance) -> Iterator[torch.Tensor]:
-        """The same of a model that sees what follows too: its layers read one after the other."""
+        """The same for a bidirectional model: one layer after the other reads all pieces."""
         layers, left = self.model.config.num_hidden_layers, 0
 
         def watch(tokens: int) -> None:
@@ -88,7 +88,7 @@ class TokenEncoder(TextModel):
         yield from encode(self.model, ids, progress=watch).split(PIECE, dim=1)
 
     def _pooled(self, pieces: Iterator[torch.Tensor]) -> torch.Tensor:
-        """The vector (1, d) of a row, from the hidden states (1, n, d) of its pieces."""
+        """The pooled vector (1, d) of a row, from the hidden states (1, n, d) of its pieces."""
         vectors, sizes = [], []
         for hidden_states in pieces:
             mask = torch.ones(hidden_states.shape[:2], dtype=torch.int64, device=hidden_states.device)
@@ -103,11 +103,11 @@ class TokenEncoder(TextModel):
 
 
 class SentenceEncoder(TextModel):
-    """A `SentenceTransformer`, which says itself what becomes of the tokens' vectors.
+    """A `SentenceTransformer`, which has its own pooling.
 
     Args:
         model: The model.
-        cut: Tokens that texts are cut to; None for whole texts.
+        cut: The number of tokens to cut texts to; None keeps whole texts.
     """
 
     pooling = "sentence-transformers"
@@ -127,7 +127,7 @@ class SentenceEncoder(TextModel):
         return self._limit
 
     def count(self, texts: Sequence[Parts]) -> list[int]:
-        """The tokens of each text, special ones and those of the model's prompt counted, before they are cut."""
+        """The number of tokens of each text, with special tokens and the model's prompt, before any cut."""
         prompt = self.model.prompts.get(self.model.default_prompt_name) or ""
         return token_counts(self.tokenizer, [(prompt + text,) for (text,) in texts])
 
@@ -139,5 +139,5 @@ class SentenceEncoder(TextModel):
 
 
 def normalized(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (n, d) of length 1; a vector of zeros stays one."""
+    """Vectors (n, d) scaled to length 1; a vector of zeros stays zero."""
     return F.normalize(torch.from_numpy(vectors), dim=1).numpy()

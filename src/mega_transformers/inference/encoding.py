@@ -1,4 +1,4 @@
-"""Models with their tokenizers, and texts as batches of ids."""
+"""Models with their tokenizers, and batches of ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..evaluation.texts import CHARACTERS_PER_BATCH
 
 MASK = "attention_mask"
 Parts: TypeAlias = tuple[Any, ...]
-"""A text, (text,), or a pair of texts, (first, second); words in a list are a text too."""
+"""A text as (text,), or a pair of texts as (first, second); a text can be a list of words."""
 
 
 @dataclass
@@ -25,7 +25,7 @@ class TextModel:
     Args:
         model: A model of transformers in evaluation mode.
         tokenizer: Its tokenizer.
-        cut: Tokens that texts are cut to; None for whole texts.
+        cut: The number of tokens to cut texts to; None keeps whole texts.
     """
 
     model: Any
@@ -39,37 +39,37 @@ class TextModel:
 
     @property
     def capacity(self) -> int | None:
-        """The most tokens that a text can be cut to; None for any number."""
+        """The most tokens that a text can be cut to, or None."""
         return text_limit(self.config, self.tokenizer)
 
     @property
     def limit(self) -> int | None:
-        """The most tokens of a text that is not to be cut; None for any number."""
+        """The most tokens of a text without a cut, or None."""
         return self.capacity
 
     @property
     def max_rows(self) -> int | None:
-        """The most texts of a batch; None for any number."""
+        """The most texts of a batch, or None."""
         return None
 
     def count(self, texts: Sequence[Parts]) -> list[int]:
-        """The tokens of each text or pair, special ones counted, before they are cut."""
+        """The number of tokens of each text or pair, with special tokens, before any cut."""
         return token_counts(self.tokenizer, texts)
 
     def encoded(self, texts: Sequence[Parts], **options: Any) -> tuple[Any, dict[str, torch.Tensor]]:
-        """What the tokenizer makes of texts, cut, and the same as tensors (B, L) with a mask."""
+        """The tokenizer's output for texts, cut, and the same as tensors (B, L) with a mask."""
         encoded = encode(self.tokenizer, texts, self.cut, **options)
         padding = self.tokenizer.pad_token_id
         return encoded, padded(encoded, 0 if padding is None else padding, self.model.device)
 
 
 def token_counts(tokenizer: Any, texts: Sequence[Parts], **options: Any) -> list[int]:
-    """The tokens of each text or pair of texts, special ones counted.
+    """The number of tokens of each text or pair of texts, with special tokens.
 
     Args:
         tokenizer: The tokenizer.
         texts: The texts.
-        options: For the tokenizer.
+        options: Options of the tokenizer.
     """
     counts: list[int] = []
     batch: list[Parts] = []
@@ -84,9 +84,9 @@ def token_counts(tokenizer: Any, texts: Sequence[Parts], **options: Any) -> list
 
 
 def encode(tokenizer: Any, texts: Sequence[Parts], limit: int | None = None, **options: Any) -> Any:
-    """What the tokenizer makes of texts or pairs of them, cut to `limit` tokens.
+    """The tokenizer's output for texts or pairs of texts, cut to `limit` tokens.
 
-    What looks like a special token is text.
+    Special tokens in a text, such as "<s>", are read as ordinary text.
     """
     if limit is not None:
         options |= {"truncation": True, "max_length": limit}
@@ -97,9 +97,9 @@ def padded(encoded: Any, padding: int, device: torch.device) -> dict[str, torch.
     """Tensors (B, L) of rows of unequal lengths, padded on the right.
 
     Args:
-        encoded: Name of a field -> its rows, with `input_ids` among them.
+        encoded: Name of a field -> its rows; includes `input_ids`.
         padding: The id of padding.
-        device: Where the tensors are to be.
+        device: The device of the tensors.
     """
     fields = {name: rows for name, rows in encoded.items() if name in ("input_ids", "token_type_ids")}
     fields[MASK] = [[1] * len(row) for row in fields["input_ids"]]

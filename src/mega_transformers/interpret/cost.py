@@ -1,4 +1,4 @@
-"""Time and memory of a Mega by the length of its input, measured."""
+"""Measures time and memory of a Mega model by the length of its input."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .reading import evaluating, longest_input
 
 FIRST_LENGTH = 256
 MOST_PASSES = 5
-_GROWTH = 2.5  # of the time, where the length doubles: a guess before two lengths are measured
+_GROWTH = 2.5  # growth of the time when the length doubles: a guess until two lengths are measured
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What reading a row of `length` tokens takes.
+    """The cost of reading a row of `length` tokens.
 
     Args:
-        length: Tokens; of an encoder-decoder on each side.
+        length: Tokens; for an encoder-decoder, on each side.
         seconds: The fastest of `passes` forward passes.
-        passes: How many were timed.
-        memory: Bytes at the highest point above those held before; None where the system does not tell.
+        passes: The number of timed passes.
+        memory: Peak bytes above those held before; None if the system does not report them.
     """
 
     length: int
@@ -45,14 +45,14 @@ def measure_costs(
     seconds: float = 5.0,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Cost]:
-    """Times forward passes through the blocks, without the head, of one row of random tokens.
+    """Times forward passes of one row of random tokens through the blocks, without the head.
 
     Args:
         model: A model of this package, which is not changed.
-        lengths: The lengths, ascending; by default they double from 256 on (from an eighth of the longest input of
-            the model, where that is less) to that longest input, while the next one fits into `seconds`.
-        seconds: What all passes are to take together. Each given length is measured once at least.
-        tell: Called with what is about to be measured.
+        lengths: The lengths, ascending. Default: 256 (or an eighth of the model's longest input, if that is less),
+            then doubling up to the longest input while the next length fits into `seconds`.
+        seconds: The time for all passes together. Each given length is measured at least once.
+        tell: Called with the next measurement.
     """
     limit = longest_input(model) or sys.maxsize
     first = min(FIRST_LENGTH, max(1, limit // 8))
@@ -73,7 +73,7 @@ def measure_costs(
 
 
 def _expected(costs: list[Cost]) -> float:
-    """Seconds that a pass of twice the length will take."""
+    """The expected seconds of a pass of twice the length."""
     growth = _GROWTH if len(costs) < 2 else max(2.0, costs[-1].seconds / costs[-2].seconds)
     return growth * costs[-1].seconds
 
@@ -92,7 +92,7 @@ def _measure(model: Any, length: int, seconds: float) -> Cost:
 
 
 def _pass(model: Any, length: int) -> Callable[[], None]:
-    """A forward pass over random tokens or values, which is over when it returns."""
+    """A forward pass over random tokens or values; waits until the device has finished."""
     sides = sides_of(model)
     random = torch.Generator().manual_seed(0)
     inputs: dict[str, dict[str, torch.Tensor]] = {}
