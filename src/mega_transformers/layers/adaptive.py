@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 class MegaMatrix(nn.Module):
     """A `weight` (rows, columns) that another module multiplies by.
 
-    Not an `nn.Linear`: what replaces linear layers (adapters, quantisation) would have no effect here.
+    Not an `nn.Linear`: adapters and quantisation that replace linear layers would have no effect here.
 
     Args:
         rows, columns: Its shape.
-        std: Standard deviation of the initial numbers, as words have it; Xavier's bounds for None.
-        padding: A row that is 0 at first.
+        std: Standard deviation of the initial numbers, as for token embeddings; None means Xavier's bounds.
+        padding: A row that is initially 0.
     """
 
     def __init__(self, rows: int, columns: int, std: float | None = None, padding: int | None = None) -> None:
@@ -36,12 +36,12 @@ class MegaMatrix(nn.Module):
             init.xavier_uniform_(self.weight)
             return
         init.normal_(self.weight, std=self.std)
-        # a row of a weight does not know that it was loaded
+        # a row cannot be marked as loaded, unlike a whole weight
         if self.padding is not None and not getattr(self.weight, "_is_hf_initialized", False):
             init.zeros_(self.weight[self.padding])
 
     def forward(self) -> torch.Tensor:
-        """The weight, by a call: hooks of the module may have to bring it first, as where weights are offloaded."""
+        """Returns the weight. A call, so that the module's hooks run first, for example to fetch offloaded weights."""
         return self.weight
 
     def extra_repr(self) -> str:
@@ -49,9 +49,9 @@ class MegaMatrix(nn.Module):
 
 
 class MegaAdaptiveEmbedding(nn.Module):
-    """Word embeddings in bands of falling width, projected to `hidden_size` (authors' `AdaptiveInput`).
+    """Token embeddings in clusters of decreasing width, projected to `hidden_size` (authors' `AdaptiveInput`).
 
-    At first words are N(0, 1 / width), and padding is 0.
+    Initially, embeddings are N(0, 1 / width), and that of padding is 0.
     """
 
     def __init__(self, config: MegaConfig) -> None:
@@ -68,7 +68,7 @@ class MegaAdaptiveEmbedding(nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """The words of the first band, which are asked for device and dtype as those of an `nn.Embedding` are."""
+        """The embeddings of the first cluster, whose device and dtype are read like those of an `nn.Embedding`."""
         return self.get_parameter("embeddings.0.0.weight")
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
@@ -81,17 +81,19 @@ class MegaAdaptiveEmbedding(nn.Module):
 
 
 class MegaTiedHead(nn.Module):
-    """Weights of the head where its words are the first band of the input: these, and those of the clusters."""
+    """The weights of a head that shares its tokens with the first cluster of the input: these, and those of the
+    clusters.
+    """
 
     def __init__(self, words: int, width: int, size: int, clusters: int) -> None:
         super().__init__()
         matrix = MegaMatrix(words, width)
-        # the projection is one of its own, never the input's
+        # the head has its own projection, never the input's
         self.word_proj = matrix if width == size else nn.ModuleList([MegaMatrix(width, size), matrix])
         self.class_proj = MegaMatrix(clusters, size)
 
     def factors(self) -> list[Factors]:
-        """Words and clusters as `ops.adaptive` takes them."""
+        """Tokens and clusters as `ops.adaptive` takes them."""
         if isinstance(self.word_proj, MegaMatrix):
             words: Factors = (self.word_proj(), None)
         else:
@@ -101,9 +103,10 @@ class MegaTiedHead(nn.Module):
 
 
 class MegaAdaptiveSoftmax(nn.Module):
-    """Log-probabilities of words whose rarer ones are in tails of falling width (authors' `AdaptiveSoftmax`).
+    """Log-probabilities of tokens, with rarer tokens in tail clusters of decreasing width (authors'
+    `AdaptiveSoftmax`).
 
-    Which weights are those of a `MegaAdaptiveEmbedding`, `tied_weights` says; the model ties them.
+    `tied_weights` names the weights shared with a `MegaAdaptiveEmbedding`; the model ties them.
     """
 
     def __init__(self, config: MegaConfig) -> None:
@@ -119,12 +122,12 @@ class MegaAdaptiveSoftmax(nn.Module):
         self.dropout = nn.Dropout(config.adaptive_softmax_dropout_prob)
         self.tail = nn.ModuleList()
         for size, width in tails:
-            # the input's projections are stored the other way round; the authors have their dropout at "1"
+            # the input's projections are stored transposed; index "1" is the authors' dropout
             projection = MegaMatrix(d, width) if self.tied_projections else MegaMatrix(width, d)
             self.tail.append(nn.ModuleDict({"0": projection, "2": MegaMatrix(size, width)}))
 
     def tied_weights(self) -> dict[str, str]:
-        """Names of weights here -> names of those of `MegaAdaptiveEmbedding` that they are."""
+        """Names of tied weights here -> their names in `MegaAdaptiveEmbedding`."""
         if not self.tied:
             return {}
         assert isinstance(self.head, MegaTiedHead)
@@ -137,11 +140,11 @@ class MegaAdaptiveSoftmax(nn.Module):
         return pairs
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """(..., d) -> log-probabilities of all words (..., V), float32 at least."""
+        """(..., d) -> log-probabilities of all tokens (..., V), float32 or wider."""
         return adaptive_log_probs(self.dropout(hidden_states), *self._matrices(), self._tail_dropout())
 
     def loss(self, hidden_states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Hidden states (T, d) and labels (T,), -100 where there is none -> summed cross entropy, a scalar."""
+        """Hidden states (T, d) and labels (T,), -100 to ignore a position -> summed cross entropy, a scalar."""
         return adaptive_cross_entropy(self.dropout(hidden_states), labels, *self._matrices(), self._tail_dropout())
 
     def _tail_dropout(self) -> float:

@@ -39,12 +39,13 @@ class MegaBlock(GradientCheckpointingLayer):
 
         Args:
             hidden_states, layout, output_attentions: As in `MegaMovingAverageGatedAttention.forward`.
-            encoder_hidden_states: (B, S, d of the encoder), for a block with cross-attention; not where cached. By
-                position, since gradient checkpointing differentiates with respect to positional arguments only.
+            encoder_hidden_states: (B, S, d of the encoder), for a block with cross-attention; not needed if cached.
+                Passed by position, since gradient checkpointing differentiates with respect to positional arguments
+                only.
             cross_layout: Padding and positions of cross-attention.
-            cache: What was remembered of the tokens before; with cross-attention an `EncoderDecoderCache`.
+            cache: The cache of earlier tokens; with cross-attention, an `EncoderDecoderCache`.
         """
-        # gradient checkpointing recomputes the whole block: nothing in it twice
+        # gradient checkpointing recomputes the whole block, so no part of it recomputes again
         recompute = False if self.gradient_checkpointing and self.training else None
         pair = cache if isinstance(cache, EncoderDecoderCache) else None
         own = cache if pair is None else pair.self_attention_cache

@@ -39,7 +39,7 @@ class MegaMultiDimensionDampedEma(nn.Module):
         self.truncation = config.truncation
         channels = config.hidden_size * (2 if config.bidirectional else 1)
         states = config.ema_projection_size
-        # the decays are too close to 1 for half precision, whatever dtype the rest is made in
+        # the decays are too close to 1 for half precision, whatever the dtype of the model
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
         self.damping_factor = nn.Parameter(torch.empty(channels, states, 1, dtype=dtype))
         self.decay_factor = nn.Parameter(torch.empty(channels, states, 1, dtype=dtype))
@@ -54,9 +54,8 @@ class MegaMultiDimensionDampedEma(nn.Module):
 
         Args:
             x: (B, L, d).
-            layout: Which tokens are padding, and so contribute nothing; and where packed documents start.
-            cache_layer: What was remembered of the tokens before, brought up to date; not with documents, nor in two
-                directions.
+            layout: Which tokens are padding, and so contribute nothing, and where packed documents start.
+            cache_layer: The cache of earlier tokens, which is updated; not with packed documents or both directions.
         """
         inputs, packed = _real(x, layout), None
         if layout is not None and layout.reset is not None:
@@ -85,15 +84,16 @@ class MegaMultiDimensionDampedEma(nn.Module):
         return F.silu(y, inplace=not torch.is_grad_enabled())
 
     def boundary(self, x: torch.Tensor, coefficients: EMACoefficients, layout: AttentionLayout) -> torch.Tensor:
-        """What `ema_boundary` returns for a piece x (B, L, d) of a row."""
+        """`ema_boundary` for a piece x (B, L, d) of a row."""
         with no_autocast(x.device.type):
             return ema_boundary(_real(x, layout), coefficients, bidirectional=self.bidirectional, reset=layout.reset)
 
     def _continued(self, x: torch.Tensor, coefficients: EMACoefficients, layout: AttentionLayout) -> torch.Tensor:
-        """What the tokens before and after a piece of a row add to its outputs."""
+        """The contribution of the tokens before and after a piece of a row to its outputs."""
         if self.truncation is not None:
             raise ValueError(
-                f"truncation={self.truncation}: pieces exchange states only, by which a truncated EMA cannot forget"
+                f"truncation={self.truncation}: pieces exchange only states, which cannot drop old inputs; set "
+                "truncation=None"
             )
         assert layout.exchange is not None
         with no_autocast(x.device.type):
@@ -102,7 +102,7 @@ class MegaMultiDimensionDampedEma(nn.Module):
             return ema_continuation(states, coefficients, x.shape[1], **options).to(x.dtype)
 
     def coefficients(self) -> EMACoefficients:
-        """What the recurrence needs, computed outside of autocast."""
+        """The coefficients of the recurrence, computed outside of autocast."""
         with no_autocast(self.damping_factor.device.type):
             return ema_coefficients(
                 self.damping_factor, self.decay_factor, self.ema_expansion_matrix, self.kernel_projection_matrix
@@ -115,7 +115,7 @@ def _real(x: torch.Tensor, layout: AttentionLayout | None) -> torch.Tensor:
 
 
 def _packed(layout: AttentionLayout, reset: torch.Tensor) -> PackedBlocks:
-    """Where packed tokens go, worked out by the first layer."""
+    """The layout of packed tokens in blocks, computed by the first layer."""
     if "packed" not in layout.plans:
         layout.plans["packed"] = packed_blocks(reset, block_size(layout.queries), layout.documents)
     return layout.plans["packed"]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class MegaGatedCrossAttention(nn.Module):
-    """Single-head attention over an encoder's hidden states, with a gate of its result and a gated residual."""
+    """Single-head attention over an encoder's hidden states, with a gate for its output and a gated residual."""
 
     def __init__(self, config: MegaConfig, layer_idx: int = 0) -> None:
         super().__init__()
@@ -57,9 +57,9 @@ class MegaGatedCrossAttention(nn.Module):
 
         Args:
             hidden_states: (B, L, d) of the decoder.
-            encoder_hidden_states: (B, S, d of the encoder); not needed where keys and values are cached.
+            encoder_hidden_states: (B, S, d of the encoder); not needed if keys and values are cached.
             layout: Padding and positions.
-            output_attentions: Whether to return the weights, whatever the implementation.
+            output_attentions: Whether to return the weights, with any implementation.
             cache: Keys and values of the encoder's states, stored by the first forward pass.
 
         Returns:
