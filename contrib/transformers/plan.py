@@ -98,7 +98,7 @@ CONFIGURATION_RULES = Rules(
     dropped=("raising_value_errors", "_validate_adaptive"),
     members=(
         *(f"MegaConfig.{name}" for name in FIELDS),
-        "MegaConfig.adaptive_bands",
+        "MegaConfig.adaptive_clusters",
         "MegaConfig._validate_values",
         "MegaConfig._validate_adaptive",
     ),
@@ -393,7 +393,7 @@ MODELING_TEXTS = {
     "Ids or values (B, L)": "Ids (B, L)",
     ", of words or of values": "",
     "; with an adaptive softmax log-probabilities, float32 at least": "",
-    " With an adaptive softmax in training mode, there are then no logits: its loss needs only bands that labels are "
+    " With an adaptive softmax in training mode, there are then no logits: its loss needs only clusters that labels are "
     "in.": "",
     "# the tensor itself where possible, so that it gets a gradient": "",
     " With `config.sparse_prediction` the logits are those of labelled positions only, in reading order: (labelled, "

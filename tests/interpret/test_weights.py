@@ -74,7 +74,7 @@ MODELS = {
     "masked": lambda: MegaForMaskedLM(tiny_config(final_norm=True, normalize_embeddings=True, embedding_size=8)),
     "untied": lambda: MegaForMaskedLM(tiny_config(tie_word_embeddings=False, use_normalized_ffn=False)),
     "causal": lambda: MegaForCausalLM(tiny_config(**CAUSAL, add_token_type_embeddings=True)),
-    "bands": lambda: MegaForCausalLM(
+    "clusters": lambda: MegaForCausalLM(
         tiny_config(**CAUSAL, adaptive_cutoffs=[10], adaptive_softmax=True, adaptive_input=True, hidden_size=16)
     ),
     "classifier": lambda: MegaForSequenceClassification(

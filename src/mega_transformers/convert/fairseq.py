@@ -170,8 +170,8 @@ def plan_language_model(checkpoint: Checkpoint) -> Plan:
         raise ConversionError(
             f"{args.where}.truncation_length=0 turns the moving average off, which no model here can do"
         )
-    bands = [name for name in tensors if re.fullmatch(r"decoder\.embed_tokens\.embeddings\.\d+\.0\.weight", name)]
-    words = sum(rows_of(tensors, name) for name in bands or ["decoder.embed_tokens.weight"])
+    clusters = [name for name in tensors if re.fullmatch(r"decoder\.embed_tokens\.embeddings\.\d+\.0\.weight", name)]
+    words = sum(rows_of(tensors, name) for name in clusters or ["decoder.embed_tokens.weight"])
     fields = side_fields(args, "decoder", words) | adaptive_fields(args, words)
     adaptive = fields.get("adaptive_softmax", False)
     tied = args.flag("share_decoder_input_output_embed") and not adaptive

@@ -46,8 +46,8 @@ def embed(w: Weights, ids: Tensor, real: Tensor, settings: Settings, scale: floa
     """Ids (B, L), or values (B, L) of pixels or speech, -> (B, L, d), 0 at padding."""
     if "embed_tokens.weight" in w and w("embed_tokens.weight").dim() == 1:
         x = ids.double().unsqueeze(-1) * w("embed_tokens.weight") + w("embed_tokens.bias")
-    elif bands := list(w.numbered("embed_tokens.embeddings.")):
-        x = adaptive_embed(bands, ids)
+    elif clusters := list(w.numbered("embed_tokens.embeddings.")):
+        x = adaptive_embed(clusters, ids)
     else:
         x = w("embed_tokens.weight", "embed_tokens.embed.weight")[ids]
     x = scale * x
@@ -58,13 +58,13 @@ def embed(w: Weights, ids: Tensor, real: Tensor, settings: Settings, scale: floa
     return x * real.unsqueeze(-1)
 
 
-def adaptive_embed(bands: list[Weights], ids: Tensor) -> Tensor:
+def adaptive_embed(clusters: list[Weights], ids: Tensor) -> Tensor:
     """Adaptive input (Baevski and Auli 2019): clusters of tokens by frequency, each with its width and projection."""
-    first, x = 0, torch.zeros(*ids.shape, bands[0]("1.weight").shape[0], dtype=torch.float64)
-    for band in bands:
-        table = band("0.weight")
+    first, x = 0, torch.zeros(*ids.shape, clusters[0]("1.weight").shape[0], dtype=torch.float64)
+    for cluster in clusters:
+        table = cluster("0.weight")
         inside = (first <= ids) & (ids < first + len(table))
-        x[inside] = table[ids[inside] - first] @ band("1.weight").T
+        x[inside] = table[ids[inside] - first] @ cluster("1.weight").T
         first += len(table)
     return x
 

@@ -58,9 +58,9 @@ class MegaAdaptiveEmbedding(nn.Module):
         super().__init__()
         self.padding_idx = config.pad_token_id
         self.embeddings = nn.ModuleList()
-        bands = config.adaptive_bands(config.embedding_size or config.hidden_size, config.adaptive_input_factor)
+        clusters = config.adaptive_clusters(config.embedding_size or config.hidden_size, config.adaptive_input_factor)
         start = 0
-        for size, width in bands:
+        for size, width in clusters:
             padding = None if self.padding_idx is None else self.padding_idx - start
             words = MegaMatrix(size, width, width**-0.5, padding if padding in range(size) else None)
             self.embeddings.append(nn.ModuleList([words, MegaMatrix(config.hidden_size, width)]))
@@ -73,11 +73,11 @@ class MegaAdaptiveEmbedding(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Ids (...) -> (..., d)."""
-        bands = []
-        for band in self.embeddings:
-            words, projection = cast(nn.ModuleList, band)
-            bands.append((words(), projection()))
-        return adaptive_embedding(ids, bands, self.padding_idx)
+        clusters = []
+        for cluster in self.embeddings:
+            words, projection = cast(nn.ModuleList, cluster)
+            clusters.append((words(), projection()))
+        return adaptive_embedding(ids, clusters, self.padding_idx)
 
 
 class MegaTiedHead(nn.Module):
@@ -114,10 +114,10 @@ class MegaAdaptiveSoftmax(nn.Module):
         d = config.hidden_size
         self.tied, self.tied_projections = config.tie_adaptive_weights, config.tie_adaptive_projections
         if self.tied:
-            bands = config.adaptive_bands(config.embedding_size or d, config.adaptive_input_factor)
+            clusters = config.adaptive_clusters(config.embedding_size or d, config.adaptive_input_factor)
         else:
-            bands = config.adaptive_bands(d, config.adaptive_softmax_factor)
-        (words, width), *tails = bands
+            clusters = config.adaptive_clusters(d, config.adaptive_softmax_factor)
+        (words, width), *tails = clusters
         self.head = MegaTiedHead(words, width, d, len(tails)) if self.tied else MegaMatrix(words + len(tails), d)
         self.dropout = nn.Dropout(config.adaptive_softmax_dropout_prob)
         self.tail = nn.ModuleList()

@@ -1,8 +1,8 @@
-"""Who sees whom: for each query the range of key columns that it may see.
+"""Attention layouts: the range of key columns that each query may see.
 
-A token at position m sees one at position n when all hold: n is no padding; same packed document; same chunk,
+A token at position m sees one at position n if all of these hold: n is not padding; same packed document; same chunk,
 floor(position / chunk_size) with positions counted from the document's first real token; n <= m in a causal model.
-Each of these bounds n by a half-open range of columns, but for padding in the middle of a row, which is a mask.
+Each condition bounds n by a half-open range of columns, except padding in the middle of a row, which needs a mask.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ ALL = slice(None)
 
 
 def is_readable(x: torch.Tensor) -> bool:
-    """Whether to look at values is possible, and free of a synchronisation with a device or a break in a graph."""
+    """Whether values can be read without synchronising with a device or breaking a graph."""
     transformed = torch._C._functorch.maybe_current_level() is not None  # torch.vmap has no values
     return x.device.type == "cpu" and not transformed and not torch.compiler.is_compiling()
 
 
 def is_open(size: int) -> bool:
-    """Whether a graph is being made that is to serve other sizes than this one too, and so must not depend on it."""
+    """Whether a graph is being made for other sizes too, which so must not depend on this one."""
     if not torch.compiler.is_compiling():
         return False
     from torch.fx.experimental.symbolic_shapes import has_static_value
@@ -33,19 +33,19 @@ def is_open(size: int) -> bool:
 
 
 def is_open_export(size: int) -> bool:
-    """The same of exported graphs alone."""
+    """The same, for exported graphs only."""
     return torch.compiler.is_exporting() and is_open(size)
 
 
 def first_tokens(x: torch.Tensor, length: int) -> torch.Tensor:
-    """Of x (B, n, d) the first `length` tokens; in exports by index, as PyTorch cannot prove what a slice needs."""
+    """The first `length` tokens of x (B, n, d); by index in exports, where PyTorch cannot prove a slice valid."""
     if is_open_export(length):
         return x.index_select(1, torch.arange(length, device=x.device))
     return x[:, :length]
 
 
 def dropped_if_full(mask: torch.Tensor | None) -> torch.Tensor | None:
-    """A mask (B, L) of real tokens as bools; None where it is known that all are."""
+    """A mask (B, L) of real tokens as bools; None if all are known to be real."""
     if mask is None:
         return None
     mask = mask.to(torch.bool)
@@ -53,7 +53,7 @@ def dropped_if_full(mask: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def first_real_column(mask: torch.Tensor | None) -> torch.Tensor | None:
-    """(B,) the column of each row's first real token in a mask (B, L), 0 where there is none; None if 0 everywhere."""
+    """(B,) the column of each row's first real token in a mask (B, L), 0 if there is none; None if 0 everywhere."""
     if mask is None or (is_readable(mask) and bool(mask[:, 0].all())):
         return None
     return mask.int().argmax(dim=1)
@@ -74,26 +74,26 @@ def positions_in_documents(reset: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """Which key columns each query sees, made once in a forward pass and shared by all layers.
+    """The key columns that each query sees, computed once in a forward pass and shared by all layers.
 
-    Query i sees key column j where `start[i] <= j < stop[i]` and `real[j]`. Without `start` and `stop` the ranges
-    follow from the other fields: column `i + offset` sees its chunk, or everything; in a causal layout up to itself.
+    Query i sees key column j where `start[i] <= j < stop[i]` and `real[j]`. Without `start` and `stop`, the other
+    fields define the ranges: column `i + offset` sees its chunk, or everything; in a causal layout, up to itself.
 
     Attributes:
         queries: Query tokens L in a row.
         keys: Key columns S in a row.
         causal: Whether keys after a query are hidden.
-        chunk: Tokens per chunk; None where chunks hide nothing. Without `start`, chunks begin at multiples of it.
-        offset: Column of query 0 among the keys, by which the position bias goes: the number of cached columns; a
-            tensor (1,) or (B,) where its value is not known on the host, or not the same in every row.
-        offset_bound: The most that `offset` can be, where it is a tensor.
+        chunk: Tokens per chunk; None if chunks hide nothing. Without `start`, chunks begin at its multiples.
+        offset: Column of query 0 among the keys, which defines distances for the position bias: the number of cached
+            columns; a tensor (1,) or (B,) if its value is not known on the host, or differs between rows.
+        offset_bound: The greatest possible `offset`, if it is a tensor.
         start, stop: (B or 1, L) int64.
         real: (B, S) bool, False at padding; None if there is none.
         tokens: (B, L) bool, False at queries that are padding; None if there are none.
-        reset: (B, L) bool, True at the first token of every packed document, where the EMA starts afresh.
-        documents: An upper bound of the documents in a row, where it is known on the host.
-        exchange: Of a row that is one piece of a longer one: a function of the EMA's inputs (B, L, d) and coefficients
-            that returns the states (B, D', N) which enter the piece from its neighbours.
+        reset: (B, L) bool, True at the first token of every packed document, where the EMA restarts.
+        documents: An upper bound of the documents in a row, if it is known on the host.
+        exchange: For a row that is one piece of a longer one: a function of the EMA's inputs (B, L, d) and
+            coefficients that returns the states (B, D', N) which enter the piece from its neighbours.
     """
 
     queries: int
@@ -110,20 +110,20 @@ class AttentionLayout:
     documents: int | None = None
     exchange: Callable[[torch.Tensor, Any], torch.Tensor] | None = None
     plans: ClassVar[dict[Any, Any]]
-    """What a form works out once for all layers: of a layout, but no field, so that copies by fields start afresh."""
+    """Values that a form computes once for all layers; not a field, so that copies of the layout start empty."""
 
     def __post_init__(self) -> None:
         self.__dict__["plans"] = {}
 
     def to(self, device: torch.device | str | int, non_blocking: bool = False) -> AttentionLayout:
-        """The layout on another device, as accelerate asks for where a model is spread over several."""
+        """The layout on another device; accelerate calls this for a model on several devices."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         moved: Any = {k: x.to(device, non_blocking=non_blocking) for k, x in values.items() if torch.is_tensor(x)}
         return replace(self, **moved) if moved else self
 
     @property
     def has_gaps(self) -> bool:
-        """Whether there may be queries that see nothing."""
+        """Whether some queries may see no key."""
         return self.real is not None or self.start is not None
 
     @property
@@ -135,7 +135,7 @@ class AttentionLayout:
 
     @property
     def distances(self) -> tuple[int, int]:
-        """Least and greatest distance, of a key's column to its query's, that a query may see."""
+        """Least and greatest visible distance, from a query's column to a key's."""
         low, high = 1 - self.queries, self.keys - 1
         if isinstance(self.offset, int):
             low, high = low - self.offset, high - self.offset
@@ -148,7 +148,7 @@ class AttentionLayout:
         return low, high
 
     def ranges(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-        """`start` and `stop`, (B or 1, L) each, whether they are given or follow from the other fields."""
+        """`start` and `stop`, (B or 1, L) each, given, or computed from the other fields."""
         if self.start is not None and self.stop is not None:
             return self.start, self.stop
         column = torch.arange(self.queries, device=device).unsqueeze(0)
@@ -165,8 +165,8 @@ class AttentionLayout:
         """The layout as a matrix (B or 1, L or 1, S) bool, True where a query sees a key; None if all do.
 
         Args:
-            device: Where the matrix is to be.
-            rows, queries, keys: Which part; by default everything.
+            device: The device of the matrix.
+            rows, queries, keys: The part to compute. Default: everything.
         """
         real = None if self.real is None else self.real[rows, None, keys]
         if self.is_dense:
@@ -179,7 +179,7 @@ class AttentionLayout:
         return visible if real is None else visible & real
 
     def counts(self, device: torch.device) -> int | torch.Tensor:
-        """How many keys each query sees: (B or 1, L or 1), or a number where all see as many."""
+        """How many keys each query sees: (B or 1, L or 1), or a single number if it is the same for all."""
         if self.is_dense:
             every = torch.full((1, 1), self.keys, device=device) if is_open(self.keys) else self.keys
             return every if self.real is None else self.real.sum(dim=1, keepdim=True)
@@ -192,7 +192,7 @@ class AttentionLayout:
         return before.gather(1, stop) - before.gather(1, start)
 
     def parts(self) -> list[Part]:
-        """The layout as problems that see nothing of each other: chunks where these are a view, or itself alone."""
+        """The layout as independent parts: its chunks if these are a view, else itself."""
         if "parts" not in self.plans:
             self.plans["parts"] = self._parts()
         return self.plans["parts"]
@@ -204,7 +204,7 @@ class AttentionLayout:
         assert isinstance(self.offset, int)
         parts = []
         query, key = 0, 0
-        if self.offset:  # the rest of a chunk that is cached in part
+        if self.offset:  # the rest of a partly cached chunk
             query = min(self.queries, size - self.offset)
             parts.append(self._part(0, query, 0, self.offset + query, 1))
             key = self.offset + query
@@ -217,7 +217,9 @@ class AttentionLayout:
         return parts
 
     def pieces(self, tokens: int) -> list[tuple[slice, AttentionLayout]] | None:
-        """The tokens in pieces of whole chunks, about that many each; None where chunks are no views, or one piece."""
+        """The tokens in pieces of whole chunks, of about this many tokens; None if chunks are not views, or for one
+        piece.
+        """
         if self.chunk is None or self.start is not None or self.reset is not None or self.keys != self.queries:
             return None
         step = max(1, tokens // self.chunk) * self.chunk
@@ -253,11 +255,11 @@ class Part:
     layout: AttentionLayout
 
     def queries_of(self, x: torch.Tensor) -> torch.Tensor:
-        """Of x (B, L, ...) the part's tokens: (B * chunks, L / chunks, ...)."""
+        """The part's tokens of x (B, L, ...): (B * chunks, L / chunks, ...)."""
         return _folded(x, self.start, self.stop, self.chunks)
 
     def keys_of(self, x: torch.Tensor) -> torch.Tensor:
-        """Of x (B, S, ...) the part's columns: (B * chunks, S / chunks, ...)."""
+        """The part's columns of x (B, S, ...): (B * chunks, S / chunks, ...)."""
         return _folded(x, self.key_start, self.key_stop, self.chunks)
 
 
@@ -283,8 +285,8 @@ def self_attention_layout(
         length: Tokens L in a row.
         chunk_size: Tokens per chunk; None for attention over the whole document.
         causal: Whether keys after the query are hidden.
-        reset: (B, L) bool, True at the first token of every packed document; None for one document a row.
-        documents: An upper bound of the documents in a row, where it is known on the host.
+        reset: (B, L) bool, True at the first token of every packed document; None for one document per row.
+        documents: An upper bound of the documents in a row, if it is known on the host.
     """
     mask = dropped_if_full(attention_mask)
     if chunk_size is not None and not is_open(length) and length <= chunk_size and reset is None:
@@ -327,7 +329,7 @@ def cached_layout(
         attention_mask: (B, kept + L) bool, True at real columns of the window; None if all are.
         length: New tokens L in a row.
         kept: Cached columns in the window.
-        position: (B or 1,) positions of the first new token, counted from the row's first real one; may be None where
+        position: (B or 1,) positions of the first new token, counted from the row's first real one; may be None if
             `aligned`.
         chunk_size: Tokens per chunk; None for attention over everything.
         aligned: Whether the window begins where a chunk begins, in every row.
@@ -356,19 +358,19 @@ def cross_attention_layout(
     first_target: torch.Tensor | None = None,
     count_padding: bool = False,
 ) -> AttentionLayout:
-    """The layout of a target over the columns of a source, all real ones of which it sees.
+    """The layout of a target over the columns of a source; it sees all real ones.
 
-    The position bias goes by absolute positions of both (authors' `GatedCrossAttention`).
+    The position bias uses the absolute positions of both (authors' `GatedCrossAttention`).
 
     Args:
         source_mask: (B, S), 1 or True at real source tokens; None if all are.
         keys: Source columns S.
         length: Target tokens L in a row.
-        start: Column of the first target token, those of earlier forward passes counted: an integer, or a tensor (1,).
-        start_bound: The most that `start` can be, where it is a tensor.
+        start: Column of the first target token, counted over all forward passes: an integer, or a tensor (1,).
+        start_bound: The greatest possible `start`, if it is a tensor.
         first_target: (B,) padding columns on the left of the target; None for 0.
-        count_padding: Whether positions are columns, padding counted. Otherwise the first real token of source and
-            target has position 0, so that padding on the left changes nothing.
+        count_padding: Whether positions are columns, padding included. Otherwise the first real token of source and
+            target has position 0, so that left padding changes nothing.
     """
     mask = dropped_if_full(source_mask)
     offset = start
@@ -380,6 +382,6 @@ def cross_attention_layout(
             offset = offset - first_target
     bound = 0
     if torch.is_tensor(offset):
-        offset = offset.clone()  # a cache counts on in place
+        offset = offset.clone()  # a cache increments its counter in place
         bound = (start if isinstance(start, int) else start_bound) + keys - 1
     return AttentionLayout(length, keys, offset=offset, offset_bound=bound, real=mask)

@@ -424,7 +424,7 @@ def _with_head(columns: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def first_true(mask: torch.Tensor) -> torch.Tensor:
-    """(B,) the first column of a mask (B, L) that is True; L where there is none."""
+    """(B,) the first column of a mask (B, L) that is True; L if none is."""
     return torch.where(mask.any(dim=1), mask.int().argmax(dim=1), mask.shape[1])
 
 

@@ -21,11 +21,11 @@ INPUT_TYPES = ("tokens", "values")
 
 
 class InvalidMegaConfigError(StrictDataclassError, ValueError):
-    """A field of a wrong type or value, or fields that contradict each other."""
+    """A field has a wrong type or value, or fields contradict each other."""
 
 
 def raising_value_errors(cls):
-    """Makes the class raise `InvalidMegaConfigError`, with the message of what failed."""
+    """Makes the class raise `InvalidMegaConfigError` with the message of the failed check."""
     init = cls.__init__
 
     @functools.wraps(init)
@@ -55,9 +55,9 @@ class MegaConfig(PreTrainedConfig):
         bidirectional: Whether the EMA runs in both directions. Must be False for a decoder.
         shared_representation_size: Width `z` of queries and keys. Must be even with rotary bias.
         use_chunking: Whether attention is limited to chunks of `chunk_size` tokens (linear cost in the length).
-        chunk_size: Tokens per chunk, at least 1 with `use_chunking`; -1 otherwise. With a `"simple"` bias a positive
-            `chunk_size` also is the number of positions the bias serves, with or without `use_chunking`.
-        truncation: Number of lags after which the EMA's kernel is cut off; None keeps all.
+        chunk_size: Tokens per chunk, at least 1 with `use_chunking`; -1 otherwise. With a `"simple"` bias, a positive
+            `chunk_size` is also the number of positions that the bias serves, with or without `use_chunking`.
+        truncation: Number of lags that the EMA's kernel keeps; None keeps all.
         normalize_before_mega: Whether the attention sub-layer is pre-norm (True) or post-norm.
         normalization_type: `"layernorm"`, `"scalenorm"`, `"rmsnorm"`, `"batchnorm"` or `"syncbatchnorm"`.
         norm_affine: Whether the norms have learned scales.
@@ -82,50 +82,52 @@ class MegaConfig(PreTrainedConfig):
         relative_positional_bias: `"rotary"` or `"simple"`.
         classifier_dropout: Dropout of the classification heads; None means `hidden_dropout_prob`.
         use_cache: Whether a decoder returns its state for the next step.
-        add_lm_hidden_dense_layer: Whether a tanh layer stands between the hidden states and the language model head.
+        add_lm_hidden_dense_layer: Whether there is a tanh layer between the hidden states and the language model head.
         tie_word_embeddings: Whether input and output embeddings are one matrix. Always False with an adaptive input or
-            softmax, which are none; see `tie_adaptive_weights`.
+            softmax; see `tie_adaptive_weights`.
         is_decoder: Whether the model is causal.
         add_cross_attention: Whether the blocks of a decoder attend to an encoder.
-        classifier_pooling: Addition to 4.40.2. What sequence classification reads: `"cls"`, the first real token (as
-            4.40.2), in a decoder the last one, or `"mean"`, the mean over real tokens.
-        sparse_prediction: Addition to 4.40.2. Whether a masked language model that is given labels computes logits at
-            the labelled positions only, shape `(labelled tokens, vocab_size)`. Same loss, less time and memory.
+        classifier_pooling: Addition to 4.40.2. The vector that sequence classification reads: `"cls"`, the first real
+            token (as 4.40.2), in a decoder the last one, or `"mean"`, the mean over real tokens.
+        sparse_prediction: Addition to 4.40.2. Whether a masked language model with labels computes logits only at the
+            labelled positions, shape `(labelled tokens, vocab_size)`. Same loss, less time and memory.
         legacy_unnormalized_rmsnorm: Addition to 4.40.2, whose rmsnorm scaled its input without normalising it. True
             reproduces that, for models trained with it; None means False, and warns about a checkpoint of 4.x.
 
         scale_embeddings: Addition to 4.40.2, as the next six from the authors' code. Whether embeddings are multiplied
             by sqrt(hidden_size).
-        embedding_size: Width of the word embeddings; where it is given and another than `hidden_size`, a projection
-            without bias follows.
-        normalize_embeddings: Whether a norm stands behind the embeddings.
+        embedding_size: Width of the token embeddings; if it differs from `hidden_size`, a projection without bias
+            follows.
+        normalize_embeddings: Whether a norm follows the embeddings.
         embedding_dropout_prob: Dropout of the embeddings.
-        final_norm: Whether a norm stands behind the last block, as pre-norm models of the authors have.
+        final_norm: Whether a norm follows the last block, as in the authors' pre-norm models.
         final_norm_affine: Whether that norm has learned scales.
         cross_attention_max_positions: Number of source and target positions served by the `"simple"` bias of
-            cross-attention; None for `max_positions`, whether there are chunks or not. A decoder that transformers 4.x
-            saved with a positive `chunk_size` keeps 4.40.2's rule, which served so many.
+            cross-attention; None for `max_positions`, with or without chunks. A decoder that transformers 4.x
+            saved with a positive `chunk_size` keeps 4.40.2's number, `chunk_size`.
         cross_attention_hidden_size: Addition to 4.40.2. Width of the encoder's hidden states; None for `hidden_size`.
         cross_attention_counts_padding: Addition to 4.40.2. Whether positions in cross-attention are columns of the
-            batch, as in 4.40.2 and the authors' code, where padding on the left of a source shifts its positions.
-            Otherwise they are counted from the first real token, so that padding changes nothing. None means True for
-            a decoder that transformers 4.x saved, else False.
+            batch, as in 4.40.2 and the authors' code, where left padding of a source shifts its positions. Otherwise
+            they are counted from the first real token, so that padding changes nothing. None means True for a decoder
+            that transformers 4.x saved, else False.
 
-        adaptive_cutoffs: Addition to 4.40.2, as all that follow from the authors' code. Ids at which the bands of an
-            adaptive input or softmax begin, ascending; the first band begins at 0. None without either.
-        adaptive_input: Whether rarer words have narrower embeddings, which projections widen to `hidden_size`. Bands
-            are `embedding_size` (or `hidden_size`) // `adaptive_input_factor`**band wide.
-        adaptive_input_factor: How much narrower each band is than the one before.
-        adaptive_softmax: Whether a causal language model predicts words in bands; its logits are log-probabilities.
-            Bands are `hidden_size` // `adaptive_softmax_factor`**band wide.
-        adaptive_softmax_factor: How much narrower each band is than the one before.
-        adaptive_softmax_dropout_prob: Dropout of what an adaptive softmax reads, and between the factors of its bands.
-        tie_adaptive_weights: Whether the words of both are the same weights.
-        tie_adaptive_projections: Whether the projections of all bands but the first are, too.
-        input_type: What a model reads: `"tokens"` (ids), or `"values"` (real numbers such as pixels or samples).
+        adaptive_cutoffs: Addition to 4.40.2, as all that follow from the authors' code. Ids at which the clusters of
+            an adaptive input or softmax begin, ascending, after the first cluster, which begins at 0. None without
+            either.
+        adaptive_input: Whether rarer tokens have narrower embeddings, which projections widen to `hidden_size`.
+            Cluster i is `embedding_size` (or `hidden_size`) // `adaptive_input_factor`**i wide.
+        adaptive_input_factor: The factor by which each cluster is narrower than the one before.
+        adaptive_softmax: Whether a causal language model predicts tokens by an adaptive softmax; its logits are
+            log-probabilities. Cluster i is `hidden_size` // `adaptive_softmax_factor`**i wide.
+        adaptive_softmax_factor: The factor by which each cluster is narrower than the one before.
+        adaptive_softmax_dropout_prob: Dropout of the input of an adaptive softmax, and between the factors of its
+            clusters.
+        tie_adaptive_weights: Whether adaptive input and softmax share their token weights.
+        tie_adaptive_projections: Whether they also share the projections of all clusters except the first.
+        input_type: The input of the model: `"tokens"` (ids), or `"values"` (real numbers such as pixels or samples).
         classifier_head: `"tanh"`, the two layers of 4.40.2, or `"blocks"`: a linear layer, dropout and
             `classifier_activation` for each of `classifier_hidden_sizes`, then a projection without bias.
-        classifier_hidden_sizes: Widths of the blocks, of which there may be none; None for one of `hidden_size`.
+        classifier_hidden_sizes: Widths of the blocks, possibly empty; None for one block of width `hidden_size`.
         classifier_activation: Activation of the blocks; any name of `transformers.activations.ACT2FN`.
         recompute_activations: Addition to 4.40.2. Whether training recomputes gates and activations in the backward
             pass, for about a third less memory and little time; None means on a CPU, where tensors are large enough.
@@ -216,10 +218,10 @@ class MegaConfig(PreTrainedConfig):
             self.cross_attention_max_positions = self.chunk_size
         if self.adaptive_input or self.adaptive_softmax:
             self.tie_word_embeddings = False
-        # transformers keeps what is not a field, whatever it is
+        # transformers also keeps keywords that are not fields
         for name in kwargs:
             for close in difflib.get_close_matches(name, MegaConfig.__annotations__, n=1, cutoff=0.85):
-                logger.warning(f"MegaConfig has no field {name}, which changes nothing; did you mean {close}?")
+                logger.warning(f"MegaConfig has no field {name}, so this value has no effect; did you mean {close}?")
         super().__post_init__(**kwargs)
 
     def positions_of_simple_bias(self, crossing: bool = False) -> int:
@@ -229,33 +231,33 @@ class MegaConfig(PreTrainedConfig):
         return self.chunk_size if self.chunk_size > 0 else self.max_positions
 
     def check_tied_width(self) -> None:
-        """Raises ValueError where word embeddings are too narrow or wide to be an output projection too."""
+        """Raises ValueError if the width of the token embeddings does not allow them as output projection."""
         if self.embedding_size not in (None, self.hidden_size):
             raise ValueError(
                 f"tie_word_embeddings=True needs embedding_size={self.embedding_size} to be "
                 f"hidden_size={self.hidden_size}, or None; set tie_word_embeddings=False"
             )
 
-    def adaptive_bands(self, width: int, factor: float) -> list[tuple[int, int]]:
-        """Words and width of every band of the vocabulary, each `factor` times narrower than the one before."""
+    def adaptive_clusters(self, width: int, factor: float) -> list[tuple[int, int]]:
+        """Size and width of every cluster of the vocabulary, each `factor` times narrower than the one before."""
         borders = [0, *(self.adaptive_cutoffs or [])]
         if borders[-1] < self.vocab_size:
             borders.append(self.vocab_size)
-        return [(end - start, int(width // factor**band)) for band, (start, end) in enumerate(pairwise(borders))]
+        return [(end - start, int(width // factor**cluster)) for cluster, (start, end) in enumerate(pairwise(borders))]
 
     @property
     def layer_types(self) -> list[str]:
-        """What transformers' caches go by to make a layer of `cache_mega` for every block."""
+        """The layer types from which transformers' caches make a layer of `cache_mega` for every block."""
         return ["mega"] * self.num_hidden_layers
 
     def validate_layer_type(self):
-        """Nothing to check: `layer_types` is no field."""
+        """Nothing to check: `layer_types` is not a field."""
 
     def validate_architecture(self):
         """Refuses fields that are unknown, out of range or contradict each other.
 
         Raises:
-            ValueError: naming the field, its value and what would be right.
+            ValueError: names the field, its value and what would be right.
         """
         super().validate_architecture()
         for name, known in (
@@ -269,7 +271,9 @@ class MegaConfig(PreTrainedConfig):
             ("classifier_activation", ACT2FN.keys()),
         ):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; known are {', '.join(sorted(known))}")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is unknown; the known values are {', '.join(sorted(known))}"
+                )
         for name in (
             "vocab_size",
             "hidden_size",
@@ -322,22 +326,23 @@ class MegaConfig(PreTrainedConfig):
             )
         if self.classifier_hidden_sizes is not None and min(self.classifier_hidden_sizes, default=1) < 1:
             raise ValueError(
-                f"classifier_hidden_sizes={self.classifier_hidden_sizes} must be widths of at least 1, or None"
+                f"classifier_hidden_sizes={self.classifier_hidden_sizes} must be a list of widths of at least 1, or "
+                "None"
             )
         if self.input_type == "values":
             self._validate_values()
         self._validate_adaptive()
 
     def _validate_values(self) -> None:
-        """Refuses what only words have, in a model that reads real numbers."""
+        """Refuses fields for tokens in a model that reads real numbers."""
         for name in ("embedding_size", "adaptive_cutoffs"):
             if getattr(self, name) is not None:
-                raise ValueError(f"{name}={getattr(self, name)} needs input_type='tokens': values are no words")
+                raise ValueError(f"{name}={getattr(self, name)} needs input_type='tokens': values are not tokens")
         if self.add_token_type_embeddings:
-            raise ValueError("add_token_type_embeddings=True needs input_type='tokens': values have no types")
+            raise ValueError("add_token_type_embeddings=True needs input_type='tokens': values have no token types")
 
     def _validate_adaptive(self) -> None:
-        """Refuses bands that are none, and fields of adaptive input and softmax that contradict each other."""
+        """Refuses invalid cutoffs, and fields of adaptive input and softmax that contradict each other."""
         cutoffs = self.adaptive_cutoffs
         if not self.adaptive_input and not self.adaptive_softmax:
             for name in ("adaptive_cutoffs", "tie_adaptive_weights", "tie_adaptive_projections"):
@@ -349,7 +354,7 @@ class MegaConfig(PreTrainedConfig):
             return
         if not cutoffs:
             raise ValueError(
-                f"adaptive_cutoffs={cutoffs} must name the ids at which bands of the vocabulary begin, with "
+                f"adaptive_cutoffs={cutoffs} must be the ids at which clusters of the vocabulary begin, with "
                 "adaptive_input=True or adaptive_softmax=True"
             )
         ascending = all(low < high for low, high in pairwise([0, *cutoffs]))
@@ -366,11 +371,11 @@ class MegaConfig(PreTrainedConfig):
                 continue
             if factor < 1:
                 raise ValueError(f"{name}={factor} must be at least 1")
-            bands = self.adaptive_bands(width, factor)
-            if bands[-1][1] < 1:
+            clusters = self.adaptive_clusters(width, factor)
+            if clusters[-1][1] < 1:
                 raise ValueError(
-                    f"{name}={factor} leaves no width to the last of {len(bands)} bands: {width} // {factor}**"
-                    f"{len(bands) - 1} is 0; lower it, or give fewer adaptive_cutoffs"
+                    f"{name}={factor} leaves no width to the last of {len(clusters)} clusters: {width} // {factor}**"
+                    f"{len(clusters) - 1} is 0; lower it, or give fewer adaptive_cutoffs"
                 )
         if self.tie_adaptive_projections and not self.tie_adaptive_weights:
             raise ValueError("tie_adaptive_projections=True needs tie_adaptive_weights=True")

@@ -15,14 +15,14 @@ class MegaSeq2SeqConfig(PreTrainedConfig):
 
     Args:
         encoder: Configuration of the encoder, a `MegaConfig` or its fields. It is made bidirectional.
-        decoder: Configuration of the decoder, of any other sizes. It is made causal, with cross-attention to the
-            encoder's width. Its `cross_attention_max_positions`, where None, becomes the greater of both
+        decoder: Configuration of the decoder, whose sizes may differ. It is made causal, with cross-attention to the
+            encoder's width. If its `cross_attention_max_positions` is None, it becomes the greater of both
             `max_positions`.
-        share_embeddings: Whether encoder and decoder have the same word embeddings. Needs equal vocabularies and
+        share_embeddings: Whether encoder and decoder share their token embeddings. Needs equal vocabularies and
             widths.
-        tie_word_embeddings: Whether the output projection is the decoder's word embeddings.
+        tie_word_embeddings: Whether the output projection shares the decoder's token embeddings.
         pad_token_id, bos_token_id, eos_token_id: Ids of the special tokens, of encoder and decoder too.
-        decoder_start_token_id: What the decoder starts with; the authors' code starts with the end of a sentence.
+        decoder_start_token_id: The first input of the decoder; the authors' code uses the end of a sentence.
 
     Raises:
         InvalidMegaConfigError: a ValueError, on construction, for fields that contradict each other.
@@ -58,7 +58,7 @@ class MegaSeq2SeqConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _fields(self, name: str) -> dict[str, Any]:
-        """What the user gave for one of the two."""
+        """The user's value for encoder or decoder."""
         given = getattr(self, name)
         if given is None:
             return {}
@@ -67,7 +67,7 @@ class MegaSeq2SeqConfig(PreTrainedConfig):
 
     @property
     def vocab_size(self) -> int:
-        """Size of the decoder's vocabulary, which is that of the logits. Setting it sets that of shared embeddings."""
+        """Size of the decoder's vocabulary, and so of the logits. Setting it also sets that of shared embeddings."""
         return cast(MegaConfig, self.decoder).vocab_size
 
     @vocab_size.setter
@@ -76,10 +76,10 @@ class MegaSeq2SeqConfig(PreTrainedConfig):
             cast(MegaConfig, side).vocab_size = value
 
     def validate_architecture(self):
-        """Refuses shared and tied embeddings of different shapes, and values or bands for a vocabulary.
+        """Refuses shared and tied embeddings of different shapes, and inputs of values or adaptive cutoffs.
 
         Raises:
-            ValueError: naming the fields, their values and what would be right.
+            ValueError: names the fields, their values and what would be right.
         """
         super().validate_architecture()
         encoder, decoder = cast(MegaConfig, self.encoder), cast(MegaConfig, self.decoder)
@@ -96,7 +96,8 @@ class MegaSeq2SeqConfig(PreTrainedConfig):
         shapes = [(side.vocab_size, side.embedding_size or side.hidden_size) for side in (encoder, decoder)]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                f"share_embeddings=True needs word embeddings of one shape, but the encoder's are {shapes[0]} and the "
+                f"share_embeddings=True needs token embeddings of the same shape, but the encoder's are {shapes[0]} "
+                "and the "
                 f"decoder's {shapes[1]} (vocab_size, embedding_size or hidden_size); make them equal, or set "
                 "share_embeddings=False"
             )

@@ -1,4 +1,4 @@
-"""Mega models: the encoder or causal decoder, and the masked and the causal language model over it.
+"""Mega models: the encoder or causal decoder, and the masked and the causal language model on top of it.
 
 Read on in `layers/block.py`, then `layers/gated_attention.py` and `ops/*/reference.py`.
 """
@@ -56,7 +56,7 @@ logger = logging.get_logger(__name__)
 
 
 def warn_of_unnormalized_rmsnorm(config: MegaConfig) -> None:
-    """Says that a checkpoint of transformers 4.x with rmsnorm computes other numbers here."""
+    """Warns that a checkpoint of transformers 4.x with rmsnorm computes other numbers here."""
     saved_by = config.transformers_version or ""
     undecided = config.normalization_type == "rmsnorm" and config.legacy_unnormalized_rmsnorm is None
     if undecided and saved_by.startswith("4."):
@@ -68,7 +68,7 @@ def warn_of_unnormalized_rmsnorm(config: MegaConfig) -> None:
 
 
 def last_real_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """The hidden states (B, d) of each row's last token that is no padding."""
+    """The hidden states (B, d) of each row's last real token."""
     if attention_mask is None:
         return hidden_states[:, -1]
     column = torch.arange(hidden_states.shape[1], device=hidden_states.device)
@@ -79,7 +79,7 @@ def last_real_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | 
 class MegaPooler(nn.Module):
     """tanh(dense(first token)); the token at position 0 even if that is padding, as in 4.40.2.
 
-    In a decoder, whose first token sees nothing else, the last token that is no padding.
+    In a decoder, whose first token sees only itself, the last real token.
     """
 
     def __init__(self, config: MegaConfig) -> None:
@@ -95,7 +95,7 @@ class MegaPooler(nn.Module):
 
 
 class MegaPreTrainedModel(PreTrainedModel):
-    """What all Mega models share: configuration, initial weights, and what they support."""
+    """Shared by all Mega models: configuration, initial weights and supported features."""
 
     config: MegaConfig
     config_class = MegaConfig
@@ -115,7 +115,7 @@ class MegaPreTrainedModel(PreTrainedModel):
         "hidden_states": MegaBlock,
         "attentions": MegaMovingAverageGatedAttention,
     }
-    # what `config.input_type` may be
+    # allowed values of `config.input_type`
     _input_types: tuple[str, ...] = ("tokens",)
 
     def __init__(self, config: PreTrainedConfig, *args, **kwargs) -> None:
@@ -126,7 +126,7 @@ class MegaPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """See `PreTrainedModel.from_pretrained`; names the file when one of a folder is damaged."""
+        """See `PreTrainedModel.from_pretrained`; the error for a damaged file of a folder names it."""
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         except Exception:
@@ -137,17 +137,17 @@ class MegaPreTrainedModel(PreTrainedModel):
         """As in `PreTrainedModel`.
 
         Raises:
-            ValueError: where the vocabulary has bands, or the model reads values.
+            ValueError: if the vocabulary has clusters (adaptive input or softmax), or the model reads values.
         """
         if not isinstance(self.get_input_embeddings(), nn.Embedding):
             raise ValueError(
-                "this model has no table of word embeddings that could be resized: it has an adaptive input "
-                "(adaptive_input=True), or reads values (input_type='values')"
+                "this model has no token embedding table to resize: it has an adaptive input (adaptive_input=True), "
+                "or reads values (input_type='values')"
             )
         if isinstance(self.get_output_embeddings(), MegaAdaptiveSoftmax):
             raise ValueError(
-                "adaptive_softmax=True: a vocabulary in bands cannot be resized, since ids decide about bands; make a "
-                "new model with other adaptive_cutoffs"
+                "adaptive_softmax=True: an adaptive vocabulary cannot be resized, since ids determine the clusters; "
+                "make a new model with other adaptive_cutoffs"
             )
         return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
 
@@ -193,7 +193,7 @@ class MegaModel(MegaPreTrainedModel):
 
     def __init__(self, config: MegaConfig, add_pooling_layer: bool = True) -> None:
         if config.add_cross_attention:
-            # read when a model is made; others have no such output
+            # read when a model is created; other models have no such output
             self._can_record_outputs = {**self._can_record_outputs, "cross_attentions": MegaGatedCrossAttention}
         super().__init__(config)
         warn_of_unnormalized_rmsnorm(config)
@@ -214,7 +214,7 @@ class MegaModel(MegaPreTrainedModel):
     def _input_embeddings_name(self) -> str:
         return "value_embeddings" if self.config.input_type == "values" else "word_embeddings"
 
-    # generate hands an encoder what it hands the whole model
+    # generate passes an encoder the arguments of the whole model
     @checked_keywords(unread=("labels", "logits_to_keep"))
     @merge_with_config_defaults
     @capture_outputs
@@ -243,36 +243,36 @@ class MegaModel(MegaPreTrainedModel):
                 keys and values are cached.
             encoder_attention_mask: (B, S), 1 at real source tokens and 0 at padding; all real by default. What was
                 cached keeps the mask it was made with.
-            cache: A decoder's memory of the tokens before, which is brought up to date; any number of new
-                tokens may follow. `DynamicCache(config=config)` makes one, or what an earlier forward pass returned;
-                with cross-attention that is an `EncoderDecoderCache`.
-            use_cache: Whether a decoder returns that memory; `config.use_cache` by default.
+            cache: A decoder's cache of earlier tokens, which is updated; any number of new tokens may follow.
+                `DynamicCache(config=config)` makes one; a forward pass returns one. With cross-attention it is an
+                `EncoderDecoderCache`.
+            use_cache: Whether a decoder returns its cache. Default: `config.use_cache`.
             input_values: (B, L) real numbers, for a model with `input_type="values"`.
-            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`; and where rows are packed with several
-                documents, which then see nothing of each other, one of `position_ids` (B, L), restarting in every
+            kwargs: `output_hidden_states`, `output_attentions`, `return_dict`; and, for rows packed with several
+                documents, which then do not see each other, one of `position_ids` (B, L), restarting in every
                 document, `cu_seq_lens_q` (documents + 1,) and `seq_idx` (B, L). Mega has no absolute positions, so
-                `position_ids` say nothing else.
+                `position_ids` only mark documents.
 
         Returns:
             `last_hidden_state` (B, L, d); `pooler_output` (B, d); `cache`; `hidden_states`, (B, L, d) of the
             embeddings and of every block; `attentions`, per layer (B, K, n, n) for K chunks of n tokens, or
-            (B, 1, L, T) over the T columns that may be seen where tokens continue cached ones; `cross_attentions`, per
+            (B, 1, L, T) over the T visible columns if tokens continue cached ones; `cross_attentions`, per
             layer (B, 1, L, S).
 
         Raises:
-            ValueError: for inputs that cannot be right; see `validation_mega.check_inputs`.
+            ValueError: for invalid inputs; see `validation_mega.check_inputs`.
         """
         config = self.config
         check_decoder_inputs(config, cache, encoder_hidden_states, kwargs.get("is_causal"))
         given = cache
         if given is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             raise ValueError(
-                "a cache is given, but gradient checkpointing runs every block twice, so that it cannot continue one; "
-                "leave it out, or switch checkpointing off"
+                "a cache is given, but gradient checkpointing runs every block twice and cannot update a cache; leave "
+                "out the cache, or switch off gradient checkpointing"
             )
         if config.is_decoder and (use_cache or given is not None):
             batch = leading_shape(input_ids, inputs_embeds, input_values)[0]
-            # not self.device, which walks through all modules to find a parameter
+            # not self.device, which searches all modules for a parameter
             cache = prepare_cache(given, config, batch, cast(Any, self.get_input_embeddings()).weight.device)
         own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
         cache_layers = [] if own is None else cast(list[MegaCacheLayer], own.layers)
@@ -302,7 +302,7 @@ class MegaModel(MegaPreTrainedModel):
         cross_layout = None
         if config.add_cross_attention:
             if reset is not None:
-                raise ValueError("packed documents cannot attend to an encoder: give one target a row")
+                raise ValueError("packed documents cannot attend to an encoder; give one target per row")
             cross_layout = self._cross_layout(
                 encoder_hidden_states, encoder_attention_mask, attention_mask, seen, hidden_states, cache
             )
@@ -330,7 +330,7 @@ class MegaModel(MegaPreTrainedModel):
         hidden_states: torch.Tensor,
         cache: Cache | None,
     ) -> AttentionLayout:
-        """The layout of new tokens, hidden_states (B, L, d), behind `seen` others, over the encoder's states."""
+        """The layout of new tokens, hidden_states (B, L, d), that follow `seen` others, over the encoder's states."""
         batch, length, _ = hidden_states.shape
         stored = None
         if isinstance(cache, EncoderDecoderCache):
@@ -356,7 +356,7 @@ class MegaModel(MegaPreTrainedModel):
 
 
 class MegaLanguageModel(MegaPredictionMixin, MegaPreTrainedModel):
-    """What the masked and the causal language model share: a trunk, and an optional tanh layer."""
+    """Shared by the masked and the causal language model: a trunk, and an optional tanh layer."""
 
     def __init__(self, config: MegaConfig) -> None:
         super().__init__(config)
@@ -367,7 +367,7 @@ class MegaLanguageModel(MegaPredictionMixin, MegaPreTrainedModel):
 
 
 class MegaForMaskedLM(MegaLanguageModel):
-    """Mega with a language model head that predicts masked words."""
+    """Mega with a language model head that predicts masked tokens."""
 
     _tied_weights_keys = {"mlm_head.weight": "mega.embedding_layer.word_embeddings.weight"}  # noqa: RUF012
 
@@ -375,7 +375,7 @@ class MegaForMaskedLM(MegaLanguageModel):
         if config.is_decoder:
             raise ValueError("is_decoder=True: a masked language model must see both sides; set is_decoder=False")
         if config.adaptive_softmax:
-            raise ValueError("adaptive_softmax=True: only MegaForCausalLM predicts words in bands; set it to False")
+            raise ValueError("adaptive_softmax=True: only MegaForCausalLM has an adaptive softmax; set it to False")
         super().__init__(config)
         self.mlm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
@@ -400,10 +400,10 @@ class MegaForMaskedLM(MegaLanguageModel):
         """Logits (B, L, V), and the loss with `labels`.
 
         Args:
-            labels: (B, L) ids of the words to predict, -100 where there is none. With `config.sparse_prediction` the
+            labels: (B, L) ids of the tokens to predict, -100 to ignore a position. With `config.sparse_prediction` the
                 logits are those of labelled positions only, in reading order: (labelled, V).
             input_ids, attention_mask, token_type_ids, inputs_embeds, kwargs: As in `MegaModel.forward`; also
-                `num_items_in_batch`, by which the summed loss is divided in place of the number of labels.
+                `num_items_in_batch`, which divides the summed loss instead of the number of labels.
         """
         if labels is not None:
             check_labels("labels", labels, leading_shape(input_ids, inputs_embeds), self.config.vocab_size)
@@ -423,7 +423,7 @@ class MegaForMaskedLM(MegaLanguageModel):
 
 
 class MegaForCausalLM(MegaLanguageModel, MegaGenerationMixin):
-    """Mega with a language model head that predicts the next word.
+    """Mega with a language model head that predicts the next token.
 
     Args:
         config: A configuration with `is_decoder=True` and `bidirectional=False`. `is_decoder=False` alone, which
@@ -461,7 +461,7 @@ class MegaForCausalLM(MegaLanguageModel, MegaGenerationMixin):
         self.post_init()
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict:
-        """As in `PreTrainedModel`; those of an adaptive softmax are what `config.tie_adaptive_weights` decides."""
+        """As in `PreTrainedModel`; `config.tie_adaptive_weights` decides for an adaptive softmax."""
         if all_submodels or not isinstance(self.lm_head, MegaAdaptiveSoftmax):
             return super().get_expanded_tied_weights_keys(all_submodels)
         return dict(self._tied_weights_keys)
@@ -491,20 +491,19 @@ class MegaForCausalLM(MegaLanguageModel, MegaGenerationMixin):
         """Logits (B, L, V), and the loss with `labels`; with an adaptive softmax log-probabilities, float32 at least.
 
         Args:
-            labels: (B, L) ids, -100 where nothing is predicted; the label at position t is compared with the logits
-                at t - 1. With an adaptive softmax in training mode, there are then no logits: its loss needs only
-                bands that labels are in.
-            logits_to_keep: Compute the logits of that many last positions only, or of the positions in a tensor of
-                indices; 0 for all. Not together with `labels`.
+            labels: (B, L) ids, -100 to ignore a position; the label at position t is compared with the logits at t -
+                1. With an adaptive softmax in training mode, there are then no logits: its loss needs only the
+                clusters of the labels.
+            logits_to_keep: Compute only the logits of this number of last positions, or of the positions in a tensor
+                of indices; 0 for all. Not together with `labels`.
             input_ids, attention_mask, token_type_ids, inputs_embeds, encoder_hidden_states, encoder_attention_mask,
             cache, use_cache, kwargs: As in `MegaModel.forward`, but with `labels` use_cache is False by
-                default; also `num_items_in_batch`, by which the summed loss is divided in place of the number of
-                labels.
+                default; also `num_items_in_batch`, which divides the summed loss instead of the number of labels.
         """
         if labels is not None:
             check_labels("labels", labels, leading_shape(input_ids, inputs_embeds), self.config.vocab_size)
             check_all_logits(logits_to_keep)
-            # who asks for a loss does not go on from there
+            # a forward pass for a loss is not continued
             use_cache = bool(use_cache)
         source = encoder_hidden_states, encoder_attention_mask
         outputs = self.mega(
