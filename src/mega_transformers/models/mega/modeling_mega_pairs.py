@@ -1,4 +1,4 @@
-"""Mega over two sequences, for classes of the pair: whether two documents belong together, say."""
+"""Mega over two sequences, for classes of the pair, for example whether two documents belong together."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -27,10 +27,10 @@ class MegaSequencePairClassifierOutput(SequenceClassifierOutput):
 
 
 class MegaForSequencePairClassification(MegaPreTrainedModel):
-    """Mega with a head for classes of (or numbers for) pairs of sequences, which one model reads apart.
+    """Mega with a head for classes of (or numbers for) pairs of sequences, which one model reads separately.
 
     The head sees both vectors side by side, the second sequence's first, as in the authors' model for retrieval. No
-    Auto class is for such a model: `AutoModelForSequenceClassification` makes that of single sequences.
+    Auto class makes this model: `AutoModelForSequenceClassification` makes the one for single sequences.
     """
 
     def __init__(self, config: MegaConfig) -> None:
@@ -66,7 +66,7 @@ class MegaForSequencePairClassification(MegaPreTrainedModel):
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Raises:
-            ValueError: for inputs that cannot be right, or unequal numbers of first and second sequences.
+            ValueError: for invalid inputs, or unequal numbers of first and second sequences.
         """
         config = self.config
         batch, _ = check_inputs(config, input_ids, inputs_embeds, attention_mask, token_type_ids)
@@ -74,7 +74,9 @@ class MegaForSequencePairClassification(MegaPreTrainedModel):
             config, pair_input_ids, pair_inputs_embeds, pair_attention_mask, pair_token_type_ids, prefix="pair_"
         )
         if batch != pairs:
-            raise ValueError(f"there are {batch} first sequences, but pair_input_ids has {pairs} rows; give as many")
+            raise ValueError(
+                f"there are {batch} first sequences, but pair_input_ids has {pairs} rows; give the same number of both"
+            )
         check_class_labels(labels, batch, config)
         first = self.mega(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
         second = self.mega(pair_input_ids, pair_attention_mask, pair_token_type_ids, pair_inputs_embeds, **kwargs)

@@ -1,4 +1,4 @@
-"""An encoder and a decoder of Mega blocks, and the text-to-text model over them (authors' model `mega`)."""
+"""An encoder and a decoder of Mega blocks, and the text-to-text model on top of them (authors' model `mega`)."""
 
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ DECODER_EMBEDDINGS = "decoder.embedding_layer.word_embeddings.weight"
 
 
 class MegaSeq2SeqPreTrainedModel(MegaPreTrainedModel):
-    """What the encoder-decoder models share."""
+    """Shared by the encoder-decoder models."""
 
     config: MegaSeq2SeqConfig  # type: ignore[assignment]
     config_class = MegaSeq2SeqConfig  # type: ignore[assignment]
@@ -34,12 +34,12 @@ class MegaSeq2SeqPreTrainedModel(MegaPreTrainedModel):
         """As in `PreTrainedModel`, for encoder, decoder and output at once.
 
         Raises:
-            ValueError: for separate vocabularies, of which this cannot know which is meant.
+            ValueError: for separate vocabularies, since it is not clear which to resize.
         """
         if not self.config.share_embeddings:
             raise ValueError(
-                "share_embeddings=False: encoder and decoder have vocabularies of their own; resize those of "
-                "its encoder and decoder"
+                "share_embeddings=False: encoder and decoder have separate vocabularies; resize the encoder's and the "
+                "decoder's"
             )
         embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         self.config.vocab_size = embeddings.num_embeddings
@@ -58,7 +58,7 @@ class MegaSeq2SeqModel(MegaSeq2SeqPreTrainedModel):
         self.post_init()
 
     def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict:
-        """As in `PreTrainedModel`; what decides here is `config.share_embeddings`."""
+        """As in `PreTrainedModel`; `config.share_embeddings` decides here."""
         if all_submodels:
             return super().get_expanded_tied_weights_keys(all_submodels)
         return dict(self._tied_weights_keys) if self.config.share_embeddings else {}
@@ -93,9 +93,9 @@ class MegaSeq2SeqModel(MegaSeq2SeqPreTrainedModel):
             input_ids, attention_mask, token_type_ids, inputs_embeds: Of the source, (B, S); as in `MegaModel.forward`.
             decoder_input_ids, decoder_attention_mask, decoder_inputs_embeds: Of the target, (B, L). With
                 `cache` the new tokens only, and a mask of (B, cached + L).
-            encoder_outputs: What the encoder returned, `last_hidden_state` (B, S, d) first.
-            cache: An `EncoderDecoderCache`: the decoder's memory, and keys and values of the source.
-            use_cache: Whether to return that; `config.decoder.use_cache` by default.
+            encoder_outputs: The encoder's outputs, `last_hidden_state` (B, S, d) first.
+            cache: An `EncoderDecoderCache`: the decoder's cache, and keys and values of the source.
+            use_cache: Whether to return it. Default: `config.decoder.use_cache`.
             kwargs: `output_hidden_states`, `output_attentions`, `return_dict`.
 
         Returns:
@@ -104,12 +104,12 @@ class MegaSeq2SeqModel(MegaSeq2SeqPreTrainedModel):
             `encoder_hidden_states`, `encoder_attentions`, as in `MegaModel.forward`.
 
         Raises:
-            ValueError: for inputs that cannot be right; see `validation_mega`.
+            ValueError: for invalid inputs; see `validation_mega`.
         """
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError(
-                "the decoder's input is missing: give decoder_input_ids or decoder_inputs_embeds; labels, where there "
-                "is a head, are enough"
+                "the decoder's input is missing: give decoder_input_ids or decoder_inputs_embeds; a model with a head "
+                "also takes labels alone"
             )
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
@@ -133,7 +133,7 @@ class MegaSeq2SeqModel(MegaSeq2SeqPreTrainedModel):
 
 
 class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedModel, MegaGenerationMixin):
-    """An encoder-decoder Mega that writes text for text: translation, transliteration, summaries."""
+    """An encoder-decoder Mega from text to text: translation, transliteration, summaries."""
 
     _tied_weights_keys = {"lm_head.weight": f"model.{DECODER_EMBEDDINGS}"}  # noqa: RUF012
     dense = None
@@ -143,7 +143,7 @@ class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedMod
         decoder = cast(MegaConfig, config.decoder)
         self.model = MegaSeq2SeqModel(config)
         self.lm_head = nn.Linear(decoder.hidden_size, decoder.vocab_size, bias=False)
-        # labels are the words at their own positions: the decoder's input is what is shifted
+        # labels are the tokens at their own positions: the decoder's input is shifted
         self.loss_type = "ForMaskedLM"
         self.post_init()
 
@@ -160,7 +160,8 @@ class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedMod
         self.lm_head = new_embeddings
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        """Labels (B, L) -> what the decoder reads: its start, then all labels but the last, padding for -100.
+        """Labels (B, L) -> the decoder's input: its start token, then all labels except the last, with padding for
+        -100.
 
         Raises:
             ValueError: if the configuration lacks `decoder_start_token_id` or `pad_token_id`.
@@ -168,7 +169,7 @@ class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedMod
         start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
         if start is None or pad is None:
             raise ValueError(
-                f"decoder_start_token_id={start} and pad_token_id={pad}: to shift labels both are needed; set them in "
+                f"decoder_start_token_id={start} and pad_token_id={pad}: shifting labels needs both; set them in "
                 "the configuration, or give decoder_input_ids"
             )
         shifted = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
@@ -192,17 +193,17 @@ class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedMod
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, ...] | MegaSeq2SeqLMOutput:
-        """Logits (B, L, V) of the target's next words, and the loss with `labels`.
+        """Logits (B, L, V) of the target's next tokens, and the loss with `labels`.
 
         Args:
-            labels: (B, L) the target's words, -100 where nothing is to be predicted. Without decoder inputs, these are
-                the labels shifted; see `prepare_decoder_input_ids_from_labels`.
-            logits_to_keep: Compute the logits of that many last positions only, or of the positions in a tensor of
-                indices; 0 for all. Not together with `labels`.
+            labels: (B, L) the target's tokens, -100 to ignore a position. Without decoder inputs, the shifted labels
+                are used; see `prepare_decoder_input_ids_from_labels`.
+            logits_to_keep: Compute only the logits of this number of last positions, or of the positions in a tensor
+                of indices; 0 for all. Not together with `labels`.
             input_ids, attention_mask, decoder_input_ids, decoder_attention_mask, token_type_ids, encoder_outputs,
             cache, inputs_embeds, decoder_inputs_embeds, use_cache, kwargs: As in `MegaSeq2SeqModel.forward`,
-                but with `labels` use_cache is False by default; also `num_items_in_batch`, by which the summed loss is
-                divided in place of the number of labels.
+                but with `labels` use_cache is False by default; also `num_items_in_batch`, which divides the summed
+                loss instead of the number of labels.
         """
         if labels is not None:
             check_all_logits(logits_to_keep)
