@@ -1,7 +1,7 @@
-"""What a user is told when a folder cannot be published or exported."""
+"""The error for folders that cannot be published or exported."""
 
 from ..convert.errors import ConversionError
 
 
 class PublishError(ConversionError):
-    """A folder that is damaged or cannot be what is asked for; the message is one for the user."""
+    """A folder is damaged, or cannot be published or exported. The message is for the user."""

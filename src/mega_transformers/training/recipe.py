@@ -1,6 +1,6 @@
-"""Recipes: what a YAML file of `recipes/` may say. Imports nothing heavy; pydantic checks keys, types and ranges.
+"""Recipes: the schema of the YAML files in `recipes/`. Imports nothing heavy; pydantic checks keys, types and ranges.
 
-What cannot work raises a RecipeError, which names the key, what is wrong and the value.
+A RecipeError names the key, the fault and the value.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from ..evaluation.texts import CLEANERS
 
 ROLES = ("train", "validation", "test")
 
-# keys of older recipes -> where they are now
+# keys of older recipes -> their replacement
 MOVED = {
-    "schedule": "it is now in training: max_steps or num_train_epochs, warmup_steps, lr_scheduler_type",
-    "pairs": "it is now data",
-    "package": "it is now both reader and divide",
-    "validation_blocks": "it is now validation_examples",
-    "validation_examples": "it now stands beside generation",
+    "schedule": "it is now part of training: max_steps or num_train_epochs, warmup_steps, lr_scheduler_type",
+    "pairs": "it is now named data",
+    "package": "it is now split into reader and divide",
+    "validation_blocks": "it is now named validation_examples",
+    "validation_examples": "it is now a key of the recipe, next to generation",
 }
 
 
 class Section(BaseModel):
-    """A mapping of a recipe. An unknown key is answered with the known one that it resembles."""
+    """A mapping in a recipe. The error for an unknown key suggests a similar known key."""
 
     model_config = ConfigDict(validate_default=True, allow_inf_nan=False)
 
@@ -71,34 +71,36 @@ def _among(known: Collection[str]) -> AfterValidator:
     return AfterValidator(check)
 
 
-# one stands for a list of one
+# a single value means a list of one
 Strings = Annotated[list[str], BeforeValidator(_strings)]
-# in tsv and csv files without a header a number from 1 on
+# in tsv and csv files without a header, a number counted from 1
 Column = str | int
 
 
 class Source(Section):
-    """Rows to train or evaluate on: files, a data set of the Hugging Face hub, or what a reader makes of files.
+    """Rows to train or evaluate on: files, a data set of the Hugging Face hub, or rows that a reader makes from files.
 
-    What plays a role are files (globs work, `.gz` too) below the data folder, names of the data set's splits, for a
-    reader that generates rows their number, or for that of a package its name.
+    A role lists files below the data folder (globs and `.gz` work), or names of the data set's splits; for a reader
+    that generates rows, their number; for a reader of a package, the package's name.
     """
 
-    name: str  # for the model card, as are the licence, and whom to credit
+    name: str  # for the model card, like the licence and the credit
     license: str
     attribution: str = ""
-    dataset: str | None = None  # its name on the hub
+    dataset: str | None = None  # the name of a data set on the hub
     config: str | None = None  # the data set's configuration
-    streaming: bool = False  # whether training rows are read while training, and never all at once
-    reader: str | None = None  # of `data.READERS`; None for text, tsv, csv, json, jsonl and parquet
-    options: dict[str, Any] = {}  # what the reader takes as keywords, such as a generator's seed
+    streaming: bool = False  # whether to read training rows during the training, never all at once
+    reader: str | None = None  # one of `data.READERS`; None for text, tsv, csv, json, jsonl and parquet
+    options: dict[str, Any] = {}  # keyword arguments of the reader, such as a generator's seed
     train: Strings = []
     validation: Strings = []
     test: Strings = []
-    divide: Strings = []  # what is divided into the three roles, as `Split` says
-    group: Column | None = None  # the column whose equal rows stay in one role; None for the task's first
+    divide: Strings = []  # rows to divide into the three roles, by `Split`
+    group: Column | None = (
+        None  # rows with equal values in this column keep the same role; None for the task's first column
+    )
 
-    # the task's names of columns
+    # the task's column names
     columns: ClassVar[tuple[str, ...]]
 
     @model_validator(mode="after")
@@ -116,12 +118,12 @@ class Source(Section):
 
     @property
     def roles(self) -> list[str]:
-        """The roles its rows play."""
+        """The roles of its rows."""
         return [role for role in ROLES if self.divide or getattr(self, role)]
 
     @property
     def column_names(self) -> dict[str, Column]:
-        """What the task calls a column -> what the user's rows call it, for those they have."""
+        """The task's name of each column -> the name in the user's rows."""
         names = {name: getattr(self, name) for name in (*self.columns, "group")}
         return {name: column for name, column in names.items() if column is not None}
 
@@ -131,7 +133,7 @@ class TextSource(Source):
 
     text_column: str = "text"
     clean: Annotated[Strings, _among(CLEANERS)] = []  # applied in this order to a whole file or row
-    # how a file or row is cut
+    # how to cut a file or row into documents
     documents: Literal["whole", "lines", "paragraphs", "sections", "articles"] = "whole"
 
     columns = ("text",)
@@ -158,7 +160,7 @@ class LabelledSource(Source):
 
     values: Column | None = None  # numbers, images or sound, for `input: values` and `input: pixels`
     text: Column | None = Field(default_factory=lambda given: "text" if given.get("values") is None else None)
-    text_pair: Column | None = None  # a second text that the first is compared with
+    text_pair: Column | None = None  # a second text to compare the first with
     label: Column = "label"
 
     columns = ("text", "text_pair", "values", "label")
@@ -174,21 +176,21 @@ class TaggedSource(Source):
 
 
 class SentenceSource(Source):
-    """Texts that belong together, or a pair and how alike it is."""
+    """Texts that belong together, or a pair of texts and their similarity."""
 
-    anchor: Column = "anchor"  # with `positive` two texts that mean the same, or a pair with a score
+    anchor: Column = "anchor"  # with `positive`, two texts with the same meaning, or a pair with a score
     positive: Column = "positive"
-    negative: Column | None = None  # a text that means something else
+    negative: Column | None = None  # a text with another meaning
     score: Column | None = None  # from 0 to 1
 
     columns = ("anchor", "positive", "negative", "score")
 
 
 class Split(Section):
-    """How rows are divided into roles: by a text, so that none has two roles."""
+    """How to divide rows into roles: by a text, so that no text has two roles."""
 
-    seed: int = 0  # not the recipe's own, which may change without giving another division
-    validation: float = Field(0.05, ge=0)  # different texts: their number, or a fraction below 1
+    seed: int = 0  # separate from the recipe's seed, which can change without changing the division
+    validation: float = Field(0.05, ge=0)  # a number of different texts, or a fraction below 1
     test: float = Field(0.05, ge=0)
 
     @model_validator(mode="after")
@@ -200,29 +202,30 @@ class Split(Section):
 
 
 class TokenizerRecipe(Section):
-    """A tokenizer to train on the train texts, one to use, or one that needs no training."""
+    """A tokenizer to train on the train texts, an existing one, or one that needs no training."""
 
-    vocab_size: int | None = Field(None, ge=261, le=1 << 20)  # of the byte-level BPE to train
+    vocab_size: int | None = Field(None, ge=261, le=1 << 20)  # the size of the byte-level BPE to train
     path: str | None = None  # a folder, or an id on the hub
-    # one token a byte; for pairs of words and phonemes; for the Long Range Arena
+    # one token per byte; for pairs of words and phonemes; for the Long Range Arena
     kind: Literal["bpe", "bytes", "symbols", "listops"] = "bpe"
 
     @model_validator(mode="after")
     def _one_way(self) -> TokenizerRecipe:
         if (self.vocab_size is not None) + (self.path is not None) != (self.kind == "bpe"):
             raise ValueError(
-                "give one of vocab_size (to train a tokenizer), path (to use one) and a kind that needs neither"
+                "give one of vocab_size (to train a tokenizer), path (an existing one) and kind (one that needs "
+                "neither)"
             )
         return self
 
 
 class Masking(Section):
-    """Which tokens are predicted, and what stands in their place."""
+    """The tokens to predict, and what replaces them."""
 
-    probability: float = Field(0.15, gt=0, lt=1)  # of a token to be predicted in training
+    probability: float = Field(0.15, gt=0, lt=1)  # the probability that training predicts a token
     evaluation_probability: float = Field(0.15, gt=0, lt=1)
-    mask: float = Field(1.0, ge=0, le=1)  # the part of these that becomes the mask token
-    random: float = Field(0.0, ge=0, le=1)  # the part that becomes a random token; the rest stays
+    mask: float = Field(1.0, ge=0, le=1)  # the share of these that becomes the mask token
+    random: float = Field(0.0, ge=0, le=1)  # the share that becomes a random token; the rest stays
 
     @model_validator(mode="after")
     def _parts(self) -> Masking:
@@ -232,13 +235,13 @@ class Masking(Section):
 
 
 class Generation(Section):
-    """How outputs are made and evaluated."""
+    """How to generate and evaluate outputs."""
 
     metrics: Annotated[Strings, _among(METRICS), Field(min_length=1)] = ["bleu", "chrf"]
-    # decides which checkpoint is the result
+    # the metric that selects the checkpoint
     best_by: str = Field(default_factory=lambda given: given["metrics"][0])
-    num_beams: int = Field(5, ge=1, le=MAX_BEAMS)  # of the final evaluation, which is made with greedy decoding too
-    length_penalty: float = 1.0  # the exponent of the length by which a beam's score is divided
+    num_beams: int = Field(5, ge=1, le=MAX_BEAMS)  # for the final evaluation, which also uses greedy decoding
+    length_penalty: float = 1.0  # the exponent of the length that divides a beam's score
     max_new_tokens: int = Field(128, ge=1)
 
     @model_validator(mode="after")
@@ -256,36 +259,36 @@ class Generation(Section):
 
 
 class Published(Section):
-    """A result of others, to stand in the model card."""
+    """A result of others for the model card."""
 
     system: str
     citation: str
-    scores: dict[str, float]  # metric -> value, as the model's own are given
+    scores: dict[str, float]  # metric -> value, in the units of the model's own
 
 
 class Card(Section):
-    """What only a person can say in the model card."""
+    """The parts of the model card that a person must write."""
 
-    license: str = "other"  # an identifier of the model hub's
+    license: str = "other"  # a licence id of the model hub
     language: str | list[str] = "en"  # or those of sources and targets
     summary: str = ""
-    examples: list[str] = []  # inputs to show
+    examples: list[str] = []  # example inputs
     metric_titles: dict[str, str] = {}
     published: list[Published] = []
-    published_note: str = ""  # in what these differ
+    published_note: str = ""  # how these results differ
 
 
 class Recipe(Section):
-    """A training run; the tasks add their own keys."""
+    """A training run; each task adds its own keys."""
 
-    name: str = Field(pattern=r"^[^/\\\s]+$")  # of the model, and of its folder under `runs/`
+    name: str = Field(pattern=r"^[^/\\\s]+$")  # the name of the model, and of its folder under `runs/`
     task: str
-    sequence_length: int = Field(ge=8)  # tokens, bytes or values per example at most
-    seed: int = Field(0, ge=0)  # of weights, order and masks
-    validation_examples: int | None = Field(None, ge=1)  # rows to evaluate on while training; None for all
-    early_stopping: int | None = Field(None, ge=1)  # evaluations without progress after which training ends
+    sequence_length: int = Field(ge=8)  # most tokens, bytes or values per example
+    seed: int = Field(0, ge=0)  # the seed of weights, order and masks
+    validation_examples: int | None = Field(None, ge=1)  # rows to evaluate on during the training; None for all
+    early_stopping: int | None = Field(None, ge=1)  # training stops after this many evaluations without progress
     data: list[Any] = Field(min_length=1)
-    split: Split = Split()  # of the rows that have no role
+    split: Split = Split()  # for the rows under `divide`
     tokenizer: TokenizerRecipe | None = None
     model: dict[str, Any] = {}  # fields of `MegaConfig`; see `models.build_config`
     training: dict[str, Any] = {}  # fields of transformers' `TrainingArguments`
@@ -301,7 +304,9 @@ class Recipe(Section):
         if self.tokenizer is None and "checkpoint" not in self.model and getattr(self, "input", "tokens") == "tokens":
             raise ValueError("tokenizer is missing; only a model.checkpoint has its own")
         if any(source.streaming for source in self.data) and not self.training.get("max_steps", 0) > 0:
-            raise ValueError("training.max_steps is missing: the end of streamed rows is not known")
+            raise ValueError(
+                "training.max_steps is missing: it is required for streamed rows, whose number is not known"
+            )
         return self
 
 
@@ -309,7 +314,7 @@ class LanguageModelRecipe(Recipe):
     """Running text in blocks of `sequence_length` tokens."""
 
     data: list[TextSource] = Field(min_length=1)
-    # documents do not see each other, and are cut where a block ends; or they are one long text
+    # documents do not see each other, and are cut at the end of a block; or they form one long text
     packing: Literal["isolated", "wrapped"] = "isolated"
 
 
@@ -331,7 +336,7 @@ class TextToTextRecipe(Recipe):
 
 
 class Normalization(Section):
-    """(value - mean) / std, after pixels (images, and numbers of one byte in Arrow's types) were divided by 255."""
+    """(value - mean) / std, after pixels (images, and one-byte numbers in Arrow's types) are divided by 255."""
 
     mean: float = 0.0
     std: float = Field(1.0, gt=0)
@@ -346,7 +351,7 @@ class SequenceClassificationRecipe(Recipe):
     input: Literal["tokens", "values", "pixels"] = "tokens"
     # as one text with the tokenizer's separator, or each by the same Mega (`MegaForSequencePairClassification`)
     text_pairs: Literal["together", "apart"] = "together"
-    # None for what labels look like: lists are several classes, numbers with a fraction a regression, others one class
+    # None decides by the labels: lists are several classes, numbers with a fraction a regression, others one class
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = None
     normalize: Normalization = Normalization()  # for `input: values`
 
@@ -361,7 +366,7 @@ class SentenceEmbeddingRecipe(Recipe):
     """The task sentence-embedding."""
 
     data: list[SentenceSource] = Field(min_length=1)
-    # of sentence-transformers; None for MultipleNegativesRankingLoss, and CoSENTLoss with scores
+    # a loss of sentence-transformers; None is MultipleNegativesRankingLoss, or CoSENTLoss with scores
     loss: str | None = None
     pooling: Literal["mean", "cls", "max", "lasttoken"] = "mean"
 
@@ -377,7 +382,7 @@ RECIPES_OF_TASKS: dict[str, type[Recipe]] = {
 
 
 def parse(kind: Any, value: Any, where: str = "", to_train: bool = True) -> Any:
-    """`value` as `kind` by pydantic."""
+    """`value` parsed as `kind` by pydantic."""
     try:
         return TypeAdapter(kind).validate_python(value, context={"to_train": to_train})
     except ValidationError as error:
@@ -391,9 +396,9 @@ def parse(kind: Any, value: Any, where: str = "", to_train: bool = True) -> Any:
 
 
 def recipe_of(values: Any, to_train: bool = True) -> Recipe:
-    """The recipe that plain values describe, with rows to train on or, if not `to_train`, perhaps without."""
+    """The recipe for plain values; it must have training rows if `to_train`."""
     if not isinstance(values, Mapping):
-        raise RecipeError(f"a recipe is a mapping of keys such as name and task; got {values!r:.80}")
+        raise RecipeError(f"a recipe must be a mapping of keys such as name and task; got {values!r:.80}")
     task = values.get("task")
     if task not in RECIPES_OF_TASKS:
         hint = did_you_mean(str(task), RECIPES_OF_TASKS, f"known are {', '.join(RECIPES_OF_TASKS)}")
@@ -407,9 +412,9 @@ def recipe_of(values: Any, to_train: bool = True) -> Recipe:
 
 
 def find_recipe(path: Path) -> Path:
-    """A recipe's file: the path itself, or the bundled recipe that it names.
+    """The file of a recipe: the path itself, or the bundled recipe of that name.
 
-    Where there is no such file, `mlm-smoke` and `recipes/mlm-smoke.yaml` both name the bundled one.
+    If there is no such file, `mlm-smoke` and `recipes/mlm-smoke.yaml` both mean the bundled recipe.
     """
     parts = (path.parent / f"{path.name.removesuffix('.yaml')}.yaml").parts
     bundled = RECIPES.joinpath(*parts[parts[0] == "recipes" :])
@@ -417,9 +422,9 @@ def find_recipe(path: Path) -> Path:
 
 
 def read_recipe(path: Path, overrides: list[str] | None = None) -> Recipe:
-    """The recipe of a YAML file, checked but for `training`, which needs transformers (`arguments.checked`).
+    """The recipe of a YAML file, checked except for `training`, which needs transformers (`arguments.checked`).
 
-    Of `overrides` each is `key=value`, the key with dots (`training.max_steps=10`, `data.0.name=x`), the value YAML.
+    Each of `overrides` is `key=value`: the key has dots (`training.max_steps=10`, `data.0.name=x`), the value is YAML.
     """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -444,7 +449,7 @@ def _set(values: Any, keys: list[str], value: Any, where: str) -> None:
     for index, key in enumerate(keys):
         place: Any = int(key) if isinstance(values, list) and key.isdigit() else key
         if not isinstance(values, dict) and not (isinstance(values, list) and place in range(len(values))):
-            raise RecipeError(f"--set {where}: there is no {'.'.join(keys[: index + 1])} in the recipe")
+            raise RecipeError(f"--set {where}: the recipe has no {'.'.join(keys[: index + 1])}")
         if index == len(keys) - 1:
             values[place] = value
         elif isinstance(values, dict) and values.get(place) is None:
@@ -453,5 +458,5 @@ def _set(values: Any, keys: list[str], value: Any, where: str) -> None:
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:
-    """The recipe in values that JSON and YAML know."""
+    """The recipe as plain JSON or YAML values."""
     return json.loads(recipe.model_dump_json())
