@@ -81,9 +81,16 @@ def _commands() -> str:
     from typer.cli import get_docs_for_click
 
     from mega_transformers.cli import app
+    from mega_transformers.cli.examples import EXAMPLES
 
-    command = typer.main.get_command(app)
+    group: Any = typer.main.get_command(app)
+    for name, command in group.commands.items():
+        command.epilog = "\n".join(("**Examples**:\n", "```console", *(f"$ {line}" for line in EXAMPLES[name]), "```"))
     import click
 
-    with click.Context(command, info_name="mega") as context:
-        return get_docs_for_click(obj=command, ctx=context, name="mega", title="Commands")
+    with click.Context(group, info_name="mega") as context:
+        text = get_docs_for_click(obj=group, ctx=context, name="mega", title="Commands")
+    # "<mask>" outside of code would be a tag
+    return re.sub(
+        r"```.*?```|`[^`]*`|<(\w+)>", lambda found: f"`{found[0]}`" if found[1] else found[0], text, flags=re.S
+    )
