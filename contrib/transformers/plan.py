@@ -351,11 +351,10 @@ CONFIGURATION_TEXTS = {
     "Addition to 4.40.2, whose rmsnorm scaled its input without normalising it. True reproduces that": (
         "Transformers 4.40.2's rmsnorm scaled its input without normalizing it. `True` reproduces that"
     ),
-    "Always False with an adaptive input or softmax, which are none; see `tie_adaptive_weights`.": "",
+    "Always False with an adaptive input or softmax; see `tie_adaptive_weights`.": "",
     "a layer of `cache_mega` for every block": "a `MegaCacheLayer` for every block",
     ", in self-attention or in cross-attention": "",
-    "as pre-norm models of the authors have": "as the original pre-norm models have",
-    "stands behind": "follows",
+    "as in the authors' pre-norm models": "as in the original pre-norm models",
 }
 """What docstrings and comments say in this package -> what they say in transformers."""
 MODELING_TEXTS = {
@@ -365,13 +364,12 @@ MODELING_TEXTS = {
     "(authors' code)": "(original code)",
     "as in the authors' code": "as in the original code",
     "offset: int | torch.Tensor = 0": "offset: int = 0",
-    "0 where there is none; None if 0 everywhere": "0 where there is none; None without a mask",
-    "who asks for a loss does not go on from there": "who asks for a loss does not continue from there",
+    "0 in a row of padding; None if 0 everywhere": "0 in a row of padding; None without a mask",
     "See `mega_transformers.ops.ema.ema`.": "See `ema`.",
     "see `mega_transformers.ops.attention.attention` for the arguments": "see `attention` for the arguments",
     "that are fastest at that length (docs/performance.md)": "that are fastest at that length",
     "dropped_if_full": "as_bools",
-    "; a tensor (1,) or (B,) where its value is not known on the host, or not the same in every row": "",
+    "; a tensor (1,) or (B,) if its value is not known on the host, or differs between rows": "",
     "; None for attention over the whole document": "; None for attention over everything",
     "keep[i] * (decay * H[i - 1] + S[i - 1])": "decay * H[i - 1] + S[i - 1]",
     "keep (B, K, N') or None, initial (d, B, N')": "initial (d, B, N')",
@@ -379,22 +377,22 @@ MODELING_TEXTS = {
     " (faster than as a whole)": "",
     ", in two copies that are faster than one": "",
     ", and those that enter each, H (d, B, K, N')": "",
-    "; of a first pass the last columns are enough": "",
+    "; in a first pass the last columns are enough": "",
     " In cross-attention it is `cross_attention_max_positions - 1` where that is given, and the vector is longer if "
     "need be.": "",
     ", of self-attention or of cross-attention": "",
-    "; and where packed documents start": "",
-    "; not with documents, nor in two directions": "; not in two directions",
+    ", and where packed documents start": "",
+    "; not with packed documents or both directions": "; not in both directions",
     "; `recompute` overrides `config.recompute_activations`": "",
-    "; with cross-attention an `EncoderDecoderCache`": "",
+    "; with cross-attention, an `EncoderDecoderCache`": "",
     ", which tokens of other chunks do not affect": "",
     "without padding or packing": "without padding",
-    "Embeddings of words or values": "Embeddings of words",
+    "Embeddings of tokens or values": "Embeddings of tokens",
     "Ids or values (B, L)": "Ids (B, L)",
-    ", of words or of values": "",
+    ", of tokens or of values": "",
     "; with an adaptive softmax log-probabilities, float32 at least": "",
-    " With an adaptive softmax in training mode, there are then no logits: its loss needs only clusters that labels are "
-    "in.": "",
+    " With an adaptive softmax in training mode, there are then no logits: its loss needs only the clusters of the "
+    "labels.": "",
     "# the tensor itself where possible, so that it gets a gradient": "",
     " With `config.sparse_prediction` the logits are those of labelled positions only, in reading order: (labelled, "
     "V).": "",

@@ -336,7 +336,7 @@ def test_interrupt_before_the_first_token(tiny_causal_checkpoint: Path, monkeypa
         (["--whole"], ["--whole", "is about stdin"]),
         ([""], ["PROMPT", "'' is empty"]),
         ([" \n"], ["PROMPT", "is empty"]),
-        (["-", "-"], ["can be given once"]),
+        (["-", "-"], ["can be given only once"]),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else None,
 )
@@ -385,6 +385,6 @@ def test_models_that_cannot_be_used(
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
     refused(mega(SHORT, "-m", tmp_path / "t5"), "sequence-to-sequence model", "use it with mega text2text")
-    refused(mega(SHORT, "-m", tmp_path / "bert"), "cannot continue texts", "sees the words it is to predict")
+    refused(mega(SHORT, "-m", tmp_path / "bert"), "cannot continue texts", "sees the tokens that it predicts")
     refused(mega(SHORT, "-m", tmp_path / "headless"), "cannot continue texts", "lacks")
     refused(mega(SHORT, "-m", variant(vocab_size=100)), "do not belong together", "100")

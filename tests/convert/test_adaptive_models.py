@@ -99,7 +99,9 @@ def test_weights_that_are_not_the_same(tmp_path):
     state = adaptive_state(args)
     state["decoder.adaptive_softmax.tail.0.2.weight"] = state["decoder.adaptive_softmax.tail.0.2.weight"] + 1
     path = save_checkpoint(tmp_path / "a.pt", args, state)
-    with pytest.raises(ConversionError, match=r"tail\.0\.2\.weight and .*are to be one, but their values differ"):
+    with pytest.raises(
+        ConversionError, match=r"tail\.0\.2\.weight and .*should be one tensor, but their values differ"
+    ):
         convert_checkpoint(path, tmp_path / "model")
 
 

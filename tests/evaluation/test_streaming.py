@@ -214,7 +214,7 @@ def test_models_that_see_the_future_are_found(model):
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     bert = BertLMHeadModel(BertConfig(vocab_size=VOCABULARY, initializer_range=0.5, **sizes)).eval()
-    with pytest.raises(RecipeError, match="BertLMHeadModel sees the words it is to predict"):
+    with pytest.raises(RecipeError, match="BertLMHeadModel sees the tokens that it predicts"):
         check_causal(bert)
 
 

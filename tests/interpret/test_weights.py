@@ -218,7 +218,7 @@ def test_biases_are_what_is_added_to_scores(kind: str, fields: dict) -> None:
 def test_sides_have_names() -> None:
     assert list(sides_of(MODELS["masked"]())) == [""]
     assert list(sides_of(MODELS["encoder-decoder"]())) == ["encoder", "decoder"]
-    with pytest.raises(ValueError, match="Linear holds no Mega"):
+    with pytest.raises(ValueError, match="Linear contains no Mega"):
         sides_of(torch.nn.Linear(2, 2))
 
 

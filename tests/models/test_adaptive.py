@@ -311,8 +311,8 @@ def test_a_vocabulary_in_bands_is_not_resized(form):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"adaptive_cutoffs": None}, "adaptive_cutoffs=None must name the ids"),
-        ({"adaptive_cutoffs": []}, r"adaptive_cutoffs=\[\] must name the ids"),
+        ({"adaptive_cutoffs": None}, "adaptive_cutoffs=None must be the ids"),
+        ({"adaptive_cutoffs": []}, r"adaptive_cutoffs=\[\] must be the ids"),
         ({"adaptive_cutoffs": [9, 9]}, r"adaptive_cutoffs=\[9, 9\] must be ascending"),
         ({"adaptive_cutoffs": [20, 9]}, "must be ascending, above 0 and below vocab_size=31"),
         ({"adaptive_cutoffs": [0, 9]}, "must be ascending, above 0"),
@@ -345,7 +345,7 @@ def test_words_are_tied_by_bands_or_not_at_all():
 
 
 def test_other_models_have_no_adaptive_softmax():
-    with pytest.raises(ValueError, match="only MegaForCausalLM predicts words in clusters"):
+    with pytest.raises(ValueError, match="only MegaForCausalLM has an adaptive softmax"):
         MegaForMaskedLM(tiny_config(**BOTH))
     with pytest.raises(ValueError, match=r"decoder: .*adaptive_cutoffs=\[9, 20\]"):
         MegaSeq2SeqConfig(decoder=tiny_config(**BOTH).to_dict(), share_embeddings=False, tie_word_embeddings=False)

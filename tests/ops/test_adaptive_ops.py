@@ -23,7 +23,7 @@ def numbers(*shape, dtype=torch.float64):
 
 
 def matrices(head="whole", factored=True, dtype=torch.float64):
-    """Head and tails; the words of the first cluster and the clusters are one matrix, two, or two with one in factors."""
+    """Head and tails; tokens of the first cluster and the tails are one matrix, two, or two with one in factors."""
     clusters, words = (len(SIZES) - 1, WIDTH), (SIZES[0], WIDTH)
     heads = {
         "whole": lambda: [(numbers(SIZES[0] + clusters[0], WIDTH, dtype=dtype), None)],

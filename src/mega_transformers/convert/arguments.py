@@ -85,7 +85,7 @@ class Arguments:
         return value
 
     def cutoffs(self, name: str) -> list[int] | None:
-        """Ascending whole numbers, from a list, or from text such as "20000,60000"; None for none."""
+        """Ascending whole numbers, from a list, or from text such as "20000,60000"; None if it is missing."""
         value = self.get(name)
         if value is None:
             return None

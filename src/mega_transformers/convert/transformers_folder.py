@@ -276,7 +276,7 @@ def _read_file(path: Path, progress: Progress) -> dict[str, Tensor]:
 def _check_model_type(folder: Path, raw: dict[str, Any]) -> None:
     kind = raw.get("model_type")
     if kind not in ("mega", "encoder-decoder"):
-        raise ConversionError(f"{folder / CONFIG}: model_type={kind!r} is no Mega")
+        raise ConversionError(f"{folder / CONFIG}: model_type={kind!r} is not a Mega model")
     version = raw.get("transformers_version")
     if isinstance(version, str) and version.partition(".")[0].isdigit() and int(version.partition(".")[0]) >= 5:
         raise ConversionError(

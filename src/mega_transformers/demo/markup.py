@@ -26,12 +26,12 @@ def mistake(message: str) -> str:
 
 
 def note(message: str) -> str:
-    """Something worth knowing."""
+    """A note."""
     return f'<p class="note" role="status">{shown(message)}</p>'
 
 
 def masks(parts: list[str], choices: list[list[Choice]], swallows_space: bool) -> str:
-    """A text with the likeliest candidate in each mask's place, and all candidates as buttons with bars."""
+    """A text with the most likely candidate for each mask, and all candidates as buttons with bars."""
     text = ""
     for part, candidates in zip(parts, choices):
         before, word = fitted(part, candidates[0].text, swallows_space)
@@ -76,7 +76,7 @@ def _width(choice: Choice) -> str:
 
 
 def prose(prompt: str, text: str, numbers: str = "") -> str:
-    """A prompt, the text that continues it, and what is to be said about them at the end."""
+    """A prompt, the text that continues it, and finally a note on the numbers."""
     return f'<p class="text"><b>{shown(prompt)}</b>{shown(text)}</p>' + (note(numbers) if numbers else "")
 
 

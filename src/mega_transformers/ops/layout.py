@@ -53,7 +53,7 @@ def dropped_if_full(mask: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def first_real_column(mask: torch.Tensor | None) -> torch.Tensor | None:
-    """(B,) the column of each row's first real token in a mask (B, L), 0 if there is none; None if 0 everywhere."""
+    """(B,) the column of each row's first real token in a mask (B, L), 0 in a row of padding; None if 0 everywhere."""
     if mask is None or (is_readable(mask) and bool(mask[:, 0].all())):
         return None
     return mask.int().argmax(dim=1)

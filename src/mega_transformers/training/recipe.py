@@ -51,7 +51,7 @@ class Section(BaseModel):
         known = cls.model_fields
         for key in value if isinstance(value, Mapping) else []:
             if key not in known:
-                hint = MOVED.get(key) or did_you_mean(str(key), known, f"known are {', '.join(known)}")
+                hint = MOVED.get(key) or did_you_mean(str(key), known, f"the known keys are {', '.join(known)}")
                 raise ValueError(f"unknown key {key!r}; {hint}")
         return value
 
@@ -65,7 +65,7 @@ def _among(known: Collection[str]) -> AfterValidator:
     def check(names: list[str]) -> list[str]:
         for name in names:
             if name not in known:
-                raise ValueError(f"{name!r} is unknown; known are {', '.join(known)}")
+                raise ValueError(f"{name!r} is unknown; the known values are {', '.join(known)}")
         return names
 
     return AfterValidator(check)
@@ -401,7 +401,7 @@ def recipe_of(values: Any, to_train: bool = True) -> Recipe:
         raise RecipeError(f"a recipe must be a mapping of keys such as name and task; got {values!r:.80}")
     task = values.get("task")
     if task not in RECIPES_OF_TASKS:
-        hint = did_you_mean(str(task), RECIPES_OF_TASKS, f"known are {', '.join(RECIPES_OF_TASKS)}")
+        hint = did_you_mean(str(task), RECIPES_OF_TASKS, f"the known tasks are {', '.join(RECIPES_OF_TASKS)}")
         raise RecipeError(f"task={task!r} is unknown; {hint}")
     kind = RECIPES_OF_TASKS[task]
     for key in values:
