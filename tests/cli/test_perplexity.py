@@ -176,7 +176,7 @@ def test_mistakes_are_one_message(causal_checkpoint: Path, text: Path, tmp_path:
     refused(mega("-", *model, stdin=b"\xff\xfe\xfa"), "stdin is not valid UTF-8")
     refused(mega("-", "-", *model, stdin=TEXT), "can be given only once", code=2)
     refused(mega(), "Missing argument", code=2)
-    refused(mega(text, *model, "--mode", "whole"), "mode='whole' is unknown; known are full, chunk, sliding")
+    refused(mega(text, *model, "--mode", "whole"), "mode='whole' is unknown; the known modes are full, chunk, sliding")
     refused(mega(text, *model, "--mode", "sliding", "--window", 8, "--stride", 9), "stride=9 is above window=8")
     refused(mega(text, *model, "--piece", 0), "piece=0 must be at least 1")
     refused(mega(text, *model, "--window", 8), "--window 8 is for --mode chunk and sliding", "leave it out")

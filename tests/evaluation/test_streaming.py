@@ -174,7 +174,7 @@ def test_long_texts_need_no_more_memory(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mode": "whole"}, "mode='whole' is unknown; known are full, chunk, sliding"),
+        ({"mode": "whole"}, "mode='whole' is unknown; the known modes are full, chunk, sliding"),
         ({"window": 0}, "window=0 must be at least 1"),
         ({"piece": -1}, "piece=-1 must be at least 1"),
         ({"mode": "sliding", "window": 8, "stride": 9}, "stride=9 is above window=8"),

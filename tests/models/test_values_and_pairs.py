@@ -228,11 +228,11 @@ def test_nothing_of_words_in_a_model_of_values():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"input_type": "pixels"}, "input_type='pixels' is unknown; known are tokens, values"),
+        ({"input_type": "pixels"}, "input_type='pixels' is unknown; the known values are tokens, values"),
         ({"input_type": "values", "embedding_size": 4}, "embedding_size=4 needs input_type='tokens'"),
         ({"input_type": "values", "adaptive_cutoffs": [4]}, r"adaptive_cutoffs=\[4\] needs input_type='tokens'"),
         ({"input_type": "values", "add_token_type_embeddings": True}, "add_token_type_embeddings=True needs"),
-        ({"classifier_head": "linear"}, "classifier_head='linear' is unknown; known are blocks, tanh"),
+        ({"classifier_head": "linear"}, "classifier_head='linear' is unknown; the known values are blocks, tanh"),
         ({"classifier_activation": "sinus"}, "classifier_activation='sinus' is unknown"),
         (
             {"classifier_hidden_sizes": [4, 0]},

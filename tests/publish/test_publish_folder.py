@@ -176,7 +176,7 @@ def damage(folder: Path, kind: str) -> None:
         ("json", "config.json is damaged"),
         ("no config", "holds no config.json"),
         ("tokenizer", "the tokenizer cannot be loaded"),
-        ("vocabulary", "words, but the model only 31"),
+        ("vocabulary", "tokens, but the model only 31"),
         ("rmsnorm", "set legacy_unnormalized_rmsnorm"),
     ],
 )

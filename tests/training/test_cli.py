@@ -142,7 +142,7 @@ def test_user_mistakes_are_one_message(recipe_dict, write_recipe, data_dir, tmp_
     [
         ([], "--data or --recipe: give files, or a recipe with validation or test rows"),
         (["--data", "none.txt"], "there is no file none.txt"),
-        (["--data", "TEXT", "--clean", "soap"], "'soap' is unknown; known are wikitext"),
+        (["--data", "TEXT", "--clean", "soap"], "'soap' is unknown; the known values are wikitext"),
         (["--data", "TEXT", "--documents", "pages"], "documents: Input should be 'whole', 'lines'"),
         (["--data", "TEXT", "--mask", "nan"], "masking.mask: Input should be a finite number; got nan"),
         (

@@ -165,7 +165,7 @@ def test_files_are_found_before_any_work(tmp_path, pairs_recipe_dict):
     with pytest.raises(RecipeError, match=r"P: no file matches 'c\*' in .*--data-dir"):
         data.files_of(source_of(train="c*"), "train", tmp_path)
     pairs_recipe_dict["data"][0] |= {"reader": "cards"}
-    with pytest.raises(RecipeError, match="Words: reader='cards' is unknown; known are cmudict"):
+    with pytest.raises(RecipeError, match="Words: reader='cards' is unknown; the known readers are cmudict"):
         data.check(recipe_of(pairs_recipe_dict), tmp_path)
 
 

@@ -64,11 +64,11 @@ def yaml_of(value):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("colour", "red", "unknown key 'colour'; known are name, task"),
+        ("colour", "red", "unknown key 'colour'; the known keys are name, task"),
         ("sequence_lenght", 32, "unknown key 'sequence_lenght'; did you mean sequence_length?"),
         ("masking.probabilty", 0.2, "masking: unknown key 'probabilty'; did you mean probability"),
         ("data.0.trian", "a", "data.0: unknown key 'trian'; did you mean train?"),
-        ("task", "cooking", "task='cooking' is unknown; known are masked-lm, causal-lm, text-to-text"),
+        ("task", "cooking", "task='cooking' is unknown; the known tasks are masked-lm, causal-lm, text-to-text"),
         ("task", "maskedlm", "task='maskedlm' is unknown; did you mean masked-lm"),
         ("name", "a/b", "name: String should match pattern"),
         ("sequence_length", "long", "sequence_length: Input should be a valid integer"),
@@ -82,7 +82,7 @@ def yaml_of(value):
         ("tokenizer.vocab_size", 100, "tokenizer.vocab_size: Input should be greater than or equal to 261; got 100"),
         ("tokenizer", None, "tokenizer is missing; only a model.checkpoint has its own"),
         ("packing", "loose", "packing: Input should be 'isolated' or 'wrapped'; got 'loose'"),
-        ("data.0.clean", ["soap"], "data.0.clean: 'soap' is unknown; known are wikitext"),
+        ("data.0.clean", ["soap"], "data.0.clean: 'soap' is unknown; the known values are wikitext"),
         ("data.0.documents", "pages", "data.0.documents: Input should be 'whole', 'lines'"),
         ("data.0.train", [], "data: no source has the role train"),
         ("data.0.config", "x", "data.0: config='x' is for data sets of the hub; give dataset too"),
@@ -146,7 +146,7 @@ def test_sources_that_cannot_be(pairs_recipe_dict, fields, message):
     ("field", "value", "message"),
     [
         ("best_by", "bleu", "best_by='bleu' is not among metrics"),
-        ("metrics", ["rouge"], "generation.metrics: 'rouge' is unknown; known are bleu, chrf"),
+        ("metrics", ["rouge"], "generation.metrics: 'rouge' is unknown; the known values are bleu, chrf"),
         ("metrics", [], "generation.metrics: Value should have at least 1 item"),
         ("num_beams", 0, "generation.num_beams: Input should be greater than or equal to 1; got 0"),
         ("num_beams", 10**6, "generation.num_beams: Input should be less than or equal to 1000; got 1000000"),

@@ -268,7 +268,7 @@ def _loaded(plan: Plan, folder: Path) -> Any:
         raise ConversionError(f"no tokenizer can be loaded from {folder}: {reason}") from error
     if plan.inputs.vocab_size and len(tokenizer) > plan.inputs.vocab_size:
         raise ConversionError(
-            f"the tokenizer in {folder} has {len(tokenizer)} words, but the model only {plan.inputs.vocab_size}"
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens, but the model only {plan.inputs.vocab_size}"
         )
     return tokenizer
 

@@ -68,7 +68,7 @@ def dry_run(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
         times = StepTimes(synchronize=True)
         trainer.add_callback(times)
         trainer.train()
-    per_step, steps = statistics.median(times.seconds[STEPS_BEFORE:]), whole.max_steps
+    per_step, steps = statistics.median(times.seconds[-TIMED_STEPS:]), whole.max_steps
     if steps <= 0:
         batches = len(trainer.get_train_dataloader())
         steps = int(math.ceil(batches / whole.gradient_accumulation_steps) * whole.num_train_epochs)
