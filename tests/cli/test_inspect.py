@@ -144,7 +144,7 @@ def test_folders_without_tokenizer(make, tmp_path: Path, undrawn: None) -> None:
         (["-o", os.devnull], "not a regular file"),
         (["--json", "/nowhere/a.json"], "--json /nowhere/a.json: there is no folder /nowhere"),
         (["-o", "same", "--json", "same"], "--json same: the report itself goes to that file"),
-        (["--figures", __file__], "that is a file; name another folder"),
+        (["--figures", __file__], "this is a file; name another folder"),
         (["--lengths", "12,many"], "--lengths 12,many: expected whole numbers of tokens separated by commas"),
         (["--lengths", "0"], "--lengths 0: expected"),
         (["--lengths", "12", "--no-timing"], "--no-timing measures no lengths"),

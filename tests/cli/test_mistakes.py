@@ -47,7 +47,7 @@ finally:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fill-mask", "a mask"], "no mask in 'a mask': write <mask> where"),
+        (["fill-mask", "a mask"], "no mask in 'a mask': write <mask> in place"),
         (["text2text", "a", "--num-beams", "2", "--num-return-sequences", "3"], "--num-return-sequences 3"),
         (["fill-mask", "a <mask>", "--dtype", "int8"], "--dtype int8: expected auto"),
         (["generate", "a", "--device", "gpu"], "--device gpu: expected auto"),
@@ -58,10 +58,10 @@ finally:
         (["fill-mask", "a <mask>", "-m", "mega-prose-5"], "did you mean mega-prose-5m?"),
         (["perplexity", SAMPLE, "--json", "/nowhere/x.json"], "--json /nowhere/x.json: there is no folder /nowhere"),
         (["perplexity", SAMPLE, "--json", "."], "--json .: this is a folder"),
-        (["perplexity", SAMPLE, "--json", os.devnull], "that is not a regular file"),
+        (["perplexity", SAMPLE, "--json", os.devnull], "this is not a regular file"),
         (["perplexity", SAMPLE, "--mode", "slide"], "mode='slide' is unknown"),
         (["perplexity", SAMPLE, "--clean", "soap"], "--clean soap is unknown"),
-        (["explain", "a mask"], "no mask in 'a mask': write <mask> where"),
+        (["explain", "a mask"], "no mask in 'a mask': write <mask> in place"),
         (["explain", "a <mask>", "--html", "/nowhere/x.html"], "--html /nowhere/x.html: there is no folder /nowhere"),
         (["embed", "a", "--pooling", "cls"], "--pooling cls: expected mean, first, last or max"),
         (["embed", "a", "--output", "/nowhere/x.npz"], "--output /nowhere/x.npz: there is no folder /nowhere"),

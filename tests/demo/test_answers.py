@@ -65,7 +65,7 @@ def test_mask_stands_for_the_models_own(tmp_path: Path) -> None:
     [
         ("", "there is no text yet"),
         (" \n", "there is no text yet"),
-        ("a ship", "no mask in 'a ship': write <mask> where"),
+        ("a ship", "no mask in 'a ship': write <mask> in place"),
         ("<mask> " * 9, "the text has 9 masks, but the page fills at most 8"),
         ("ship " * 200 + "<mask>", "tokens, but .* takes at most 128; shorten it"),
         ("a" * 20_001, "the text has 20,001 characters, but the page takes at most 20,000"),

@@ -26,7 +26,10 @@ def ids():
         ({"is_decoder": True}, "bidirectional=False"),
         ({"add_cross_attention": True}, "is_decoder=True"),
         ({"shared_representation_size": 5}, "shared_representation_size=5 must be even"),
-        ({"normalization_type": "groupnorm"}, "'groupnorm' is unknown; the known values are batchnorm, layernorm, rmsnorm"),
+        (
+            {"normalization_type": "groupnorm"},
+            "'groupnorm' is unknown; the known values are batchnorm, layernorm, rmsnorm",
+        ),
         ({"attention_activation": "tanh"}, "'tanh' is unknown; the known values are laplace, relu2, softmax"),
         ({"relative_positional_bias": "alibi"}, "'alibi' is unknown; the known values are rotary, simple"),
         ({"activation": "sinus"}, "'sinus' is unknown; the known values are .*silu"),

@@ -137,7 +137,7 @@ def print_files(title: str, files: dict[str, tuple[int, str]]) -> None:
     table = Table(title=Text(title))
     table.add_column("file", overflow="fold")
     table.add_column("bytes", justify="right")
-    table.add_column("what it is", overflow="fold")
+    table.add_column("contents", overflow="fold")
     for name, (size, what) in files.items():
         table.add_row(Text(name), f"{size:,}", Text(what))
     Console().print(table)
