@@ -184,6 +184,6 @@ def test_mistakes_are_one_message(causal_checkpoint: Path, text: Path, tmp_path:
     refused(mega(text, *model, "--clean", "soap"), "--clean soap is unknown")
     refused(mega(text, *model, "--documents", "pages"), "--documents pages is unknown")
     refused(mega(text, *model, "--json", tmp_path / "no" / "x.json"), "there is no folder")
-    refused(mega(text, *model, "--json", tmp_path), "that is a folder; name a file")
+    refused(mega(text, *model, "--json", tmp_path), "this is a folder; name a file")
     refused(mega(text, "-m", tmp_path / "nowhere"), "there is no such folder")
     refused(mega(text, "-m", tmp_path), "no config.json")
