@@ -64,7 +64,7 @@ def test_files_of_pairs(tmp_path, name, text, source, target, packed):
         ("a.tsv", "cat\tgato\ndog\n", {"source": 1, "target": 2}, "{path}, line 2: the target is missing"),
         ("a.tsv", "cat\tgato\n\t perro\n", {"source": 1, "target": 2}, "{path}, line 2: the source is missing"),
         ("a.tsv", "cat\tgato\n\ndog\t \n", {"source": 1, "target": 2}, "{path}, line 3: the target is missing"),
-        ("a.tsv", "cat\tgato\n", {"source": 1, "target": 3}, "{path}, line 1: there is no column 3, it has 2"),
+        ("a.tsv", "cat\tgato\n", {"source": 1, "target": 3}, "{path}, line 1: there is no column 3; the line has 2"),
         (
             "a.tsv",
             "en\tes\na\tb\n",
