@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --constraint con
 # Of WikiText-2's test text, which no model here has seen in training; chosen since the model gets the word right.
 SENTENCE := Ironclads were widely used in South <mask>.
 
-.PHONY: help demo docs test test-browser test-docs test-kernels test-ecosystem test-transformers test-contrib test-versions contrib lint bench clean
+.PHONY: help demo docs figures test test-browser test-docs test-kernels test-ecosystem test-transformers test-contrib test-versions contrib lint bench clean
 
 help:
 	@echo "make demo               words to phonemes, a long text in one go, a masked word: with the bundled models"
@@ -19,11 +19,12 @@ help:
 	@echo "make test-versions      all tests on the lowest and the newest supported release of transformers"
 	@echo "make test-browser       the page in a headless Chromium (CHROMIUM=... names it); skipped without one"
 	@echo "make docs               the documentation as a site, in build/site"
+	@echo "make figures            the pictures of the documentation, drawn anew"
 	@echo "make test-docs          the code of every page of the documentation"
 	@echo "make test-kernels       Triton's kernels: on a GPU, or in Triton's interpreter (part of make test)"
 	@echo "make contrib            Mega as a pull request to transformers would have it (ARGS=path; default: build/transformers)"
 	@echo "make test-contrib       transformers' own tests and style checks on that"
-	@echo "make lint               ruff and mypy"
+	@echo "make lint               ruff, mypy, codespell, proselint, and phrases that read badly"
 	@echo "make bench              speed and memory against other models (ARGS=... goes to mega bench)"
 	@echo "make clean              remove .venv, caches and builds"
 
@@ -51,6 +52,10 @@ docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "Open build/site/index.html."
 
+# Pictures of the documentation are drawn anew only on purpose: fonts and versions of matplotlib change their bytes.
+figures: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python docs/figures/make.py
+
 test-docs: $(VENV)/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs --numprocesses=2 $(ARGS)
 
@@ -77,6 +82,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+	$(BIN)/codespell
+	$(BIN)/python -m proselint --config .proselintrc.json check $$(git ls-files '*.md' ':!docs/cards' ':!src')
+	$(BIN)/python -m pytest tests/docs/test_english.py tests/docs/test_help.py --quiet
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/mega bench $(ARGS)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 OUTPUT_TOLERANCE = 2e-5
 # Float32 gradients are sums over thousands of tokens in an order of each implementation's own, and some (of a bias
-# that softmax cancels) are rounding error only, which is judged against the whole gradient.
+# that softmax cancels) are rounding error only, which is compared with the whole gradient.
 GRADIENT_TOLERANCE = 2e-4
 GRADIENT_FLOOR = 2e-6
 

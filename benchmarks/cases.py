@@ -384,7 +384,7 @@ def before_after(cases: list[Case]) -> tuple[list[Case], list[str]]:
     """Ours against the same of another tree: a comparison for each case, or point of a series.
 
     Returns:
-        The comparisons, and the names of the cases left out: those that call ops, which are no public interface.
+        The comparisons, and the names of the cases left out: those that call ops, which are not a public interface.
     """
     chosen: list[Case] = []
     left_out = []
@@ -401,7 +401,7 @@ def before_after(cases: list[Case]) -> tuple[list[Case], list[str]]:
 
 
 def select(names: list[str] | None, registry: Mapping[str, Case] = CASES) -> list[Case]:
-    """Cases by name or by pattern (`*`), in the registry's order; all of them for none.
+    """Cases by name or by pattern (`*`), in the registry's order; all of them without names.
 
     Raises:
         ValueError: if a name is unknown; the message lists the known ones.

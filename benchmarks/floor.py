@@ -70,7 +70,7 @@ def weights_read(module: nn.Module) -> int:
 
 
 def op(task: str, rows: int, length: int, width: int, shared: int, hidden: int, size: int) -> Work | None:
-    """The work of an EMA of `width` channels, or of full attention; None for what is neither.
+    """The work of an EMA of `width` channels, or of full attention; None for other calls.
 
     Of an EMA the bytes of its inputs and outputs, of attention the operations of its products with n x n matrices.
     """

@@ -140,7 +140,7 @@ def _modernbert(workload: Workload, implementation: str = "sdpa") -> nn.Module:
 
 
 def _roberta(workload: Workload) -> nn.Module:
-    """Like size but for the table of positions, which a length of 8192 needs and which costs no arithmetic."""
+    """Like size, except for the table of positions, which a length of 8192 needs and which costs no arithmetic."""
     from transformers import RobertaConfig, RobertaForMaskedLM
 
     config = RobertaConfig(

@@ -85,7 +85,7 @@ def parse_pythons(entries: list[str]) -> dict[str, Path]:
     """Interpreters named as `PEER=/path/to/python`.
 
     Raises:
-        ValueError: if an entry has another form, names an unknown peer, or its path is no executable file.
+        ValueError: if an entry has another form, names an unknown peer, or its path is not an executable file.
     """
     pythons = {}
     for entry in entries:

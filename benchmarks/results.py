@@ -244,7 +244,7 @@ def _fill(row: Row, ours: Measurement, theirs: Measurement) -> None:
 
 
 def floor_seconds(measurement: Measurement, roofline: dict[str, Any]) -> float | None:
-    """The time that a card needs at least, at the rates measured on it, for what cannot be done without."""
+    """The least time for the work that no implementation can avoid, at the rates measured on the card."""
     times = (
         ratio(measurement.operations, roofline["operations_per_second"]),
         ratio(measurement.moved_bytes, roofline["bytes_per_second"]),

@@ -45,7 +45,7 @@ class Settings:
 
 
 def run_case(case: Case, settings: Settings, listener: Listener, report: Report) -> CaseResult:
-    """Measure one case. What fails is written into its measurement; the other subjects go on."""
+    """Measure one case. A failure is written into its measurement; the other subjects continue."""
     if settings.quick:
         case = case.scaled(QUICK_DIVISOR)
     memory_repeats = settings.memory_repeats

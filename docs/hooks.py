@@ -205,6 +205,7 @@ def _commands() -> str:
     from typer.cli import get_docs_for_click
 
     from mega_transformers.cli import app
+    from mega_transformers.cli.examples import EXAMPLES
 
     command: Any = typer.main.get_command(app)
     with click.Context(command, info_name="mega") as context:
@@ -232,7 +233,7 @@ def _commands() -> str:
             if found:
                 lines += ["", f"| {kind.lower()} | meaning |", "|---|---|"]
                 lines += [f"| {_names(*item[:2])} | {_meaning(*item[2:])} |" for item in found]
-        lines.append("")
+        lines += ["", "Examples:", "", "```bash", *EXAMPLES[title.strip("`").removeprefix("mega ")], "```", ""]
     return "\n".join(lines)
 
 

@@ -1,8 +1,8 @@
-"""Writes Mega as a model of transformers has it: files of transformers' tree, made from this package's sources.
+"""Writes Mega as a model inside transformers: files of transformers' tree, made from this package's sources.
 
     python contrib/transformers/build.py PATH
 
-PATH is a clone of transformers, in which Mega is then registered too, or any other folder, for the new files alone.
+PATH is a clone of transformers, which then also registers Mega, or any other folder, for the new files alone.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ MODULES = {"PreTrainedConfig": "configuration_utils"}
 
 
 class OutdatedError(RuntimeError):
-    """The sources have changed, and plan.py or plain.py do not fit them any more."""
+    """The sources have changed, and plan.py or plain.py no longer match them."""
 
 
 def build(target: Path) -> list[Path]:
-    """Writes all files into `target`, a folder, and registers Mega where that is a clone of transformers.
+    """Writes all files into `target`, a folder, and registers Mega if that is a clone of transformers.
 
     Returns:
         The files that were written or changed.
 
     Raises:
-        OutdatedError: where plan.py or plain.py do not fit the sources; nothing is written then, nor after the others.
-        registrations.UnknownTableError: where transformers' tables are not where they were.
-        RuntimeError: where ruff does not accept a file.
+        OutdatedError: if plan.py or plain.py do not match the sources. After any error, nothing is written.
+        registrations.UnknownTableError: if transformers' tables are not found.
+        RuntimeError: if ruff does not accept a file.
     """
     files = {MODEL / "configuration_mega.py": configuration(), MODEL / "modeling_mega.py": modeling()}
     for name, place in TEMPLATES.items():
@@ -103,10 +103,10 @@ def modeling() -> str:
 
 
 def reworded(texts: Mapping[str, str], words: Mapping[str, str]) -> dict[str, str]:
-    """Definitions with other words in docstrings and comments, wherever lines are broken.
+    """Definitions with replaced phrases in docstrings and comments, across line breaks.
 
     Raises:
-        OutdatedError: for words that are not there.
+        OutdatedError: for phrases that do not occur.
     """
     result = dict(texts)
     for old, new in words.items():
@@ -174,7 +174,7 @@ def tidy(files: list[Path]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("path", type=Path, metavar="PATH", help="a clone of transformers, or a folder to write to")
+    parser.add_argument("path", type=Path, metavar="PATH", help="A clone of transformers, or a folder to write to.")
     target = parser.parse_args().path
     if target.exists() and not target.is_dir():
         parser.error(f"{target} is a file; name a folder")

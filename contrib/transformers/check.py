@@ -46,7 +46,7 @@ for name, contents in upstream_tests.STAND_INS.items():
 
 
 def unpacked(release: str) -> Path:
-    """The folder of the source distribution, which is downloaded if need be.
+    """The folder of the source distribution, which is downloaded if needed.
 
     Raises:
         upstream_tests.UnavailableError: without network, if nothing is cached.
@@ -121,8 +121,8 @@ def _environment(tree: Path) -> dict[str, str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sdist", type=Path, help="an unpacked source distribution; default: it is downloaded")
-    parser.add_argument("--keep", type=Path, help="where to leave the tree; default: it is removed")
+    parser.add_argument("--sdist", type=Path, help="An unpacked source distribution. Default: it is downloaded.")
+    parser.add_argument("--keep", type=Path, help="The folder to keep the tree in. Default: it is removed.")
     options, rest = parser.parse_known_args()
     if options.sdist is not None and not (options.sdist / "src/transformers").is_dir():
         parser.error(f"--sdist {options.sdist} is not an unpacked source distribution: it has no src/transformers")

@@ -1,7 +1,7 @@
-"""What transformers has in place of definitions of this package: functions of the same names, and parts of classes.
+"""Replacements of this package's definitions inside transformers: functions of the same names, and parts of classes.
 
 The package checks all inputs and chooses between implementations; a model inside transformers computes attention by
-its definition, and checks what would otherwise go wrong in silence.
+its definition, and checks only what would otherwise fail silently.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def attention(
             1 / (number of keys the query sees).
         k, v: (B, S, z) keys and (B, S, h) values.
         bias: Relative position bias.
-        layout: Who sees whom. A query that sees nothing outputs 0.
+        layout: The attention layout. A query that sees nothing outputs 0.
         activation: `"softmax"`, `"laplace"` or `"relu2"`.
         dropout: Probability of dropping a weight.
 
@@ -116,7 +116,7 @@ class Columns:
         return self.view
 
     def keep(self, start: int, stop: int) -> None:
-        """Drops all columns but `start ... stop - 1`."""
+        """Drops all columns except `start ... stop - 1`."""
         if stop - start < self.length:
             self.view = self.view[:, start:stop].clone()
 
@@ -128,7 +128,7 @@ class Columns:
 
 class MegaCacheLayer:
     def _take_rows(self, index: torch.Tensor) -> None:
-        """Row i of everything stored becomes the former row `index[i]`."""
+        """Row i of all stored tensors becomes the former row `index[i]`."""
 
         def taken(x: torch.Tensor | None) -> torch.Tensor | None:
             return None if x is None else x.index_select(0, index.to(x.device))
@@ -146,11 +146,11 @@ class MegaCacheLayer:
 
 
 def prepare_cache(cache: Cache | None, config: MegaConfig) -> Cache:
-    """The cache to use in a forward pass: a new one for None, else what was given, checked."""
+    """The cache of a forward pass: a new one for None, else the given one, checked."""
     if cache is None:
         cache = DynamicCache(config=config)
     if not any(layer.is_initialized for layer in cache.layers):
-        # made without a configuration: nothing is stored yet, so it can still become one of ours
+        # made without a configuration; nothing is stored yet, so its layers can still be replaced
         if len(cache.layers) != config.num_hidden_layers or type(cache.layers[0]) is not MegaCacheLayer:
             cache.layers = [MegaCacheLayer() for _ in range(config.num_hidden_layers)]
     elif not all(isinstance(layer, MegaCacheLayer) for layer in cache.layers):
@@ -161,7 +161,7 @@ def prepare_cache(cache: Cache | None, config: MegaConfig) -> Cache:
 def check_inputs(
     config: MegaConfig, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None, cached: int = 0
 ) -> tuple[int, int]:
-    """(batch, length) of what `MegaModel.forward` is given behind `cached` tokens.
+    """(batch, length) of the inputs of `MegaModel.forward` after `cached` tokens.
 
     Raises:
         ValueError: for ids and embeddings both or neither, and for more tokens than a `"simple"` bias serves.
@@ -220,7 +220,7 @@ class MegaModel:
         shape = check_inputs(config, input_ids, inputs_embeds, cache_layers[0].seen if cache_layers else 0)
         hidden_states = self.embedding_layer(input_ids, token_type_ids, inputs_embeds)
         if attention_mask is not None:
-            # the cache remembers what was padding before
+            # the cache stores the earlier padding
             attention_mask = attention_mask[:, -shape[1] :].to(hidden_states.device)
         chunk_size = config.chunk_size if config.use_chunking else None
         if cache_layers:
@@ -238,7 +238,7 @@ class MegaModel:
 
 
 class MegaLanguageModel(MegaPreTrainedModel):
-    """What the masked and the causal language model share: a trunk, and an optional tanh layer before the head."""
+    """Shared by the masked and the causal language model: a trunk, and an optional tanh layer before the head."""
 
     def __init__(self, config: MegaConfig) -> None:
         super().__init__(config)

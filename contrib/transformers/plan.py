@@ -98,7 +98,7 @@ CONFIGURATION_RULES = Rules(
     dropped=("raising_value_errors", "_validate_adaptive"),
     members=(
         *(f"MegaConfig.{name}" for name in FIELDS),
-        "MegaConfig.adaptive_bands",
+        "MegaConfig.adaptive_clusters",
         "MegaConfig._validate_values",
         "MegaConfig._validate_adaptive",
     ),
@@ -367,8 +367,7 @@ MODELING_TEXTS = {
     "(authors' code)": "(original code)",
     "as in the authors' code": "as in the original code",
     "offset: int | torch.Tensor = 0": "offset: int = 0",
-    "0 where there is none; None if 0 everywhere": "0 where there is none; None without a mask",
-    "who asks for a loss does not go on from there": "who asks for a loss does not continue from there",
+    "0 in a row of padding; None if 0 everywhere": "0 in a row of padding; None without a mask",
     "See `mega_transformers.ops.ema.ema`.": "See `ema`.",
     "see `mega_transformers.ops.attention.attention` for the arguments": "see `attention` for the arguments",
     "that are fastest at that length (docs/performance.md)": "that are fastest at that length",
@@ -381,7 +380,7 @@ MODELING_TEXTS = {
     " (faster than as a whole)": "",
     ", in two copies that are faster than one": "",
     ", and those that enter each, H (d, B, K, N')": "",
-    "; of a first pass the last columns are enough": "",
+    "; in a first pass the last columns are enough": "",
     " In cross-attention it has index `cross_attention_max_positions - 1` if that is given, and the vector is longer "
     "if necessary.": "",
     ", of self-attention or of cross-attention": "",
@@ -390,7 +389,7 @@ MODELING_TEXTS = {
     "; with cross-attention an `EncoderDecoderCache`": "",
     ", which tokens of other chunks do not affect": "",
     "without padding or packing": "without padding",
-    "Embeddings of words or values": "Embeddings of words",
+    "Embeddings of tokens or values": "Embeddings of tokens",
     "Ids or values (B, L)": "Ids (B, L)",
     " Reads tokens or values.": "",
     ", with an adaptive softmax log-probabilities in float32 at least, and None for its training mode with labels, "

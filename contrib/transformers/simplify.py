@@ -510,7 +510,7 @@ def _is_empty(block: Sequence[ast.stmt]) -> bool:
 
 
 def dedented(text: str, depth: int) -> str:
-    """A block with that many spaces fewer before each line."""
+    """A block with fewer spaces before each line."""
     return re.sub(rf"^ {{{depth}}}", "", text, flags=re.MULTILINE)
 
 

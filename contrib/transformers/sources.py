@@ -1,4 +1,4 @@
-"""What a set of classes consists of, over all modules of a package: definitions, and imports from elsewhere."""
+"""The definitions and imports that a set of classes needs, over all modules of a package."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Package:
     Args:
         root: Its folder.
         plain: A module whose functions take the place of those of the same name; so do the methods and fields of its
-            classes, but for classes named in `whole`, which are replaced altogether.
+            classes, except for classes in `whole`, which are replaced completely.
         whole: See above.
     """
 
@@ -96,7 +96,7 @@ class Package:
         return self.modules[name]
 
     def home(self, module: str, name: str) -> tuple[str, str] | None:
-        """Where a name that a module of the package uses is defined in it; None for names from elsewhere."""
+        """The place in the package that defines a name of a module; None for names from elsewhere."""
         here = self.module(module)
         while name not in here.definitions:
             if name not in here.ours:
@@ -106,7 +106,7 @@ class Package:
         return here.name, name
 
     def text(self, module: str, name: str) -> str:
-        """A definition, or what takes its place."""
+        """A definition, or its replacement."""
         text, plain = self.module(module).definitions[name], self.plain.definitions.get(name)
         if plain is None:
             return text
@@ -154,13 +154,13 @@ def collect(
     simplify: Callable[[str], str],
     outside: Mapping[str, tuple[str, str]],
 ) -> Collected:
-    """What some classes consist of, and nothing else.
+    """The definitions that some classes need, and no others.
 
     Args:
         package: Where to look.
         entries: Module and name of each class.
         modules: The modules in the order in which their definitions are to be.
-        simplify: Makes of a definition's text what is written.
+        simplify: Simplifies the text of a definition.
         outside: Names that come from another module than they would.
 
     Raises:
@@ -177,7 +177,7 @@ def collect(
                 raise ValueError(f"{name} is defined in {module} and in {homes[name]}")
             continue
         if module not in modules:
-            raise ValueError(f"{name} is reached in {module}, which has no place among the modules of plan.py")
+            raise ValueError(f"{name} is used from {module}, which is not among the modules of plan.py")
         homes[name], texts[name] = module, simplify(package.text(module, name))
         own = package.plain if name in package.plain.definitions else None
         for used in names_in(texts[name]):
@@ -195,7 +195,7 @@ def collect(
             if used in known:
                 imports[used] = known[used]
             elif used in package.plain.definitions:
-                raise ValueError(f"{used} is defined in plain.py alone: nothing of that name is reached")
+                raise ValueError(f"{used} is defined only in plain.py, but nothing uses that name")
     order = {name: number for number, name in enumerate(modules)}
     places = {name: (order[homes[name]], list(package.module(homes[name]).definitions).index(name)) for name in texts}
     return Collected({name: texts[name] for name in sorted(texts, key=places.__getitem__)}, imports)

@@ -1,7 +1,8 @@
 """MEGA (Moving Average Equipped Gated Attention, arXiv 2209.10655) for current Transformers and PyTorch.
 
 Importing this package registers its classes with transformers' Auto classes, so that `AutoModel*.from_pretrained` and
-`pipeline` load Mega checkpoints. It imports neither PyTorch nor transformers: the classes are imported at first use.
+`pipeline` load Mega checkpoints. It imports neither PyTorch nor transformers: the classes are imported when they are
+first used.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ _SUBPACKAGES = ("layers", "models", "ops")
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a class or subpackage when it is first asked for."""
+    """Imports a class or subpackage when it is first used."""
     if name in _SUBPACKAGES:
         return importlib.import_module(f"{__name__}.{name}")
     if name not in _MODULES:
@@ -75,7 +76,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """All names, also those not imported yet."""
+    """All names, including those that are not imported yet."""
     return sorted({*globals(), *_MODULES, *_SUBPACKAGES})
 
 

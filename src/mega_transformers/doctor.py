@@ -1,6 +1,7 @@
-"""Whether Mega computes the right numbers with the versions and devices at hand, by small models.
+"""Checks with small models that Mega computes the right numbers with the installed versions and devices.
 
-`mega doctor` shows what `examine` finds. Each check compares two ways to the same numbers and gives their deviation.
+`mega doctor` shows the findings of `examine`. Each check computes the same numbers in two ways and gives their
+deviation.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ SIZES: dict[str, Any] = {
     "shared_representation_size": 16,
     "ema_projection_size": 4,
     "max_positions": 128,
-    "initializer_range": 0.5,  # so that tokens differ in their probability
+    "initializer_range": 0.5,  # larger than usual, so that probabilities of tokens differ
     "bos_token_id": 0,
     "pad_token_id": 1,
-    "eos_token_id": None,  # texts of a known length
+    "eos_token_id": None,  # texts of a fixed length
 }
 CAUSAL: dict[str, Any] = {"is_decoder": True, "bidirectional": False}
 KINDS: dict[str, dict[str, Any]] = {
@@ -56,21 +57,21 @@ KINDS: dict[str, dict[str, Any]] = {
     "relu2": {"attention_activation": "relu2"},
 }
 LIMIT = 1e-4
-"""Largest deviation that rounding explains in float32, of numbers of size 1."""
+"""Largest deviation that float32 rounding explains, for numbers of size 1."""
 HALF_LIMITS = {"float16": 0.01, "bfloat16": 0.05}
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """The result of a check.
 
     Args:
-        device: Where it ran: "cpu", "cuda:0", "mps".
-        check: What was compared.
-        deviation: Largest difference relative to the largest value or 1, or None where the check failed to run.
-        limit: What is allowed.
+        device: The device it ran on: "cpu", "cuda:0", "mps".
+        check: The name of the check.
+        deviation: Largest difference relative to the largest value or 1, or None if the check failed to run.
+        limit: The allowed deviation.
         seconds: Time it took.
-        error: Type and message of the exception, where the check failed to run.
+        error: Type and message of the exception, if the check failed to run.
     """
 
     device: str
@@ -87,7 +88,7 @@ class Finding:
 
 
 def surroundings(devices: Iterable[torch.device]) -> dict[str, Any]:
-    """Versions, devices, threads and optional libraries, as JSON knows them."""
+    """Versions, devices, threads and optional libraries, as JSON values."""
     return {
         "mega-transformers": __version__,
         "transformers": importlib.metadata.version("transformers"),
@@ -103,9 +104,9 @@ def surroundings(devices: Iterable[torch.device]) -> dict[str, Any]:
 
 
 def examine(device: torch.device) -> Iterator[Finding]:
-    """Runs all checks on a device, one after the other; what a check raises is in its finding."""
+    """Runs all checks on a device, one after the other; an exception becomes part of the finding."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # for models this small, threads would only wait for each other
+    torch.set_num_threads(1)  # for models this small, one thread is fastest
     try:
         for check, limit, run in _checks():
             yield _finding(device, check, limit, run)
@@ -114,7 +115,7 @@ def examine(device: torch.device) -> Iterator[Finding]:
 
 
 def number_of_checks() -> int:
-    """How many checks there are on a device."""
+    """The number of checks on a device."""
     return len(list(_checks()))
 
 
@@ -126,7 +127,7 @@ def _finding(device: torch.device, check: str, limit: float, run: Callable[[torc
             torch.manual_seed(0)
             found = run(device)
         if not math.isfinite(found):
-            found, error = None, "the numbers are not finite, or not as many as expected"
+            found, error = None, "the numbers are not finite, or their count is not the expected one"
     except Exception as raised:  # a broken installation may raise anything
         error = f"{type(raised).__name__}: {' '.join(str(raised).split())}"
     return Finding(str(device), check, found, limit, time.perf_counter() - began, error)
@@ -156,7 +157,7 @@ def _checks() -> Iterator[tuple[str, float, Callable[[torch.device], float]]]:
         yield f"{name} = float32", limit, partial(_half, dtype=getattr(torch, name))
 
 
-# -- models and what they are given
+# -- models and their inputs
 
 
 def _causal(device: torch.device, kind: str = "softmax in chunks") -> MegaForCausalLM:
@@ -168,7 +169,7 @@ def _ids(device: torch.device, rows: int = 2, length: int = LENGTH) -> torch.Ten
 
 
 def deviation(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference, relative to the largest value where that is above 1; infinite for unequal shapes."""
+    """Largest difference, relative to the largest value if that is above 1; infinite for unequal shapes."""
     if got.shape != expected.shape:
         return math.inf
     got, expected = got.detach().cpu().double(), expected.detach().cpu().double()
@@ -176,7 +177,7 @@ def deviation(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _mismatch(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Part of the tokens that differ."""
+    """Share of the tokens that differ."""
     if got.shape != expected.shape:
         return 1.0
     return float((got != expected).double().mean())
@@ -219,7 +220,7 @@ def _generated(model: Any, ids: torch.Tensor, **options: Any) -> Any:
 
 
 def _against_own_logits(model: Any, ids: torch.Tensor, made: Any) -> float:
-    """Of the logits that `generate` went by, to those of one forward pass over what it made."""
+    """Deviation of the logits of `generate` from those of one forward pass over its output."""
     with torch.no_grad():
         whole = model(made.sequences, use_cache=False).logits[:, ids.shape[1] - 1 : -1]
     return deviation(torch.stack(made.logits, dim=1), whole)
@@ -231,7 +232,7 @@ def _greedy(device: torch.device) -> float:
 
 
 def _beams(device: torch.device) -> float:
-    """Of the scores of the beams, and of their tokens to those of a search without cache."""
+    """Deviation of the beams' scores, and of their tokens from those of a search without a cache."""
     model, ids = _causal(device), _ids(device, length=13)
     made = _generated(model, ids, num_beams=3, length_penalty=0.0)
     plain = _generated(model, ids, num_beams=3, length_penalty=0.0, use_cache=False)
@@ -344,7 +345,7 @@ def _attention_gradients(device: torch.device, activation: str) -> float:
 
 
 def _with_gradients(inputs: list[torch.Tensor], fast: Callable[..., Any], reference: Callable[..., Any]) -> float:
-    """Of values and all gradients."""
+    """Deviation of values and of all gradients."""
     results = []
     for function in (fast, reference):
         leaves = [x.clone().requires_grad_() for x in inputs]
@@ -357,7 +358,7 @@ def _with_gradients(inputs: list[torch.Tensor], fast: Callable[..., Any], refere
 
 @torch.no_grad()
 def _half(device: torch.device, dtype: torch.dtype) -> float:
-    """With one set of weights, rounded to that dtype; of usual size, since large ones amplify rounding."""
+    """Uses one set of weights, rounded to the dtype, of the usual size: large weights amplify rounding."""
     ids = _ids(device)
     model = MegaForCausalLM(MegaConfig(**{**SIZES, **CAUSAL, "initializer_range": 0.05})).eval().to(device)
     half = MegaForCausalLM(model.config).eval().to(device)
@@ -369,7 +370,7 @@ def _half(device: torch.device, dtype: torch.dtype) -> float:
     return deviation(half(ids).logits / size, expected / size)
 
 
-# -- what is there
+# -- versions and devices
 
 
 def _version(name: str) -> str | None:
@@ -384,7 +385,7 @@ def _processor() -> str:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
         return f"{names[0]}, {os.cpu_count()} cores"
-    except (OSError, IndexError):  # not Linux, or one without names
+    except (OSError, IndexError):  # not Linux, or a Linux without processor names
         return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 

@@ -1,4 +1,4 @@
-"""What a user gave that cannot work, and help with misspelt names."""
+"""Errors for invalid user input, and help with misspelt names."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ SHOWN = 96  # characters of a text in a message
 
 
 class RecipeError(ValueError):
-    """A recipe, an option or a file of the user's that cannot work."""
+    """A recipe, an option or a file that cannot work."""
 
 
 def did_you_mean(name: str, known: Iterable[str], otherwise: str) -> str:
-    """The known names that resemble a wrong one, as a question; `otherwise` where none does."""
+    """The known names that resemble a wrong name, as a question; `otherwise` if none does."""
     close = difflib.get_close_matches(name, list(known), n=3)
     return f"did you mean {' or '.join(close)}?" if close else otherwise
 
@@ -25,15 +25,15 @@ def shortened(text: str) -> str:
 
 
 def check_package(package: str, user: str, extra: str) -> None:
-    """Refuses what needs an optional package that is not installed, without importing it.
+    """Refuses to continue without an optional package; does not import it.
 
     Args:
-        package: Its name for `import`.
-        user: What needs it, for the message: "an explanation".
+        package: Its import name.
+        user: The feature that needs it, for the message: "an explanation".
         extra: The extra of this package that installs it.
 
     Raises:
-        RecipeError: naming the package and how to install it.
+        RecipeError: names the package and how to install it.
     """
     if find_spec(package) is None:
         raise RecipeError(f"{user} needs the package {package}: pip install 'mega-transformers[{extra}]'")

@@ -1,18 +1,18 @@
-"""Tells transformers' Auto classes about Mega without importing a model, PyTorch or transformers itself.
+"""Registers Mega with transformers' Auto classes without importing a model, PyTorch or transformers itself.
 
-The Auto classes look models up in two kinds of tables. `register` fills the public kind, and asks for the classes; to
-import them takes seconds. transformers' own models are in the other kind, tables of names such as
-`MODEL_FOR_MASKED_LM_MAPPING_NAMES`: the classes are imported when one is needed. Mega's names go there too. What else
-reads these tables: Trainer's label smoothing (does a model shift its labels?), the checks of pipelines, model cards,
-`transformers serve`, lm-eval (causal, or sequence to sequence?). TRL looks for a checkpoint's class in the namespace
-`transformers`, where the classes go as well.
+The Auto classes look up models in two kinds of tables. `register` fills the public kind but needs the classes, and
+importing them takes seconds. transformers' own models are in the other kind, tables of names such as
+`MODEL_FOR_MASKED_LM_MAPPING_NAMES`, whose classes are imported when one is needed. Mega's names go there too. Others
+also read these tables: Trainer's label smoothing (does a model shift its labels?), the checks of pipelines, model
+cards, `transformers serve` and lm-eval (causal, or sequence to sequence?). TRL looks for a checkpoint's class in the
+namespace `transformers`, so the classes go there as well.
 
-The tables are private to transformers, and all that depends on them is in this module. Other releases than those
-tested, and tables that look different, get Mega by the public `register`: this works, and only takes longer.
+The tables are private to transformers, and only this module depends on them. With untested releases, or tables that
+look different, Mega is registered by the public `register`, which only takes longer.
 
-The tables are in two modules of transformers, which cost 0.3 s themselves and need not have been imported yet. Then a
-finder at the start of `sys.meta_path` waits for them, for the one that makes the namespace anew, and for a module of
-PEFT, whose tables say what adapters adapt by default.
+The tables are in two modules of transformers, whose import takes 0.3 s. If they are not imported yet, a finder at the
+start of `sys.meta_path` waits for them, for the module that makes the namespace anew, and for a module of PEFT whose
+tables list the modules that adapters adapt by default.
 """
 
 from __future__ import annotations
@@ -78,11 +78,11 @@ ADAPTED = {
     "LNTUNING_TARGET": ["norm.norm", "final_norm.norm"],
     "BEFT_TARGET": ["v_proj"],
 }
-"""Kind of adapter -> the modules that PEFT adapts by default; the first entry is for kinds that have none here."""
+"""Kind of adapter -> the modules that PEFT adapts by default; the first entry is for kinds that are not listed."""
 
 
 def register() -> None:
-    """Makes the Auto classes and PEFT know Mega, now or as soon as they are imported."""
+    """Registers Mega with the Auto classes and PEFT, now or as soon as they are imported."""
     names = [CONFIGURATIONS, MODELS, PROCESSING, ADAPTERS]
     if not _is_known_release():
         _register_configurations(importlib.import_module(CONFIGURATIONS))
@@ -137,7 +137,7 @@ def _add_model_names(module: Any) -> None:
         names, mapping = getattr(module, table), getattr(module, auto_class)._model_mapping
         if mapping._model_mapping is not names:
             raise TypeError(f"{auto_class} does not read {table}")
-        # made from the names of configurations when the mapping was, perhaps before they had ours
+        # made together with the mapping, perhaps before it had our names
         mapping._reverse_config_mapping.update({name: type for type, name in CONFIGURATION_NAMES.items()})
         names.update(ours)
 
@@ -152,14 +152,14 @@ def _add_adapted_modules(module: ModuleType) -> None:
 
 
 def _add_to_namespace(module: Any) -> None:
-    """Makes the classes attributes of `transformers`, imported when asked for."""
+    """Makes the classes attributes of `transformers`, imported when first used."""
     places: Any = sys.modules["transformers"]._class_to_module  # type: ignore[attr-defined]
     for ours in (CONFIGURATION_NAMES, *(names for _, names in MODEL_NAMES.values())):
         places.update({name: f"models.{model_type}" for model_type, name in ours.items()})
 
 
 def _serve_classes() -> None:
-    """Puts the classes where all tables look for those of a model type: into `transformers.models.<model type>`."""
+    """Puts the classes where all tables look for those of a model type: `transformers.models.<model type>`."""
     for model_type in CONFIGURATION_NAMES:
         name = f"transformers.models.{model_type}"
         module: Any = ModuleType(name, f"The classes of {PACKAGE}, for transformers' Auto classes.")
@@ -189,7 +189,7 @@ def _register_models(module: Any) -> None:
 
 
 class _AutoModulesFinder(MetaPathFinder):
-    """Finds modules of these names as usual, and has `add_to` called after they have run."""
+    """Finds modules of these names as usual, and calls `add_to` after they have run."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.names = names

@@ -1,4 +1,4 @@
-"""Which releases of transformers this package is tested with, from the first to the last."""
+"""The range of tested transformers releases."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ NEWEST_TESTED = "5.24.0"
 
 
 def warn_of_untested_release() -> None:
-    """Warns where the installed transformers is none of the releases tested, so that nothing is silently wrong."""
+    """Warns if the installed transformers is not a tested release, so that nothing is silently wrong."""
     from packaging.version import Version
 
     try:
         installed = version("transformers")
-    except PackageNotFoundError:  # the import that needs it says so
+    except PackageNotFoundError:  # the import that needs it reports that
         return
     if not Version(OLDEST_TESTED) <= Version(installed) <= Version(NEWEST_TESTED):
         warnings.warn(

@@ -27,7 +27,7 @@ def running_page() -> Iterator[str]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as page:
         try:
             line = page.stdout.readline() if page.stdout else ""
-            assert line == f"The page is at http://127.0.0.1:{port} (Ctrl-C ends it)\n"
+            assert line == f"The page is at http://127.0.0.1:{port} (Ctrl-C stops it)\n"
             while socket.socket().connect_ex(("127.0.0.1", port)):
                 time.sleep(0.05)
             yield f"http://127.0.0.1:{port}"

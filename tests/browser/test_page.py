@@ -181,9 +181,7 @@ def test_five_visitors_at_once(visit: Visit) -> None:
 def test_mistakes_are_sentences(visit: Visit) -> None:
     page = visit()
     shown = ask(page, "Fill masks", "no mask here")
-    expect(shown.get_by_role("alert")).to_have_text(
-        "No mask in 'no mask here': write <mask> where a word is to be filled in."
-    )
+    expect(shown.get_by_role("alert")).to_have_text("No mask in 'no mask here': write <mask> in place of a word.")
     shown = ask(page, "Fill masks", "long " * 5000 + "<mask>")
     expect(shown.get_by_role("alert")).to_have_text(
         "The text has 25,006 characters, but the page takes at most 20,000; shorten it."

@@ -59,7 +59,7 @@ def test_one_label_per_text(save) -> None:
     assert shown.exit_code == 0
     for part in (ONE, TWO, "[a]", f"{found[0]['labels'][0]['score']:.1%}", "█"):
         assert part in shown.stdout
-    refused(mega(ONE, "-m", folder, "--threshold", 0.2), "--threshold 0.2", "does not give a text several labels")
+    refused(mega(ONE, "-m", folder, "--threshold", 0.2), "--threshold 0.2", "gives each text a single label")
 
 
 def test_several_labels_per_text(save) -> None:
@@ -104,7 +104,7 @@ def test_tags_of_words(save) -> None:
     assert shown.exit_code == 0
     for word in found["words"]:
         assert word["word"] in shown.stdout and f"{word['score']:.1%}" in shown.stdout
-    refused(mega(f"{ONE}\t{TWO}", "-m", folder, "--pair"), "--pair", "gives words tags")
+    refused(mega(f"{ONE}\t{TWO}", "-m", folder, "--pair"), "--pair", "tags the words of single texts")
 
 
 def test_mistakes(save, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_conversion(output, tmp_path):
 
 def test_options(output):
     assert "Not checked (--no-verify)" in mega(SAMPLE, output, "--no-verify").stdout
-    refused(mega(SAMPLE, output), "is there already", "--force")
+    refused(mega(SAMPLE, output), "exists already", "--force")
     result = mega(SAMPLE, output, "--force", "--dtype", "bfloat16")
     assert result.exit_code == 0 and "in bfloat16" in result.stdout
     refused(mega(SAMPLE, output, "--force", "--weights", "ema"), "no moving average of its weights")
@@ -75,5 +75,5 @@ def test_mistakes(output, tmp_path):
     refused(mega(SAMPLE), "Missing argument 'OUTPUT'", code=2)
     damaged = tmp_path / "damaged.pt"
     damaged.write_bytes(SAMPLE.read_bytes()[:20_000])
-    refused(mega(damaged, output), "damaged.pt is damaged, or is no PyTorch file")
+    refused(mega(damaged, output), "damaged.pt is damaged or not a PyTorch file")
     assert not output.exists()

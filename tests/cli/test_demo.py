@@ -32,7 +32,7 @@ def test_a_port_in_use() -> None:
         other.listen()
         port = other.getsockname()[1]
         message = refused("--port", port)
-    assert f"--port {port} is in use, by another mega demo perhaps; stop that, or give --port" in message
+    assert f"--port {port} is in use, perhaps by another mega demo; stop that, or give --port" in message
 
 
 def test_addresses_that_are_none() -> None:

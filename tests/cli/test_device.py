@@ -57,9 +57,9 @@ def test_auto_takes_an_accelerator_if_there_is_one(machine) -> None:
 @pytest.mark.parametrize(
     "name, cuda, message",
     [
-        ("cuda", 0, "--device cuda: this PyTorch finds no CUDA device; it has cpu; leave --device out or give"),
+        ("cuda", 0, "--device cuda: this PyTorch finds no CUDA device; it has cpu; leave out --device, or give"),
         ("cuda:0", 0, "--device cuda:0: this PyTorch finds no CUDA device"),
-        ("mps", 1, "--device mps: this PyTorch finds no MPS device; it has cpu or cuda:0; leave --device out or give"),
+        ("mps", 1, "--device mps: this PyTorch finds no MPS device; it has cpu or cuda:0; leave out --device, or"),
         ("cuda:2", 2, "--device cuda:2: there is no such device; give cuda:0 or cuda:1"),
         ("gpu", 0, "--device gpu: expected auto, cpu, cuda, cuda:N or mps"),
         ("cuda:x", 0, "--device cuda:x: expected auto"),
@@ -90,7 +90,7 @@ def test_dtypes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError) as error:
         resolve_dtype("bfloat16", torch.device("mps"))
     assert str(error.value) == (
-        "--dtype bfloat16: the device mps cannot compute in it (BFloat16 is not supported on MPS); leave --dtype out "
+        "--dtype bfloat16: the device mps cannot compute in it (BFloat16 is not supported on MPS); leave out --dtype, "
         "or give --dtype float32"
     )
     assert resolve_placement("cpu") == device.Placement(cpu, torch.float32)

@@ -82,7 +82,7 @@ def test_tables_without_colour(tiny_checkpoint: Path) -> None:
         assert f"{strongest['score']:+.2f}" in result.stdout and f"[{strongest['text'].strip()}]" in result.stdout
         assert f"probability {found['probability']:.1%}" in result.stdout
         assert f"completeness error {found['completeness_error']:.2%}  2 steps" in result.stdout
-    assert "after 2 steps the scores of 'A <mask> swam" in result.stderr
+    assert "after 2 steps, the scores of 'A <mask> swam" in result.stderr
 
 
 def test_colours_on_a_terminal(tiny_checkpoint: Path) -> None:

@@ -99,7 +99,7 @@ def test_every_text_is_checked_before_any_is_filled(tiny_checkpoint: Path) -> No
 
 def test_usage_mistakes(tiny_checkpoint: Path) -> None:
     refused(mega(ONE, "--top-k", 0), "--top-k", code=2)
-    refused(mega("-", "-", stdin=ONE), "can be given once", code=2)
+    refused(mega("-", "-", stdin=ONE), "can be given only once", code=2)
     refused(mega("-", stdin="\n \n"), "stdin holds no text")
     refused(mega(ONE, "-m", tiny_checkpoint, "-k", 10**6), "--top-k 1000000", "360 tokens")
     refused(mega("\udcff <mask>", "-m", tiny_checkpoint), "not valid UTF-8")
@@ -126,7 +126,7 @@ def test_models_that_cannot_be_used(tiny_checkpoint: Path, tmp_path: Path) -> No
     refused(mega(ONE, "-m", without("config.json")), "--model", "no config.json")
     refused(mega(ONE, "-m", without("model.safetensors")), "cannot load", "model.safetensors")
     refused(mega(ONE, "-m", without("tokenizer.json", "tokenizer_config.json")), "vocab.json and merges.txt missing")
-    refused(mega(ONE, "-m", without("tokenizer.json")), "tokenizer without vocabulary", "tokenizer.json")
+    refused(mega(ONE, "-m", without("tokenizer.json")), "has no tokenizer", "tokenizer.json")
     refused(mega(ONE, "-m", tiny_checkpoint / "config.json"), "expected a folder")
     refused(mega(ONE, "-m", tmp_path / "nowhere"), "there is no such folder")
     broken = tmp_path / "broken"

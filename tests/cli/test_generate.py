@@ -373,7 +373,7 @@ def test_interrupt_before_the_first_token(tiny_causal_checkpoint: Path, monkeypa
         (["--greedy", "--top-k", 5], ["--top-k", "5 is for sampling"]),
         (["--num-beams", 2, "--top-p", 0.5], ["--top-p", "0.5 is for sampling"]),
         (["--num-beams", 0], ["--num-beams"]),
-        (["--num-beams", 2, "--stream"], ["--stream", "--num-beams 2", "leave one of the two out"]),
+        (["--num-beams", 2, "--stream"], ["--stream", "--num-beams 2", "leave out one of the two"]),
         (["--batch-size", 2, "--stream"], ["--stream", "--batch-size 2"]),
         (["--json", "--stream"], ["--stream", "--json"]),
         (["--prompt-lookup", 0], ["--prompt-lookup"]),
@@ -382,7 +382,7 @@ def test_interrupt_before_the_first_token(tiny_causal_checkpoint: Path, monkeypa
         (["--whole"], ["--whole", "is about stdin"]),
         ([""], ["PROMPT", "'' is empty"]),
         ([" \n"], ["PROMPT", "is empty"]),
-        (["-", "-"], ["can be given once"]),
+        (["-", "-"], ["can be given only once"]),
     ],
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else None,
 )
@@ -431,6 +431,6 @@ def test_models_that_cannot_be_used(
         model.save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
     refused(mega(SHORT, "-m", tmp_path / "t5"), "sequence-to-sequence model", "use it with mega text2text")
-    refused(mega(SHORT, "-m", tmp_path / "bert"), "cannot continue texts", "sees the words it is to predict")
+    refused(mega(SHORT, "-m", tmp_path / "bert"), "cannot continue texts", "sees the tokens that it predicts")
     refused(mega(SHORT, "-m", tmp_path / "headless"), "cannot continue texts", "lacks")
     refused(mega(SHORT, "-m", variant(vocab_size=100)), "do not belong together", "100")

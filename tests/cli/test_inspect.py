@@ -99,7 +99,7 @@ def test_defaults(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert "MegaForMaskedLM" in report.read_text(encoding="utf-8")
     found = json.loads((tmp_path / "numbers.json").read_text(encoding="utf-8"))
     assert found["costs"] is None
-    assert found["reading"]["passage"]["description"] == "a sample of the package"
+    assert found["reading"]["passage"]["description"] == "a bundled sample"
 
 
 def test_text_from_a_file_or_stdin(tiny_checkpoint: Path, tmp_path: Path, undrawn: None) -> None:
@@ -140,14 +140,14 @@ def test_folders_without_tokenizer(make, tmp_path: Path, undrawn: None) -> None:
     ("arguments", "message"),
     [
         (["-o", "/nowhere/a.html"], "--output /nowhere/a.html: there is no folder /nowhere"),
-        (["-o", "."], "--output .: that is a folder"),
+        (["-o", "."], "--output .: this is a folder"),
         (["-o", os.devnull], "not a regular file"),
         (["--json", "/nowhere/a.json"], "--json /nowhere/a.json: there is no folder /nowhere"),
-        (["-o", "same", "--json", "same"], "--json same: that is the report's own file"),
-        (["--figures", __file__], "that is a file; name another folder"),
+        (["-o", "same", "--json", "same"], "--json same: the report itself goes to that file"),
+        (["--figures", __file__], "this is a file; name another folder"),
         (["--lengths", "12,many"], "--lengths 12,many: expected whole numbers of tokens separated by commas"),
         (["--lengths", "0"], "--lengths 0: expected"),
-        (["--lengths", "12", "--no-timing"], "--no-timing measures none"),
+        (["--lengths", "12", "--no-timing"], "--no-timing measures no lengths"),
         (["--text", " "], "--text: the text is empty"),
         (["--text", "a", "--text-file", __file__], "exclude each other"),
         (["--text-file", "nowhere.txt"], "cannot read nowhere.txt"),
@@ -181,7 +181,7 @@ def test_models_that_cannot_be_inspected(
     BertModel(
         BertConfig(vocab_size=9, hidden_size=4, num_hidden_layers=1, num_attention_heads=1, intermediate_size=4)
     ).save_pretrained("bert")
-    refused(mega("bert"), "MODEL bert: its type is bert", "mega and mega_seq2seq")
+    refused(mega("bert"), "MODEL bert: its type is bert", "mega or mega_seq2seq")
 
     def changed(name: str) -> Path:
         shutil.copytree(tiny_checkpoint, name)

@@ -161,7 +161,7 @@ def test_masked_models_are_refused(tiny_checkpoint: Path, text: Path, tmp_path: 
     saved = json.loads((tmp_path / "bert" / "config.json").read_text())
     del saved["architectures"]
     (tmp_path / "bert" / "config.json").write_text(json.dumps(saved))
-    refused(mega(text, "-m", tmp_path / "bert"), "sees the words it is to predict")
+    refused(mega(text, "-m", tmp_path / "bert"), "sees the tokens that it predicts")
 
 
 def test_mistakes_are_one_message(causal_checkpoint: Path, text: Path, tmp_path: Path) -> None:
@@ -173,10 +173,10 @@ def test_mistakes_are_one_message(causal_checkpoint: Path, text: Path, tmp_path:
     refused(mega(empty, *model), "empty.txt holds no text")
     refused(mega(binary, *model), "cannot read", "binary.txt")
     refused(mega("-", *model, stdin=""), "stdin holds no text")
-    refused(mega("-", *model, stdin=b"\xff\xfe\xfa"), "stdin is not UTF-8")
-    refused(mega("-", "-", *model, stdin=TEXT), "can be given once", code=2)
+    refused(mega("-", *model, stdin=b"\xff\xfe\xfa"), "stdin is not valid UTF-8")
+    refused(mega("-", "-", *model, stdin=TEXT), "can be given only once", code=2)
     refused(mega(), "Missing argument", code=2)
-    refused(mega(text, *model, "--mode", "whole"), "mode='whole' is unknown; known are full, chunk, sliding")
+    refused(mega(text, *model, "--mode", "whole"), "mode='whole' is unknown; the known modes are full, chunk, sliding")
     refused(mega(text, *model, "--mode", "sliding", "--window", 8, "--stride", 9), "stride=9 is above window=8")
     refused(mega(text, *model, "--piece", 0), "piece=0 must be at least 1")
     refused(mega(text, *model, "--window", 8), "--window 8 is for --mode chunk and sliding", "leave it out")
@@ -184,6 +184,6 @@ def test_mistakes_are_one_message(causal_checkpoint: Path, text: Path, tmp_path:
     refused(mega(text, *model, "--clean", "soap"), "--clean soap is unknown")
     refused(mega(text, *model, "--documents", "pages"), "--documents pages is unknown")
     refused(mega(text, *model, "--json", tmp_path / "no" / "x.json"), "there is no folder")
-    refused(mega(text, *model, "--json", tmp_path), "that is a folder; name a file")
+    refused(mega(text, *model, "--json", tmp_path), "this is a folder; name a file")
     refused(mega(text, "-m", tmp_path / "nowhere"), "there is no such folder")
     refused(mega(text, "-m", tmp_path), "no config.json")

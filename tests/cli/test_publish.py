@@ -45,7 +45,7 @@ def test_a_folder_for_the_hub(tiny_checkpoint, tmp_path):
     assert card.data.license == "mit" and "trust_remote_code=True" in card.text and '"me/small"' in card.text
     filled = CliRunner().invoke(app, ["fill-mask", "--model", str(output), "The <mask>."])
     assert filled.exit_code == 0
-    refused(mega(tiny_checkpoint, output), "is there already", "--force")
+    refused(mega(tiny_checkpoint, output), "exists already", "--force")
     assert mega(tiny_checkpoint, output, "--force", "--license", "mit").exit_code == 0
     assert not list(output.glob("*.py"))
 
@@ -67,8 +67,8 @@ def test_mistakes(tiny_checkpoint, tmp_path, monkeypatch):
     refused(mega(tmp_path / "empty", output), "holds no config.json", "mega convert")
     refused(mega(tiny_checkpoint, output, "--push"), "--push needs --repo-id")
     refused(mega(tiny_checkpoint, output, "--push", "--repo-id", "me/small"), "hf auth login")
-    refused(mega(tiny_checkpoint, output, "--private"), "give --push too")
-    refused(mega(tiny_checkpoint, output, "--license", "My own"), "no id of a licence")
+    refused(mega(tiny_checkpoint, output, "--private"), "--private needs --push")
+    refused(mega(tiny_checkpoint, output, "--license", "My own"), "not a licence id")
     refused(mega(), "Missing argument 'FOLDER'", code=2)
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 

@@ -139,10 +139,10 @@ def test_mistakes_are_told(folder, bart, tiny_checkpoint, tmp_path):
     refused(mega("-m", folder, stdin="\n\n"), "stdin holds no text; expected one text per line")
     refused(mega("a" * 30, "-m", folder), "has 31 tokens, but the model takes at most 24; shorten it")
     refused(mega("a" * 200, "-m", bart), "but the model takes at most 32; shorten it")
-    refused(mega("cab", "-m", folder, "-n", 24), "--max-new-tokens 24: the model makes at most 23")
+    refused(mega("cab", "-m", folder, "-n", 24), "--max-new-tokens 24: the model writes at most 23 tokens")
     refused(
         mega("cab", "-m", folder, "--num-return-sequences", 4),
-        "--num-return-sequences 4: there are 3 beams and no more outputs than that; give --num-beams 4 or more",
+        "--num-return-sequences 4: 3 beams give no more than 3 outputs; give --num-beams 4 or more",
     )
     refused(mega("cab", "-m", folder, "--length-penalty", "inf"), "inf must be a finite number", code=2)
     refused(mega("cab", "-m", tiny_checkpoint), "use it with mega fill-mask")

@@ -1,4 +1,4 @@
-"""Language models with bands of words, in every combination of input, softmax and sharing."""
+"""Language models with clusters of words, in every combination of input, softmax and sharing."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from mega_transformers.convert import ConversionError, convert_checkpoint
 WORDS, CUTOFFS, FACTOR = 31, (7, 20), 2
 
 
-def bands(width: int) -> list[tuple[int, int]]:
-    """Words and width of each band."""
+def clusters(width: int) -> list[tuple[int, int]]:
+    """Words and width of each cluster."""
     borders = pairwise([0, *CUTOFFS, WORDS])
-    return [(end - start, width // FACTOR**band) for band, (start, end) in enumerate(borders)]
+    return [(end - start, width // FACTOR**cluster) for cluster, (start, end) in enumerate(borders)]
 
 
 def adaptive_state(args: dict) -> dict[str, torch.Tensor]:
-    """A random language model with bands, as the authors' code lays it out."""
+    """A random language model with clusters, as the authors' code lays it out."""
     state = language_model_state(args)
     d = args["decoder_embed_dim"]
     state = {name: tensor for name, tensor in state.items() if "project_in_dim" not in name}
     if args["adaptive_input"]:
         del state["decoder.embed_tokens.weight"]
-        for index, (size, width) in enumerate(bands(args["decoder_input_dim"])):
+        for index, (size, width) in enumerate(clusters(args["decoder_input_dim"])):
             state[f"decoder.embed_tokens.embeddings.{index}.0.weight"] = random(size, width)
             state[f"decoder.embed_tokens.embeddings.{index}.1.weight"] = random(d, width)
         state["decoder.embed_tokens._float_tensor"] = torch.zeros(1)
@@ -36,7 +36,7 @@ def adaptive_state(args: dict) -> dict[str, torch.Tensor]:
     del state["decoder.output_projection.weight"]
     softmax = "decoder.adaptive_softmax."
     state[f"{softmax}version"] = torch.tensor([1])
-    (first, _), *tails = bands(d)
+    (first, _), *tails = clusters(d)
     if args["tie_adaptive_weights"]:
         state[f"{softmax}head.word_proj.weight"] = state["decoder.embed_tokens.embeddings.0.0.weight"]
         state[f"{softmax}head.class_proj.weight"] = random(len(tails), d)
@@ -99,7 +99,9 @@ def test_weights_that_are_not_the_same(tmp_path):
     state = adaptive_state(args)
     state["decoder.adaptive_softmax.tail.0.2.weight"] = state["decoder.adaptive_softmax.tail.0.2.weight"] + 1
     path = save_checkpoint(tmp_path / "a.pt", args, state)
-    with pytest.raises(ConversionError, match=r"tail\.0\.2\.weight and .*are to be one, but their values differ"):
+    with pytest.raises(
+        ConversionError, match=r"tail\.0\.2\.weight and .*should be one tensor, but their values differ"
+    ):
         convert_checkpoint(path, tmp_path / "model")
 
 

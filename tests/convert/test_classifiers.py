@@ -108,5 +108,5 @@ def test_arguments_that_do_not_fit(changes, message, tmp_path):
 def test_dictionary_for_pixels(tmp_path):
     (tmp_path / "dict.txt").write_text("a 1\n")
     save_variant(tmp_path / "a.pt", "lra_image_batchnorm")
-    with pytest.raises(ConversionError, match="reads no words"):
+    with pytest.raises(ConversionError, match="does not read text"):
         convert_checkpoint(tmp_path / "a.pt", tmp_path / "model", dictionaries=[tmp_path / "dict.txt"])

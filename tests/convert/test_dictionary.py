@@ -89,7 +89,7 @@ def test_translation(pair, tmp_path):
 
 def test_dictionary_of_another_model(dictionary, tmp_path):
     path = save_language_model(tmp_path / "a.pt", words=31)
-    with pytest.raises(ConversionError, match="makes 15 words, the 4 of fairseq's own included, but the model has 31"):
+    with pytest.raises(ConversionError, match="makes 15 tokens, including fairseq's own 4, but the model has 31"):
         convert_checkpoint(path, tmp_path / "model", dictionaries=[dictionary])
     with pytest.raises(ConversionError, match="there is no dictionary"):
         convert_checkpoint(path, tmp_path / "model", dictionaries=[tmp_path / "none.txt"])
@@ -109,10 +109,10 @@ def test_dictionary_of_another_model(dictionary, tmp_path):
         (b"the 5\nship\n", "line 2: expected a word and its count, as in 'ship 12', got 'ship'"),
         (b"the 5\nship many\n", "line 2: expected"),
         (b"the 5\n\nship 4\n", "line 2: expected"),
-        (b"the 5\nthe 4\n", "line 2: 'the' is there a second time"),
-        (b"<s> 4\n", "line 1: '<s>' is there a second time"),
+        (b"the 5\nthe 4\n", "line 2: 'the' occurs twice"),
+        (b"<s> 4\n", "line 1: '<s>' occurs twice"),
         (b"the 4 #fairseq:overwrite\n", "line 1: expected"),
-        (b"\xff\xfe 4\n", "is no UTF-8"),
+        (b"\xff\xfe 4\n", "is not valid UTF-8"),
     ],
 )
 def test_files_that_are_no_dictionary(content, message, tmp_path):

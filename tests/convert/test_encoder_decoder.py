@@ -104,5 +104,5 @@ def test_two_dictionaries_are_needed(tmp_path):
 def test_adaptive_softmax_is_refused(tmp_path):
     args = arguments(adaptive_softmax_cutoff="5,9")
     path = save_checkpoint(tmp_path / "a.pt", args, state_of(args))
-    with pytest.raises(ConversionError, match="no encoder-decoder here has an adaptive softmax"):
+    with pytest.raises(ConversionError, match="an encoder-decoder here cannot have an adaptive softmax"):
         convert_checkpoint(path, tmp_path / "model")

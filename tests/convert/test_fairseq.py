@@ -313,7 +313,8 @@ def test_weights_that_do_not_fit(tmp_path):
             convert_checkpoint(path, tmp_path / "model")
 
     refused(
-        {**state, "decoder.output_projection.weight": torch.randn(31, 10)}, "are to be one, but their values differ"
+        {**state, "decoder.output_projection.weight": torch.randn(31, 10)},
+        "should be one tensor, but their values differ",
     )
     refused({**state, "decoder.layers.0.stray": torch.ones(1)}, r"decoder\.layers\.0\.stray")
     refused({**state, "head.weight": torch.ones(1)}, "no Mega of this kind has: head.weight")
@@ -321,7 +322,7 @@ def test_weights_that_do_not_fit(tmp_path):
     del missing["decoder.layers.1.nffn.fc2.bias"]
     refused(missing, r"lacks: mega\.layers\.1\.nffn\.fc2\.bias")
     refused({name: tensor for name, tensor in state.items() if ".layers.0." not in name}, "layers are missing")
-    refused({name.replace("mega_layer", "self_attn"): tensor for name, tensor in state.items()}, "of another model")
+    refused({name.replace("mega_layer", "self_attn"): tensor for name, tensor in state.items()}, "holds another model")
     # an older fairseq wrote no second copy of tied embeddings
     del state["decoder.output_projection.weight"]
     convert_checkpoint(save_checkpoint(path, args, state), tmp_path / "model")

@@ -124,7 +124,7 @@ def test_tokenizer_of_the_folder(tiny_tokenizer_folder, tmp_path):
     ids = tokenizer("The <mask> of the ship").input_ids
     assert ids[0] == 0 and ids[-1] == 2 and tokenizer.mask_token_id in ids
     smaller = save_folder(tmp_path / "smaller")
-    with pytest.raises(ConversionError, match=f"has {words} words, but the model only {WORDS}"):
+    with pytest.raises(ConversionError, match=f"has {words} tokens, but the model only {WORDS}"):
         convert_checkpoint(smaller, tmp_path / "other", tokenizer=tiny_tokenizer_folder)
 
 

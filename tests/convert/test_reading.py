@@ -62,7 +62,7 @@ def test_checkpoint_that_would_run_something(name, zipped, tmp_path):
         convert_checkpoint(path, tmp_path / "model")
     # a method is asked for by getattr, or as part of its class
     assert any(wanted in str(error.value) for wanted in ([name] if name != "pathlib" else ["getattr", "pathlib"]))
-    assert "Nothing of it was run" in str(error.value)
+    assert "None of its code was run" in str(error.value)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.pt"]
 
 
@@ -73,7 +73,7 @@ def test_settings_that_would_run_something(name, protocol, tmp_path):
     folder = save_folder(tmp_path / "pretrained")
     content = {"mega_args": attacks(touched)[name], "depth": 2, "vocab_size": 40}
     (folder / "model_args.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
-    with pytest.raises(ConversionError, match="Nothing of it was run") as error:
+    with pytest.raises(ConversionError, match="None of its code was run") as error:
         convert_checkpoint(folder, tmp_path / "model")
     if name != "pathlib":  # a method is asked for by getattr, or as part of its class
         module, _, function = name.partition(".")
@@ -106,7 +106,7 @@ def test_settings_are_inert(tmp_path):
 def test_settings_beyond_plain_objects(content, tmp_path):
     path = tmp_path / "a.pkl"
     path.write_bytes(content)
-    with pytest.raises(ConversionError, match="Nothing of it was run"):
+    with pytest.raises(ConversionError, match="None of its code was run"):
         read_settings(path)
 
 
@@ -114,7 +114,7 @@ def test_settings_beyond_plain_objects(content, tmp_path):
 def test_damaged_settings(content, tmp_path):
     path = tmp_path / "a.pkl"
     path.write_bytes(content)
-    with pytest.raises(ConversionError, match=r"a\.pkl is damaged, or is no pickle of settings"):
+    with pytest.raises(ConversionError, match=r"a\.pkl is damaged or not a pickle of settings"):
         read_settings(path)
 
 
@@ -157,7 +157,7 @@ def test_archives_that_torch_does_not_write(tmp_path):
                     new.writestr(entries[0], old.read(entries[0]))
     with pytest.raises(ConversionError, match="is compressed"):
         convert_checkpoint(tmp_path / "a.pt", tmp_path / "model")
-    with pytest.raises(ConversionError, match="two entries have one name"):
+    with pytest.raises(ConversionError, match="two entries have the same name"):
         convert_checkpoint(tmp_path / "b.pt", tmp_path / "model")
 
 
@@ -167,7 +167,7 @@ def test_archives_that_torch_does_not_write(tmp_path):
 def test_something_else(content, tmp_path):
     path = tmp_path / "a.pt"
     path.write_bytes(content)
-    with pytest.raises(ConversionError, match=r"a\.pt is damaged, or is no PyTorch file"):
+    with pytest.raises(ConversionError, match=r"a\.pt is damaged or not a PyTorch file"):
         convert_checkpoint(path, tmp_path / "model")
 
 
@@ -190,14 +190,14 @@ def test_other_files_of_torch(tmp_path):
             convert_checkpoint(path, tmp_path / "model")
 
     refused({"weight": torch.ones(2)}, "neither args nor cfg, only weight")
-    refused(torch.ones(2), "holds Tensor, which is no checkpoint of fairseq")
+    refused(torch.ones(2), "holds Tensor, which is not a checkpoint of fairseq")
     refused({"args": {"arch": "x"}}, r"no weights \(model\)")
     refused({"args": 5, "model": {"a": torch.ones(1)}}, "args must be a Namespace or a dict, but is int")
     refused({"cfg": {"task": None}, "model": {"a": torch.ones(1)}}, "no section model")
     refused({"args": {"arch": "transformer"}, "model": {"a": torch.ones(1)}}, r"another model \(transformer\)")
     refused({"args": {}, "model": {"a": 1}}, "holds 'a': int")
     sparse = torch.eye(3).to_sparse()
-    refused({"args": {}, "model": {"a": sparse}}, "a is no plain tensor of numbers")
+    refused({"args": {}, "model": {"a": sparse}}, "a is not a plain tensor of numbers")
 
 
 def test_script_module(tmp_path):
@@ -246,15 +246,15 @@ def test_folders_of_transformers_that_do_not_fit(checkpoint, tmp_path):
 
     folder = checkpoint("masked_lm_default_tied")
     original = (folder / "config.json").read_text()
-    refused("model_type='bert' is no Mega", model_type="bert")
+    refused("model_type='bert' is not a Mega model", model_type="bert")
     refused(r"architectures=\['MegaForSpeech'\]", architectures=["MegaForSpeech"])
     refused("num_hidden_layers=3000000, but the checkpoint holds 2", num_hidden_layers=3_000_000)
-    refused("max_positions=1099511627776 is no number", max_positions=1 << 40)
+    refused("max_positions=1099511627776 is not a number", max_positions=1 << 40)
     refused("has the shape", hidden_size=13)
     refused(r"config\.json: .*chunk_size", use_chunking=True)
     refused("needs no conversion", transformers_version="5.4.0")
     refused("lacks: classifier", architectures=["MegaForSequenceClassification"])
-    refused("no plain form of the activation 'mish'", activation="mish")
+    refused("the activation 'mish' has no plain form", activation="mish")
 
 
 def test_damaged_folders_of_transformers(checkpoint, tmp_path):
@@ -268,7 +268,7 @@ def test_damaged_folders_of_transformers(checkpoint, tmp_path):
     first = next(iter(content["weight_map"]))
     for file in ("../model.safetensors", "/etc/passwd", "none.safetensors"):
         edit(index, weight_map={**content["weight_map"], first: file})
-        refused("which is no file of")
+        refused("which is not a file in")
     edit(index, weight_map={**content["weight_map"], "mega.stray": "model-00001-of-00002.safetensors"})
     refused(r"do not hold, such as mega\.stray")
     edit(index, weight_map=[1])

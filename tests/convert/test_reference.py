@@ -70,8 +70,8 @@ def test_classifier(name):
 def test_adaptive_input_and_softmax(name):
     case = read_sample(name)
     weights = Weights(case.param)
-    bands = list(weights.numbered("embed_tokens.embeddings."))
-    assert_near(fairseq.adaptive_embed(bands, case.input["ids"]), case.output["embed_btd"])
+    clusters = list(weights.numbered("embed_tokens.embeddings."))
+    assert_near(fairseq.adaptive_embed(clusters, case.input["ids"]), case.output["embed_btd"])
     log_probabilities = fairseq.adaptive_log_probabilities(
         weights.within("adaptive_softmax."), case.input["hidden_btd"].double(), shared_projections=False
     )

@@ -28,7 +28,7 @@ def test_folder_that_is_there(tmp_path):
     convert_checkpoint(SAMPLE, output, verify=False)
     before = (output / "model.safetensors").read_bytes()
     other = save_language_model(tmp_path / "other.pt")
-    with pytest.raises(ConversionError, match=r"is there already.*--force"):
+    with pytest.raises(ConversionError, match=r"exists already.*--force"):
         convert_checkpoint(other, output)
     assert (output / "model.safetensors").read_bytes() == before
     convert_checkpoint(other, output, force=True)
@@ -49,7 +49,7 @@ def test_what_force_does_not_replace(tmp_path):
     (source / "config.json").write_text("{}")
     for output, message in (
         (file, "is a file"),
-        (folder, r"something else than a model \(no config\.json\)"),
+        (folder, r"does not hold a model \(it has no config\.json\)"),
         (tmp_path / "link", "is a link"),
         (source, "holds the source"),
         (tmp_path / "none" / "model", "there is no folder"),

@@ -65,7 +65,7 @@ def test_mask_stands_for_the_models_own(tmp_path: Path) -> None:
     [
         ("", "there is no text yet"),
         (" \n", "there is no text yet"),
-        ("a ship", "no mask in 'a ship': write <mask> where"),
+        ("a ship", "no mask in 'a ship': write <mask> in place"),
         ("<mask> " * 9, "the text has 9 masks, but the page fills at most 8"),
         ("ship " * 200 + "<mask>", "tokens, but .* takes at most 128; shorten it"),
         ("a" * 20_001, "the text has 20,001 characters, but the page takes at most 20,000"),
@@ -123,7 +123,7 @@ def test_an_error_while_writing_is_not_lost(causal: Served, monkeypatch: pytest.
         (("a", 5, -1, 1), "temperature -1 must be 0 to 10"),
         (("a", 5, float("nan"), 1), "temperature nan must be 0 to 10"),
         (("a", 5, 0, 0), "top-p 0 above 0"),
-        (("ship " * 3000, 5, 0, 1), "with those to be written, .* takes at most 2,048; shorten it"),
+        (("ship " * 3000, 5, 0, 1), "together with the new tokens, .* takes at most 2,048; shorten it"),
     ],
 )
 def test_prompts_that_cannot_be_continued(causal: Served, arguments: tuple, message: str) -> None:
@@ -174,7 +174,7 @@ def test_a_masked_model_reads_beginnings(masked: Served, monkeypatch: pytest.Mon
     monkeypatch.setattr(reading, "PIECE", 16)
     *_, last = reading.read(masked, "The captain of the ship gave an order.\n" * 60)
     assert [point.tokens for point in last.points] == [16, 32, 64, 128]
-    assert last.notes[1:] == (f"{masked.name} takes at most 128 tokens at once, so it reads these and no more.",)
+    assert last.notes[1:] == (f"{masked.name} takes at most 128 tokens at once, so it reads only these.",)
     *_, last = reading.read(masked, "The ship.")
     assert len(last.points) == 1
 
@@ -188,7 +188,7 @@ def test_texts_that_cannot_be_read(masked: Served, tmp_path: Path) -> None:
         next(reading.read(masked, "a" * 1_000_001))
     file = tmp_path / "book.txt"
     file.write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match=r"the file book\.txt is not a text in UTF-8"):
+    with pytest.raises(UserError, match=r"the file book\.txt is not valid UTF-8 text"):
         reading.text_of(str(file))
     file.write_text("Ein Schiff über dem Meer", "utf-8")
     assert reading.text_of(str(file)) == "Ein Schiff über dem Meer"

@@ -27,7 +27,7 @@ def test_a_model_given_twice_is_loaded_once(tiny_checkpoint: Path) -> None:
 
 def test_wrong_names_are_told_before_any_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "load_libraries", lambda: pytest.fail("loads"))
-    with pytest.raises(UserError, match=r"the folder holds no config\.json, so it is no model"):
+    with pytest.raises(UserError, match=r"the folder holds no config\.json, so it is not a model"):
         load_models(["mega-prose-5m", str(tmp_path)], "cpu", "auto")
     with pytest.raises(UserError, match="did you mean mega-prose-5m"):
         load_models(["mega-prose-5"], "cpu", "auto")

@@ -66,7 +66,7 @@ FILES = {
 """What commands name."""
 STEPS = 3
 """Steps of a training whose page says more; a dry run takes the time of the last one."""
-ROWS = 40
+ROWS = 80
 """Rows of each role that a training has whose page says more."""
 VOCABULARY = 270
 """Tokens of a tokenizer that a training makes."""

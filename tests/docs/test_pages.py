@@ -10,11 +10,10 @@ import contextlib
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 from unittest import SkipTest
 
 import pytest
-import typer.main
+from commands import parse as _parse
 from sybil import Example, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 from typer.testing import CliRunner
@@ -91,12 +90,3 @@ def _run_mega(words: list[str]) -> None:
     if words[0] not in PARSED:
         result = CliRunner().invoke(app, words, input=given)
         assert result.exit_code == 0, f"mega {shlex.join(words)}: {result.output}"
-
-
-def _parse(words: list[str]) -> None:
-    """Raises what click raises for words that it does not understand."""
-    group: Any = typer.main.get_command(app)
-    name, *rest = words
-    assert name in group.commands, f"mega {name}: there is no such command"
-    with group.commands[name].make_context(f"mega {name}", rest):
-        pass

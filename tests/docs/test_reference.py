@@ -187,8 +187,8 @@ def test_every_command_is_in_the_reference() -> None:
     page = hooks()._commands()
     for command in app.registered_commands:
         assert f"## `mega {command.name}`" in page
-    assert "| `-k`, `--top-k` `NUMBER` | Candidates per mask. Default: `5`. At least 1. |" in page
-    assert not re.findall(r"<[a-z]+>", re.sub(r"`[^`\n]*`|```.*?```", "", page, flags=re.DOTALL))
+    assert "| `-k`, `--top-k` `NUMBER` | Number of candidates per mask. Default: `5`. At least 1. |" in page
+    assert not re.findall(r"<[a-z]+>", re.sub(r"```.*?```|`[^`\n]*`", "", page, flags=re.DOTALL))
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def test_long_texts_need_no_more_memory(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"mode": "whole"}, "mode='whole' is unknown; known are full, chunk, sliding"),
+        ({"mode": "whole"}, "mode='whole' is unknown; the known modes are full, chunk, sliding"),
         ({"window": 0}, "window=0 must be at least 1"),
         ({"piece": -1}, "piece=-1 must be at least 1"),
         ({"mode": "sliding", "window": 8, "stride": 9}, "stride=9 is above window=8"),
@@ -214,7 +214,7 @@ def test_models_that_see_the_future_are_found(model):
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     bert = BertLMHeadModel(BertConfig(vocab_size=VOCABULARY, initializer_range=0.5, **sizes)).eval()
-    with pytest.raises(RecipeError, match="BertLMHeadModel sees the words it is to predict"):
+    with pytest.raises(RecipeError, match="BertLMHeadModel sees the tokens that it predicts"):
         check_causal(bert)
 
 

@@ -63,9 +63,9 @@ def test_files_are_read_packed_and_with_a_byte_order_mark(tmp_path):
 
 def test_unknown_names_are_answered_with_the_known_ones():
     check_names(["wikitext", "unwrap"], "sections")
-    with pytest.raises(RecipeError, match="--clean soap is unknown; known are wikitext, unwrap, emphasis"):
+    with pytest.raises(RecipeError, match="--clean soap is unknown; the known values are wikitext, unwrap, emphasis"):
         check_names(["soap"], "lines")
-    with pytest.raises(RecipeError, match="--documents pages is unknown; known are whole, lines"):
+    with pytest.raises(RecipeError, match="--documents pages is unknown; the known values are whole, lines"):
         check_names([], "pages")
 
 

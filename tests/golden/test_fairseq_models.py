@@ -103,7 +103,7 @@ def assert_all_gradients(model: MegaPreTrainedModel, case: Case, name_of=our_nam
 def without_second_words(log_probs: torch.Tensor, target: torch.Tensor, cutoffs: list[int]) -> torch.Tensor:
     """What the authors' adaptive loss lacks of the summed cross entropy.
 
-    It ignores the padding's number, 1, after numbers were made relative to bands: the second word of every tail counts
+    It ignores the padding's number, 1, relative to clusters: the second word of every tail counts
     in the choice of the tail, but not within it.
     """
     missing = log_probs.new_zeros(())

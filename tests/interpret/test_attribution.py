@@ -303,12 +303,12 @@ def test_gradients_of_16_bit_models_are_float32(masked, dtype: torch.dtype) -> N
     "name, text, target, message",
     [
         ("masked", "no mask", None, "no mask in 'no mask': write <mask>"),
-        ("masked", "<mask>", None, "'<mask>' has no token beside special ones"),
+        ("masked", "<mask>", None, "'<mask>' has only special tokens"),
         ("masked", ONE, "qqqq", "target 'qqqq' is not one token of the model but 4: 'q', 'q', 'q', 'q'"),
         ("masked", ONE, "", "target '' is empty"),
         ("masked", ONE, ["a", "s"], "2 targets for 'The <mask> of"),
         ("masked", TWO, ["a", "s", "t"], "which has 2 masks; give one, or one for each"),
-        ("causal", "", None, "'' has no token beside special ones"),
+        ("causal", "", None, "'' has only special tokens"),
         ("classifier", PLAIN, "speach", "target 'speach' is not a label of the model; did you mean speech?"),
         ("classifier", PLAIN, "xyz", "the model's labels are order, speech, whale"),
     ],
@@ -352,5 +352,5 @@ def test_models_that_cannot_be_explained(masked, causal, tiny_checkpoint: Path) 
         attribute(limited, masked[1], "whale " * 200 + "<mask>")
     broken = copy.deepcopy(causal[0])
     broken.get_input_embeddings().weight.data.fill_(math.nan)
-    with pytest.raises(RecipeError, match="no finite numbers for 'The captain"):
+    with pytest.raises(RecipeError, match="output is not finite for 'The captain"):
         attribute(broken, causal[1], PLAIN)

@@ -74,7 +74,7 @@ MODELS = {
     "masked": lambda: MegaForMaskedLM(tiny_config(final_norm=True, normalize_embeddings=True, embedding_size=8)),
     "untied": lambda: MegaForMaskedLM(tiny_config(tie_word_embeddings=False, use_normalized_ffn=False)),
     "causal": lambda: MegaForCausalLM(tiny_config(**CAUSAL, add_token_type_embeddings=True)),
-    "bands": lambda: MegaForCausalLM(
+    "clusters": lambda: MegaForCausalLM(
         tiny_config(**CAUSAL, adaptive_cutoffs=[10], adaptive_softmax=True, adaptive_input=True, hidden_size=16)
     ),
     "classifier": lambda: MegaForSequenceClassification(
@@ -218,7 +218,7 @@ def test_biases_are_what_is_added_to_scores(kind: str, fields: dict) -> None:
 def test_sides_have_names() -> None:
     assert list(sides_of(MODELS["masked"]())) == [""]
     assert list(sides_of(MODELS["encoder-decoder"]())) == ["encoder", "decoder"]
-    with pytest.raises(ValueError, match="Linear holds no Mega"):
+    with pytest.raises(ValueError, match="Linear contains no Mega"):
         sides_of(torch.nn.Linear(2, 2))
 
 

@@ -246,8 +246,8 @@ def test_initial_weights():
     embeddings = model.get_input_embeddings()
     assert isinstance(embeddings, MegaAdaptiveEmbedding)
     assert [words.weight.shape for words, _ in embeddings.embeddings] == [(9, 8), (11, 4), (11, 2)]
-    assert not embeddings(torch.tensor([10])).any()  # the second word of the second band
-    assert all(row.any() for band in (0, 2) for row in embeddings.embeddings[band][0].weight)
+    assert not embeddings(torch.tensor([10])).any()  # the second word of the second cluster
+    assert all(row.any() for cluster in (0, 2) for row in embeddings.embeddings[cluster][0].weight)
     wide = tiny_config(**{**BOTH, "vocab_size": 4000, "adaptive_cutoffs": [1000, 2000], "hidden_size": 64})
     for (words, projection), width in zip(MegaModel(wide).get_input_embeddings().embeddings, (64, 32, 16)):
         assert words.weight.std().item() == pytest.approx(width**-0.5, rel=0.05)
@@ -274,7 +274,7 @@ def test_saves_and_loads(tmp_path, form):
 def test_names_are_the_authors():
     names = {name for name in make("apart").state_dict() if "embeddings" in name or "lm_head" in name}
     embeddings = "mega.embedding_layer.word_embeddings.embeddings"
-    assert names == {f"{embeddings}.{band}.{part}.weight" for band in range(3) for part in (0, 1)} | {
+    assert names == {f"{embeddings}.{cluster}.{part}.weight" for cluster in range(3) for part in (0, 1)} | {
         "lm_head.head.weight",
         *(f"lm_head.tail.{tail}.{part}.weight" for tail in (0, 1) for part in (0, 2)),
     }
@@ -311,8 +311,8 @@ def test_a_vocabulary_in_bands_is_not_resized(form):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"adaptive_cutoffs": None}, "adaptive_cutoffs=None must name the ids"),
-        ({"adaptive_cutoffs": []}, r"adaptive_cutoffs=\[\] must name the ids"),
+        ({"adaptive_cutoffs": None}, "adaptive_cutoffs=None must be the ids"),
+        ({"adaptive_cutoffs": []}, r"adaptive_cutoffs=\[\] must be the ids"),
         ({"adaptive_cutoffs": [9, 9]}, r"adaptive_cutoffs=\[9, 9\] must be ascending"),
         ({"adaptive_cutoffs": [20, 9]}, "must be ascending, above 0 and below vocab_size=31"),
         ({"adaptive_cutoffs": [0, 9]}, "must be ascending, above 0"),
@@ -322,7 +322,7 @@ def test_a_vocabulary_in_bands_is_not_resized(form):
         ({"adaptive_input": False, "adaptive_softmax": False}, "needs adaptive_input=True or adaptive_softmax=True"),
         ({"adaptive_input_factor": 4}, r"adaptive_input_factor=4 leaves no width.* 8 // 4\*\*2 is 0"),
         ({"adaptive_softmax_factor": 0.5}, "adaptive_softmax_factor=0.5 must be at least 1"),
-        ({"embedding_size": 3}, r"leaves no width to the last of 3 bands: 3 // 2\*\*2 is 0"),
+        ({"embedding_size": 3}, r"leaves no width to the last of 3 clusters: 3 // 2\*\*2 is 0"),
         ({"tie_adaptive_projections": True}, "needs tie_adaptive_weights=True"),
         ({"tie_adaptive_weights": True, "adaptive_input": False}, "needs adaptive_input=True and adaptive_softmax"),
         ({"tie_adaptive_weights": True, "adaptive_softmax_factor": 1}, "needs equal factors"),
@@ -336,7 +336,7 @@ def test_configurations_that_cannot_work(fields, message):
 
 def test_a_cutoff_at_the_end_of_the_vocabulary_begins_no_band():
     config = tiny_config(**{**BOTH, "adaptive_cutoffs": [9, 31]})
-    assert config.adaptive_bands(8, 2) == [(9, 8), (22, 4)]
+    assert config.adaptive_clusters(8, 2) == [(9, 8), (22, 4)]
 
 
 def test_words_are_tied_by_bands_or_not_at_all():
@@ -345,7 +345,7 @@ def test_words_are_tied_by_bands_or_not_at_all():
 
 
 def test_other_models_have_no_adaptive_softmax():
-    with pytest.raises(ValueError, match="only MegaForCausalLM predicts words in bands"):
+    with pytest.raises(ValueError, match="only MegaForCausalLM has an adaptive softmax"):
         MegaForMaskedLM(tiny_config(**BOTH))
     with pytest.raises(ValueError, match=r"decoder: .*adaptive_cutoffs=\[9, 20\]"):
         MegaSeq2SeqConfig(decoder=tiny_config(**BOTH).to_dict(), share_embeddings=False, tie_word_embeddings=False)

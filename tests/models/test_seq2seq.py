@@ -352,7 +352,7 @@ def test_labels_count_where_they_are_given():
 
 
 def test_configurations_that_cannot_work():
-    with pytest.raises(ValueError, match="share_embeddings=True needs word embeddings of one shape"):
+    with pytest.raises(ValueError, match="share_embeddings=True needs token embeddings of the same shape"):
         seq2seq_config(encoder={"vocab_size": 40})
     with pytest.raises(ValueError, match="tie_word_embeddings=True needs embedding_size=4"):
         seq2seq_config(decoder={"embedding_size": 4}, share_embeddings=False)

@@ -23,7 +23,7 @@ def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_misspelt_fields_are_told(warnings: list[str]) -> None:
     assert MegaConfig(hidden_sise=8).hidden_sise == 8
-    assert warnings == ["MegaConfig has no field hidden_sise, which changes nothing; did you mean hidden_size?"]
+    assert warnings == ["MegaConfig has no field hidden_sise, so this value has no effect; did you mean hidden_size?"]
 
 
 def test_fields_of_others_and_of_old_configurations_are_not(warnings: list[str]) -> None:

@@ -219,7 +219,7 @@ def test_classes_that_read_no_values(model_class):
 def test_nothing_of_words_in_a_model_of_values():
     with pytest.raises(ValueError, match="MegaForCausalLM reads tokens"):
         make(MegaForCausalLM, input_type="values", **CAUSAL)
-    with pytest.raises(ValueError, match="has no table of word embeddings"):
+    with pytest.raises(ValueError, match="has no token embedding table"):
         make(MegaModel, input_type="values").resize_token_embeddings(40)
     with pytest.raises(ValueError, match="encoder: input_type='values'"):
         MegaSeq2SeqConfig(encoder={"input_type": "values"})
@@ -228,15 +228,15 @@ def test_nothing_of_words_in_a_model_of_values():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"input_type": "pixels"}, "input_type='pixels' is unknown; known are tokens, values"),
+        ({"input_type": "pixels"}, "input_type='pixels' is unknown; the known values are tokens, values"),
         ({"input_type": "values", "embedding_size": 4}, "embedding_size=4 needs input_type='tokens'"),
         ({"input_type": "values", "adaptive_cutoffs": [4]}, r"adaptive_cutoffs=\[4\] needs input_type='tokens'"),
         ({"input_type": "values", "add_token_type_embeddings": True}, "add_token_type_embeddings=True needs"),
-        ({"classifier_head": "linear"}, "classifier_head='linear' is unknown; known are blocks, tanh"),
+        ({"classifier_head": "linear"}, "classifier_head='linear' is unknown; the known values are blocks, tanh"),
         ({"classifier_activation": "sinus"}, "classifier_activation='sinus' is unknown"),
         (
             {"classifier_hidden_sizes": [4, 0]},
-            r"classifier_hidden_sizes=\[4, 0\] must be widths of at least 1, or None",
+            r"classifier_hidden_sizes=\[4, 0\] must be a list of widths of at least 1, or None",
         ),
     ],
 )

@@ -45,7 +45,7 @@ CASES = {
     "MegaForCausalLM open": {**CAUSAL, **LAPLACE, "truncation": 7},
     "MegaForCausalLM simple": {**CAUSAL, **RELU2, **SIMPLE},
     "MegaForCausalLM squared": {**CAUSAL, **RELU2, **CHUNKS},
-    "MegaForCausalLM bands": {**CAUSAL, **BANDS},
+    "MegaForCausalLM clusters": {**CAUSAL, **BANDS},
     "MegaForSequenceClassification causal": {**CAUSAL, **CHUNKS},
 }
 

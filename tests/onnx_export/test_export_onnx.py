@@ -211,11 +211,11 @@ def test_mistakes_before_any_work(causal, exported, tmp_path, monkeypatch):
     text.write_bytes(b"\xff\xfe\xff")
     refused(mega(tmp_path / "none", out), f"MODEL {tmp_path / 'none'}: there is no such folder or bundled model")
     refused(mega(tmp_path, exported[0].parent / "out"), "holds no config.json")
-    refused(mega(causal, text), f"OUT {text}: that is a file")
-    refused(mega(causal, exported[0]), "is there already", "--force")
-    refused(mega(causal, causal / "out"), "is in the folder", "name another place")
+    refused(mega(causal, text), f"OUT {text}: this is a file")
+    refused(mega(causal, exported[0]), "exists already", "--force")
+    refused(mega(causal, causal / "out"), "is in the source folder", "name a folder outside of it")
     refused(mega(causal, tmp_path / "a" / "b"), f"there is no folder {tmp_path / 'a'}")
-    refused(mega(causal, out, "--text-file", text), "--text-file", "is for --int8")
+    refused(mega(causal, out, "--text-file", text), "--text-file", "needs --int8")
     refused(mega(causal, out, "--int8", "--text-file", text), "is not valid UTF-8")
     refused(mega(causal, out, "--int8", "--text-file", tmp_path / "x"), "there is no such file")
     assert mega(causal, out, "--opset", 17).exit_code == 2
@@ -238,7 +238,7 @@ def test_an_empty_folder_may_be_there_and_a_model_with_force(causal, tmp_path, m
         with pytest.raises(ExportError, match=r"^x$"):
             export_folder(causal, out, force=force)
         (out / "config.json").write_text("{}")
-    with pytest.raises(Exception, match="is there already"):
+    with pytest.raises(Exception, match="exists already"):
         export_folder(causal, out)
     assert asked == [causal, causal]
 
@@ -246,10 +246,10 @@ def test_an_empty_folder_may_be_there_and_a_model_with_force(causal, tmp_path, m
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("bert", "is a model of the type bert, not a Mega; export it with `optimum-cli export onnx`"),
-        ("seq2seq", "a MegaSeq2SeqModel has no head"),
+        ("bert", "is a model of type bert, not a Mega model; export it with `optimum-cli export onnx`"),
+        ("seq2seq", "a MegaSeq2SeqModel has no language model head"),
         ("crossing", "add_cross_attention=True needs an encoder's states"),
-        ("single", "chunk_size=1 lets no token see another"),
+        ("single", "chunk_size=1 cannot be exported"),
         ("heads", "must name one of"),
     ],
 )

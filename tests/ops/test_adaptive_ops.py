@@ -23,7 +23,7 @@ def numbers(*shape, dtype=torch.float64):
 
 
 def matrices(head="whole", factored=True, dtype=torch.float64):
-    """Head and tails; the words of the first band and the clusters are one matrix, two, or two with one in factors."""
+    """Head and tails; tokens of the first cluster and the tails are one matrix, two, or two with one in factors."""
     clusters, words = (len(SIZES) - 1, WIDTH), (SIZES[0], WIDTH)
     heads = {
         "whole": lambda: [(numbers(SIZES[0] + clusters[0], WIDTH, dtype=dtype), None)],
@@ -54,19 +54,19 @@ def assert_same_gradients(actual, expected, inputs):
 @pytest.mark.parametrize("padding", [None, 1, 7, VOCABULARY - 1])
 def test_embedding_is_its_reference(padding):
     torch.manual_seed(0)
-    bands = [(numbers(size, width), numbers(6, width)) for size, width in zip(SIZES, WIDTHS)]
+    clusters = [(numbers(size, width), numbers(6, width)) for size, width in zip(SIZES, WIDTHS)]
     ids = torch.randint(0, VOCABULARY, (3, 11))
-    ids[0] = torch.arange(4, 15)  # the edges of all bands
+    ids[0] = torch.arange(4, 15)  # the edges of all clusters
     ids[1, :2] = padding or 0
     mix = torch.randn(3, 11, 6, dtype=torch.float64)
-    expected = adaptive_embedding_reference(ids, bands)
-    actual = adaptive_embedding(ids, bands, padding)
+    expected = adaptive_embedding_reference(ids, clusters)
+    actual = adaptive_embedding(ids, clusters, padding)
     torch.testing.assert_close(actual, expected)
-    inputs = tensors(*bands)
+    inputs = tensors(*clusters)
     wanted = list(grad((expected * mix).sum(), inputs))
     if padding is not None:  # its word learns nothing; the projection does
-        band = next(band for band in range(3) if padding < sum(SIZES[: band + 1]))
-        wanted[2 * band][padding - sum(SIZES[:band])] = 0
+        cluster = next(cluster for cluster in range(3) if padding < sum(SIZES[: cluster + 1]))
+        wanted[2 * cluster][padding - sum(SIZES[:cluster])] = 0
     for a, b in zip(grad((actual * mix).sum(), inputs), wanted):
         torch.testing.assert_close(a, b)
 
@@ -86,13 +86,13 @@ def test_log_probs_are_their_reference(head, factored, shape):
     assert_same_gradients((actual * mix).sum(), (expected * mix).sum(), [hidden, *tensors(*head, *tails)])
 
 
-@pytest.mark.parametrize("labelled", ["all", "some", "none", "first band"])
+@pytest.mark.parametrize("labelled", ["all", "some", "none", "first cluster"])
 @pytest.mark.parametrize("head", ["whole", "parts", "factors"])
 def test_cross_entropy_is_that_of_the_reference(head, labelled):
     torch.manual_seed(0)
     head, tails = matrices(head)
     hidden = numbers(23, WIDTH)
-    labels = torch.randint(0, SIZES[0] if labelled == "first band" else VOCABULARY, (23,))
+    labels = torch.randint(0, SIZES[0] if labelled == "first cluster" else VOCABULARY, (23,))
     if labelled == "some":
         labels[::3] = -100
     elif labelled == "none":
@@ -161,11 +161,11 @@ def test_few_rows_give_the_same(rows):
     """Those of a decoding step take another way."""
     torch.manual_seed(0)
     sizes, widths = [300, 300], [64, 64]
-    bands = [(torch.randn(size, width), torch.randn(260, width)) for size, width in zip(sizes, widths)]
+    clusters = [(torch.randn(size, width), torch.randn(260, width)) for size, width in zip(sizes, widths)]
     head = [(torch.randn(301, 64), None)]
     tails = [(torch.randn(300, 64), torch.randn(64, 64))]
     ids, hidden = torch.randint(0, 600, (rows, 1)), torch.randn(rows, 1, 64)
     with torch.no_grad():
-        few = adaptive_embedding(ids, bands), adaptive_log_probs(hidden, head, tails)
-    torch.testing.assert_close(few[0], adaptive_embedding_reference(ids, bands), rtol=1e-4, atol=1e-4)
+        few = adaptive_embedding(ids, clusters), adaptive_log_probs(hidden, head, tails)
+    torch.testing.assert_close(few[0], adaptive_embedding_reference(ids, clusters), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(few[1], adaptive_log_probs_reference(hidden, head, tails), rtol=1e-4, atol=1e-4)

@@ -198,9 +198,9 @@ def test_unknown_and_impossible_requests_are_refused():
     q = k = torch.randn(1, 4, 2)
     v = torch.randn(1, 4, 3)
     layout = self_attention_layout(None, 4)
-    with pytest.raises(ValueError, match="known are softmax, laplace, relu2"):
+    with pytest.raises(ValueError, match="the known values are softmax, laplace, relu2"):
         attention(q, k, v, None, layout, activation="tanh")
-    with pytest.raises(ValueError, match="known are reference"):
+    with pytest.raises(ValueError, match="the known values are reference"):
         attention(q, k, v, None, layout, backend="magic")
     with pytest.raises(ValueError, match="softmax only"):
         attention(q, k, v, None, layout, activation="laplace", backend="fused")

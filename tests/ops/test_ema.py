@@ -176,7 +176,7 @@ def test_gradcheck():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"backend": "magic"}, "known are reference"),
+        ({"backend": "magic"}, "the known values are reference"),
         ({"bidirectional": True, "return_state": True}, "bidirectional=False"),
         ({"truncation": 2, "state": torch.zeros(1, 2, 2), "return_state": True}, "history go together"),
         ({"history": torch.zeros(1, 3, 2), "state": torch.zeros(1, 2, 2)}, "truncation=None"),

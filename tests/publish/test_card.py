@@ -131,9 +131,12 @@ def test_language_and_base_model():
         ("base_model: somewhere", "base_model: 'somewhere' is not valid; the hub takes ids of models"),
         ("datasets: [a b]", "datasets: 'a b' is not valid"),
         ("widget: One [MASK].", "widget: must be a list of examples"),
-        ("widget:\n- text: One <mask>.", "widget: 'One <mask>.' must hold the tokenizer's mask token '[MASK]' once"),
-        ("widget:\n- text: '[MASK] [MASK]'", "must hold the tokenizer's mask token '[MASK]' once"),
-        ("mask_token: <mask>", "mask_token: '<mask>' is not the tokenizer's, which is '[MASK]'"),
+        (
+            "widget:\n- text: One <mask>.",
+            "widget: 'One <mask>.' must contain the tokenizer's mask token '[MASK]' exactly once",
+        ),
+        ("widget:\n- text: '[MASK] [MASK]'", "must contain the tokenizer's mask token '[MASK]' exactly once"),
+        ("mask_token: <mask>", "mask_token: '<mask>' is not the tokenizer's mask token '[MASK]'"),
     ],
 )
 def test_front_matter_that_the_hub_would_refuse(front, message):
@@ -152,8 +155,8 @@ def test_a_widget_of_another_task_needs_no_mask():
     ("text", "facts", "message"),
     [
         ("---\nlicense: cc0-1.0\n---\n", MASKED, "--license says 'mit', but README.md says license: 'cc0-1.0'"),
-        ("---\na: [1\n---\n", MASKED, "is no YAML"),
-        ("---\n- a\n- b\n---\n", MASKED, "must be fields and values, but is a list"),
+        ("---\na: [1\n---\n", MASKED, "is not valid YAML"),
+        ("---\n- a\n- b\n---\n", MASKED, "must be a mapping of fields, but is a list"),
         ("---\nmodel-index:\n- name: x\n---\n", MASKED, "cannot read its front matter"),
     ],
 )

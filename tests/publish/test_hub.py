@@ -66,7 +66,7 @@ def test_private(hub, source, tmp_path):
 
 
 def test_private_is_not_made_public(hub, source, tmp_path):
-    with pytest.raises(PublishError, match="me/small is there already and public; nothing was uploaded"):
+    with pytest.raises(PublishError, match="me/small exists already and is public; nothing was uploaded"):
         publish_folder(source, tmp_path / "out", repo_id="me/small", push=True, private=True)
     assert [call[0] for call in FakeHub.calls] == ["create"]
 

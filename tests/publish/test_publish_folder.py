@@ -172,11 +172,11 @@ def damage(folder: Path, kind: str) -> None:
         ("shape", "the model cannot be loaded: .*mismatch"),
         ("field", "chunk_size=0 must be at least 1"),
         ("class", r"architectures=\['BertModel'\] must name one of"),
-        ("type", "model_type='bert' is no Mega"),
+        ("type", "model_type='bert' is not a Mega model"),
         ("json", "config.json is damaged"),
         ("no config", "holds no config.json"),
         ("tokenizer", "the tokenizer cannot be loaded"),
-        ("vocabulary", "words, but the model only 31"),
+        ("vocabulary", "tokens, but the model only 31"),
         ("rmsnorm", "set legacy_unnormalized_rmsnorm"),
     ],
 )
@@ -190,15 +190,15 @@ def test_damaged_folders_are_refused(kind, message, source, tmp_path):
 def test_places_and_arguments(source, tmp_path):
     output = tmp_path / "output"
     for arguments, message in (
-        ({"output": source}, "is there already"),
+        ({"output": source}, "exists already"),
         ({"output": source, "force": True}, "holds the source"),
-        ({"output": source / "hub"}, "is in the folder"),
+        ({"output": source / "hub"}, "is in the source folder"),
         ({"output": tmp_path / "none" / "output"}, "there is no folder"),
         ({"source": tmp_path / "none"}, "there is no folder"),
-        ({"license": "MIT license"}, "'MIT license' is no id of a licence"),
-        ({"language": "English"}, "'English' is not the code of a language"),
-        ({"base_model": "../x"}, "'../x' is no id of a model"),
-        ({"private": True}, "--private is for a repository"),
+        ({"license": "MIT license"}, "'MIT license' is not a licence id"),
+        ({"language": "English"}, "'English' is not a language code"),
+        ({"base_model": "../x"}, "'../x' is not the id of a model"),
+        ({"private": True}, "--private needs --push"),
         ({"license": "apache-2.0"}, "README.md says license: 'mit'"),
     ):
         with pytest.raises(ConversionError, match=message):

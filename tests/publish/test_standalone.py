@@ -175,7 +175,7 @@ def test_auto_map_has_every_registered_class():
 
 def test_wrapper_has_no_code(tmp_path):
     source = save(encoder_decoder(), tmp_path / "source")
-    with pytest.raises(PublishError, match=r"EncoderDecoderConfig.*leave --standalone out"):
+    with pytest.raises(PublishError, match=r"EncoderDecoderConfig.*leave out --standalone"):
         publish_folder(source, tmp_path / "output", with_code=True)
     assert not (tmp_path / "output").exists()
     publish_folder(source, tmp_path / "output")

@@ -95,7 +95,7 @@ def test_sources_follow_each_other_and_batches_do_not_show(tmp_path, tokenizer, 
 
 def test_texts_that_fill_no_block_are_told(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_text("abc\n")
-    with pytest.raises(RecipeError, match="the train texts fill no block of sequence_length=8 tokens"):
+    with pytest.raises(RecipeError, match="the train texts are shorter than one block of sequence_length=8 tokens"):
         blocks.blocks_of(recipe_of(), "train", tokenizer, tmp_path)
     assert blocks.blocks_of(recipe_of(), "test", tokenizer, tmp_path) is None
 

@@ -114,7 +114,7 @@ def test_ctrl_c_saves_a_checkpoint(recipe_dict, write_recipe, data_dir, tmp_path
             ["--data-dir", "DATA", "--set", "training.max_stepz=4"],
             "training.max_stepz is unknown; did you mean max_steps",
         ),
-        (["--set", "schedule.max_steps=4"], "unknown key 'schedule'; it is now in training"),
+        (["--set", "schedule.max_steps=4"], "unknown key 'schedule'; it is now part of training"),
         (["--set", "colour"], "--set colour must be key=value, such as training.max_steps=100"),
         (["--max-hours", "nan"], "--max-hours nan must be above 0"),
         (["--max-hours", "0"], "--max-hours 0.0 must be above 0"),
@@ -142,7 +142,7 @@ def test_user_mistakes_are_one_message(recipe_dict, write_recipe, data_dir, tmp_
     [
         ([], "--data or --recipe: give files, or a recipe with validation or test rows"),
         (["--data", "none.txt"], "there is no file none.txt"),
-        (["--data", "TEXT", "--clean", "soap"], "'soap' is unknown; known are wikitext"),
+        (["--data", "TEXT", "--clean", "soap"], "'soap' is unknown; the known values are wikitext"),
         (["--data", "TEXT", "--documents", "pages"], "documents: Input should be 'whole', 'lines'"),
         (["--data", "TEXT", "--mask", "nan"], "masking.mask: Input should be a finite number; got nan"),
         (
@@ -150,7 +150,10 @@ def test_user_mistakes_are_one_message(recipe_dict, write_recipe, data_dir, tmp_
             "masking.evaluation_probability: Input should be less than 1; got 2.0",
         ),
         (["--recipe", "nothing"], "cannot read the recipe nothing"),
-        (["--data", "TEXT", "--sequence-length", 100_000], "the test texts fill no block of sequence_length=100000"),
+        (
+            ["--data", "TEXT", "--sequence-length", 100_000],
+            "the test texts are shorter than one block of sequence_length=100000",
+        ),
     ],
 )
 def test_evaluate_user_mistakes(tiny_checkpoint, data_dir, arguments, message):

@@ -274,7 +274,7 @@ def test_cifar10_refuses_code(tmp_path, colours):
     assert not target.exists()
     for code in (b"cos\nsystem\n(S'true'\ntR.", b"cbuiltins\neval\n(S'1'\ntR.", b"cnumpy\nload\n(S'x'\ntR."):
         path.write_bytes(code)
-        fails("cifar10", path, path, "which is no array")
+        fails("cifar10", path, path, "which is not an array")
 
 
 @pytest.mark.parametrize("batch", [[1], {}, {b"labels": [1], b"data": [1]}, {b"labels": [1, 2]}])
@@ -365,7 +365,7 @@ def test_idx_errors(tmp_path):
     fails("idx", images, labels, "1 dimensions")
     images.write_bytes(images.read_bytes()[:-1])
     fails("idx", images, images, "cut off")
-    fails("idx", labels, labels, "images in its name")
+    fails("idx", labels, labels, "its name must contain images")
     packed = tmp_path / "train-images-idx3-ubyte.gz"
     packed.write_bytes(gzip.compress(bytes(1000))[:-9])
     fails("idx", packed, packed)

@@ -155,7 +155,7 @@ def test_other_options_give_other_rows(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train": "many"}, "takes numbers of rows; got 'many'"),
+        ({"train": "many"}, "takes a number of rows; got 'many'"),
         ({"train": 5, "options": {"sede": 1}}, "options of reader='generated-images'.*sede"),
         ({"train": 5, "reader": "idx", "options": {"sede": 1}}, "options of reader='idx'.*sede"),
         ({"train": 5, "reader": None}, "options=.* are for a reader"),

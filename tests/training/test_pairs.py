@@ -69,7 +69,7 @@ def cut(text: str) -> bytes:
         ("a.tsv", "cat\tgato\ndog\n", {"source": 1, "target": 2}, "{path}, line 2: the target is missing"),
         ("a.tsv", "cat\tgato\n\t perro\n", {"source": 1, "target": 2}, "{path}, line 2: the source is missing"),
         ("a.tsv", "cat\tgato\n\ndog\t \n", {"source": 1, "target": 2}, "{path}, line 3: the target is missing"),
-        ("a.tsv", "cat\tgato\n", {"source": 1, "target": 3}, "{path}, line 1: there is no column 3, it has 2"),
+        ("a.tsv", "cat\tgato\n", {"source": 1, "target": 3}, "{path}, line 1: there is no column 3; the line has 2"),
         (
             "a.tsv",
             "en\tes\na\tb\n",
@@ -81,7 +81,12 @@ def cut(text: str) -> bytes:
         ("a.csv", "source,target\na,b,c\n", {}, "{path}, line 2: there are 3 fields, but 2 in line 1"),
         ("a.csv", "source,target\na,b\na,b,c\n", {}, "cannot read {path}: .* Expected 2 fields in line 3, saw 3"),
         ("a.csv", 'source,target\n"cat,gato\n', {}, "cannot read {path}: .*EOF inside string starting in line 2"),
-        ("a.jsonl", '{"source": "cat", "target": "x"}\n{"source": "dog"\n', {}, "{path}, line 2: no JSON: Expecting"),
+        (
+            "a.jsonl",
+            '{"source": "cat", "target": "x"}\n{"source": "dog"\n',
+            {},
+            "{path}, line 2: not valid JSON: Expecting",
+        ),
         ("a.jsonl", '{"source": "cat"}\n', {}, "{path}: there is no column 'target'; there are 'source'"),
         ("a.jsonl", '["cat"]\n', {}, "{path}: there is no column 'source'"),
         (
@@ -159,7 +164,7 @@ def test_files_are_found_before_any_work(tmp_path, pairs_recipe_dict):
     with pytest.raises(RecipeError, match=r"P: no file matches 'c\*' in .*--data-dir"):
         data.files_of(source_of(train="c*"), "train", tmp_path)
     pairs_recipe_dict["data"][0] |= {"reader": "cards"}
-    with pytest.raises(RecipeError, match="Words: reader='cards' is unknown; known are cmudict"):
+    with pytest.raises(RecipeError, match="Words: reader='cards' is unknown; the known readers are cmudict"):
         data.check(recipe_of(pairs_recipe_dict), tmp_path)
 
 

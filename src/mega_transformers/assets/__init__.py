@@ -1,4 +1,4 @@
-"""Models that come with the package, each in a folder of its own beside its model card; and recipes."""
+"""The bundled models, each in its own folder with its model card, and the bundled recipes."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ DEFAULT_CAUSAL_MODEL = "mega-prose-clm-3m"
 DEFAULT_PAIR_MODEL = "mega-g2p-1m"
 BUNDLED_MODELS = (DEFAULT_MODEL, DEFAULT_CAUSAL_MODEL, DEFAULT_PAIR_MODEL)
 RECIPES = Path(str(files(__name__))) / "recipes"
-"""The folder of the recipes, and of a sample text."""
+"""The folder of the recipes and of a sample text."""
 
 
 def bundled_model(name: str = DEFAULT_MODEL) -> Path:
     """The folder of a bundled model, for `from_pretrained` and `pipeline`.
 
     Raises:
-        ValueError: if there is no such model; the message lists those there are.
+        ValueError: if there is no such model; the message lists the bundled models.
     """
     root = Path(str(files(__name__)))
     folder = root / name
     if not (folder / "config.json").is_file():
         known = sorted(path.parent.name for path in root.glob("*/config.json"))
-        raise ValueError(f"there is no bundled model {name!r}; there are: {', '.join(known) or 'none'}")
+        raise ValueError(f"there is no bundled model {name!r}; the bundled models are: {', '.join(known) or 'none'}")
     return folder
 
 

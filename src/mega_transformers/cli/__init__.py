@@ -1,4 +1,4 @@
-"""The `mega` command: thin typer commands over the rest, a module each. `mega_launcher` starts them."""
+"""The `mega` command: one module for each command, a thin typer layer. `mega_launcher` starts it."""
 
 from .main import app
 

@@ -14,56 +14,63 @@ import typer
 def bench(
     cases: Annotated[
         list[str] | None,
-        typer.Argument(help="Cases to run, by name or pattern ('gpu-train-*'); default: all of the device."),
+        typer.Argument(help="Cases to run, by name or pattern ('gpu-train-*'). Default: all cases of the device."),
     ] = None,
-    list_cases: Annotated[bool, typer.Option("--list", help="List cases and peers, and run nothing.")] = False,
-    repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each peer, in turns.")] = 8,
-    memory_repeats: Annotated[int, typer.Option(min=1, help="Processes of each peer, which share the repeats.")] = 4,
+    list_cases: Annotated[bool, typer.Option("--list", help="List cases and peers without running them.")] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed steps of each peer; peers take turns.")] = 8,
+    memory_repeats: Annotated[
+        int, typer.Option(min=1, help="Number of processes for each peer, which share the repeats.")
+    ] = 4,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Inputs 16 times shorter (for a GPU 64, of small models), 2 repeats.")
+        bool,
+        typer.Option(
+            "--quick", help="Quick trial: inputs 16 times shorter (on a GPU 64 times, with small models), 2 repeats."
+        ),
     ] = False,
     device: Annotated[
         str,
         typer.Option(
-            help="cpu or cuda, which have their own cases; those of cuda run on the CPU too if named, to try them."
+            help="Device to measure: cpu or cuda. Each has its own cases; named cases of cuda also run on the CPU, as "
+            "a trial."
         ),
     ] = "cpu",
     budget: Annotated[
         float | None,
-        typer.Option(min=0, help="Seconds after which no further case of a GPU's begins; default: no limit."),
+        typer.Option(min=0, help="On a GPU, start no further case after this number of seconds. Default: no limit."),
     ] = None,
     threads: Annotated[
         int,
-        typer.Option(min=1, help="Threads of a worker; processor time is the sum over them."),
+        typer.Option(min=1, help="Threads of each worker; processor time is the sum over threads."),
     ] = 1,
     against: Annotated[
         Path | None,
         typer.Option(
-            help="Another checkout of this repository: its package (src/mega_transformers) is the peer `before`, in "
-            "place of the other peers. Default: none.",
+            help="Another clone of this repository: compare only with its package (src/mega_transformers), as the "
+            "peer `before`. Default: none.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights and inputs.")] = 0,
     output: Annotated[
-        Path | None, typer.Option(help="JSON file to write; default: benchmarks/results/<date>-<machine>.json.")
+        Path | None, typer.Option(help="JSON file to write. Default: benchmarks/results/<date>-<machine>.json.")
     ] = None,
     peer_python: Annotated[
         list[str] | None,
         typer.Option(
             envvar="MEGA_BENCH_PEER_PYTHON",
-            help="PEER=/path/to/python: an existing interpreter for a peer; default: an environment under .venvs.",
+            help="PEER=/path/to/python: an existing interpreter for a peer. Default: an environment under .venvs.",
         ),
     ] = None,
     publish: Annotated[
-        bool, typer.Option("--publish", help="Write tables and picture into docs/performance.md afterwards.")
+        bool, typer.Option("--publish", help="Write tables and picture into docs/performance.md at the end.")
     ] = False,
     source: Annotated[
-        Path | None, typer.Option("--from", help="Run nothing: show (and publish) this result file. Default: none.")
+        Path | None,
+        typer.Option("--from", help="Show (and publish) this result file instead of running cases. Default: none."),
     ] = None,
 ) -> None:
-    """Measure processor time and peak memory against other models, in turns, and show the median ratios.
+    """Measure processor time and peak memory against other models, and show the median ratios.
 
-    Unlike wall time, which is shown beside it, processor time leaves out what others take on a shared machine.
+    Processor time, unlike wall time, is not affected much by other work on a shared machine; both are shown.
     With --device cuda: the GPU's time, beside the least that the card could need at the rates measured on it.
     The benchmarks are not part of the installed package: run this command in a clone of the repository.
     """
@@ -158,7 +165,7 @@ def _run(
     if against is not None:
         chosen, left_out = before_after(chosen)
         if left_out:
-            console.print(f"Left out, since ops are no public interface: {', '.join(left_out)}")
+            console.print(f"Left out, since ops are not a public interface: {', '.join(left_out)}")
     pythons = parse_pythons(peer_python)
     if output is not None:
         if output.suffix != ".json":
@@ -290,7 +297,7 @@ class _Progress:
         self._progress.reset(self._steps, total=steps, completed=-1)
 
     def step(self, what: str) -> None:
-        """The next step begins."""
+        """Starts the next step."""
         self._progress.update(self._steps, advance=1, description=what)
 
 

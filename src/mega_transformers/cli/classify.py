@@ -1,4 +1,4 @@
-"""`mega classify`: labels of texts of any length, or tags of their words."""
+"""`mega classify`: labels for texts of any length, or tags for their words."""
 
 from __future__ import annotations
 
@@ -35,37 +35,40 @@ if TYPE_CHECKING:
     from ..inference.texts import Text
 
 EXAMPLE = 'mega classify --model runs/classify-smoke/model "A text."'
-OUTSIDE = "O"  # the tag of a word outside of what is looked for
+OUTSIDE = "O"  # the tag of a word that is not part of an entity
 
 
 def classify(
     model: ModelOption,
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TEXT", help="Texts. '-', or none with a pipe and no --file: stdin, one per line."),
+        typer.Argument(
+            metavar="TEXT",
+            help="Texts to classify. '-' reads stdin, one text per line; so does leaving out both TEXT and --file.",
+        ),
     ] = None,
     file: FileOption = None,
     lines: LinesOption = False,
     column: Annotated[
         list[str] | None,
         typer.Option(
-            help="Column of a table's texts: its name, or its number without header; twice for pairs. Default: text, "
-            "and with --pair text_pair too."
+            help="Column of a table that holds the texts: its name, or its number in a table without a header. Give "
+            "it twice for pairs. Default: text; with --pair, text and text_pair."
         ),
     ] = None,
     pair: Annotated[
         bool,
         typer.Option(
-            "--pair", help="Each text is a pair of texts, separated by a tab; so is each line of a text file."
+            "--pair", help="Treat each text, and each line of a text file, as a pair of texts separated by a tab."
         ),
     ] = False,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Labels per text at most.")] = 5,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Most labels to show per text.")] = 5,
     threshold: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=1,
-            help="Probability that a label must have, for models that give a text several labels; default: 0.5.",
+            help="Least probability of a label. Only for models that give a text several labels. Default: 0.5.",
         ),
     ] = None,
     max_length: MaxLengthOption = None,
@@ -73,11 +76,12 @@ def classify(
     max_tokens: MaxTokensOption = MAX_TOKENS,
     device: DeviceOption = AUTO,
     dtype: DTypeOption = AUTO,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text instead of tables.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text instead of tables.")] = False,
 ) -> None:
-    """Give each TEXT, of any length, its labels; or its words their tags, or it numbers: as the model was trained.
+    """Classify each TEXT, of any length: labels for the text, tags for its words, or numbers, as the model was
+    trained.
 
-    Results do not depend on what else is in a batch.
+    Results do not depend on the other texts in a batch.
     """
     check_names(device, dtype)
     wanted = gather(texts, file, column, lines, pair, example=EXAMPLE)
@@ -87,11 +91,11 @@ def classify(
 
     tags = isinstance(reader, Tagger)
     if tags and pair:
-        raise UserError(f"--pair: the model {model} gives words tags, of single texts; leave --pair out")
+        raise UserError(f"--pair: the model {model} tags the words of single texts; leave out --pair")
     problem = None if tags else reader.problem
     if threshold is not None and problem != MULTI:
         raise UserError(
-            f"--threshold {threshold:g}: the model {model} does not give a text several labels; leave it out"
+            f"--threshold {threshold:g}: the model {model} gives each text a single label; leave out --threshold"
         )
     counts = counted(reader, wanted, max_length)
     compute = reader.tags if tags else reader.scores
@@ -119,15 +123,15 @@ def classify(
 
 
 def load_classifier(name: str, cut: int | None = None, device: str = AUTO, dtype: str = AUTO) -> Any:
-    """A `Classifier`, or a `Tagger` for a model that classifies words.
+    """A `Classifier`, or a `Tagger` for a model that tags words.
 
     Args:
         name: The model.
-        cut: Tokens that texts are cut to.
-        device, dtype: As the command line gives them.
+        cut: The number of tokens to cut texts to.
+        device, dtype: The values of `--device` and `--dtype`.
 
     Raises:
-        UserError: if there is no such model, device or number format, or the model does not classify.
+        UserError: if there is no such model, device or number format, or the model is not a classifier.
     """
     place = locate(name)
     load_libraries()
@@ -144,7 +148,7 @@ def load_classifier(name: str, cut: int | None = None, device: str = AUTO, dtype
 
 
 def _ranked(labels: Sequence[str], scores: np.ndarray, top_k: int, least: float) -> list[dict[str, Any]]:
-    """The likeliest labels, best first, of at least that probability."""
+    """The most likely labels of at least that probability, best first."""
     best = (-scores).argsort(kind="stable")[:top_k]
     return [{"label": labels[index], "score": shortest(scores[index])} for index in best if scores[index] >= least]
 
@@ -166,7 +170,7 @@ def _show_words(model: str, texts: list[Text], answers: list[dict[str, Any]]) ->
 def _show_bars(
     title: str, first: str, second: str, rows: list[tuple[str, list[tuple[str, float]]]], sections: bool = True
 ) -> None:
-    """A table of names, each with its labels and their probabilities as numbers and bars."""
+    """A table of texts, each with its labels and their probabilities as numbers and bars."""
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text as Shown

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Dtype(StrEnum):
-    """What weights can be stored in."""
+    """The number formats that weights can be stored in."""
 
     auto = "auto"
     float32 = "float32"
@@ -27,7 +27,7 @@ class Dtype(StrEnum):
 
 
 class Which(StrEnum):
-    """Which weights of a file of fairseq to convert."""
+    """Which weights of a fairseq file to convert."""
 
     model = "model"
     ema = "ema"
@@ -38,40 +38,45 @@ def convert(
         Path,
         typer.Argument(
             metavar="SOURCE",
-            help="A .pt file of fairseq or one of its parts; a folder with model_args.pkl, or of transformers 4.",
+            help="A .pt file of fairseq (or one part of it), a folder with model_args.pkl, or a folder saved by "
+            "transformers 4.",
         ),
     ],
-    output: Annotated[
-        Path, typer.Argument(metavar="OUTPUT", help="The folder to write, which must not be there yet.")
-    ],
+    output: Annotated[Path, typer.Argument(metavar="OUTPUT", help="The folder to write. It must not exist yet.")],
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Folder whose tokenizer goes with the model; default: the source's own.")
+        Path | None, typer.Option(help="Folder of the tokenizer to save with the model. Default: the source's own.")
     ] = None,
     dictionary: Annotated[
         list[Path] | None,
         typer.Option(
-            help="dict.txt of fairseq, to make a tokenizer of; twice for separate vocabularies, the source's first. "
-            "Default: none."
+            help="fairseq's dict.txt, to make a tokenizer from. Give it twice for separate vocabularies, the "
+            "source's first. Default: none."
         ),
     ] = None,
     dtype: Annotated[
-        Dtype, typer.Option(help="What weights are stored in; auto is what the source has.")
+        Dtype, typer.Option(help="Number format of the stored weights; auto keeps the source's.")
     ] = Dtype.auto,
     weights: Annotated[
-        Which, typer.Option(help="The weights, or the moving average of them that some files of fairseq hold too.")
+        Which,
+        typer.Option(
+            help="Which weights to convert: the model's, or their moving average (ema), which some "
+            "fairseq files also hold."
+        ),
     ] = Which.model,
     verify: Annotated[
         bool,
         typer.Option(
-            "--verify/--no-verify", help="Compare the result with an independent evaluation of the source in float64."
+            "--verify/--no-verify",
+            help="Compare the converted model with an independent float64 evaluation of the source.",
         ),
     ] = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace a model that is there already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing model.")] = False,
 ) -> None:
-    """Convert an old checkpoint: of fairseq, of a pretrained masked language model, or of transformers 4.
+    """Convert a checkpoint of fairseq, of a pretrained masked language model or of transformers 4 to this package's
+    format.
 
-    The format is recognised. Nothing that a file contains is run, damage is an error wherever it can be noticed, and
-    the folder appears only when it is complete and computes what its source computes.
+    The format is detected. No code from a file is run, a damaged file is an error, and the folder appears only once it
+    is complete and computes the same numbers as its source.
     """
     source, output = source.expanduser(), output.expanduser()
     if not source.exists():
@@ -99,7 +104,7 @@ def convert(
 
 
 class _Bars:
-    """A bar on stderr for every stage; on a terminal they are gone at the end."""
+    """A progress bar on stderr for every stage; on a terminal the bars disappear at the end."""
 
     def __init__(self) -> None:
         from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -124,7 +129,7 @@ class _Bars:
         self._progress.stop()
 
     def show(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` of a stage are done; a stage that begins again has a bar of its own."""
+        """Reports `done` of `total` for a stage; a stage that starts again gets a new bar."""
         task = self._stages.get(stage)
         if task is None or self._progress.tasks[task].finished:
             task = self._stages[stage] = self._progress.add_task(stage, total=total)
@@ -157,7 +162,7 @@ def _print(report: Report, verified: bool) -> None:
 
 
 def _grouped(mapped: list[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
-    """Names that only differ in what stands before a layer's number as one row."""
+    """Groups names that differ only in the prefix before a layer's number into one row."""
     rows: dict[tuple[str, str], int] = {}
     for theirs, ours, count in mapped:
         (start, layer, rest), (our_start, our_layer, our_rest) = theirs.partition("*"), ours.partition("*")

@@ -24,20 +24,20 @@ def demo(
         typer.Option(
             "--model",
             "-m",
-            help="A bundled model, a folder, or an id of the Hugging Face hub; may be repeated. Default: the bundled "
+            help="A bundled model, a folder, or an id of the Hugging Face hub. Can be repeated. Default: all bundled "
             "models.",
             autocompletion=bundled_names,
         ),
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 lets others in.")] = LOOPBACK[0],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen at.")] = PORT,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 accepts other machines.")] = LOOPBACK[0],
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = PORT,
     device: DeviceOption = AUTO,
     dtype: DTypeOption = AUTO,
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in a browser.")] = False,
 ) -> None:
-    """Show the models on a page in the browser: fill masks, write, convert, classify, read a long text.
+    """Try the models on a page in the browser: fill masks, write, convert, classify, read a long text.
 
-    The page has the tabs that the models serve, and works without a connection to the internet. Ctrl-C ends it.
+    The page shows one tab for each kind of model, and needs no internet connection. Ctrl-C stops it.
     """
     check_names(device, dtype)
     for package in ("gradio", "matplotlib"):
@@ -53,8 +53,8 @@ def demo(
         app = make_app(served)
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     if host not in LOOPBACK:
-        print_note(f"whoever reaches this machine at {host} can use the page")
-    typer.echo(f"The page is at {address} (Ctrl-C ends it)")
+        print_note(f"anyone who can reach this machine at {host} can use the page")
+    typer.echo(f"The page is at {address} (Ctrl-C stops it)")
     if open_browser:
         import webbrowser
 
@@ -63,15 +63,15 @@ def demo(
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that visitors can connect to from now on.
+    """A listening socket.
 
     Raises:
-        UserError: if the address cannot be listened at, naming the option and what would be right.
+        UserError: if the address cannot be used; the message names the option and what would be right.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as error:
-        raise UserError(f"--host {host}: there is no such address ({error.strerror}); leave it out") from None
+        raise UserError(f"--host {host}: there is no such address ({error.strerror}); leave out --host") from None
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -81,10 +81,10 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         if error.errno == errno.EADDRINUSE:
             other = port + 1 if port < 65535 else PORT
-            message = f"--port {port} is in use, by another mega demo perhaps; stop that, or give --port {other}"
+            message = f"--port {port} is in use, perhaps by another mega demo; stop that, or give --port {other}"
         elif error.errno == errno.EACCES:
-            message = f"--port {port}: this user may not listen there; give a port above 1023"
+            message = f"--port {port}: this user may not listen on it; give a port above 1023"
         else:
-            message = f"--host {host}: cannot listen there ({error.strerror}); leave it out"
+            message = f"--host {host}: cannot listen there ({error.strerror}); leave out --host"
         raise UserError(message) from None
     return listener

@@ -1,4 +1,4 @@
-"""`--device` and `--dtype`: where a command's model runs, and in which number format."""
+"""`--device` and `--dtype`: the device and the number format of a command's model."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ DEVICE_PATTERN = re.compile(r"cpu|mps|cuda(:\d+)?")
 DeviceOption = Annotated[
     str,
     typer.Option(
-        help="Device that the model runs on: auto, cpu, cuda, cuda:N or mps; auto takes an accelerator if there is "
-        "one, and the CPU otherwise. Example: --device cuda:1",
+        help="Device to run the model on: auto, cpu, cuda, cuda:N or mps. auto is an accelerator if there is one, "
+        "else the CPU. Example: --device cuda:1",
         autocompletion=lambda incomplete: [
             name for name in (AUTO, "cpu", "cuda", "mps") if name.startswith(incomplete)
         ],
@@ -31,8 +31,8 @@ DTypeOption = Annotated[
     str,
     typer.Option(
         "--dtype",
-        help="Number format of the model: auto, float32, bfloat16 or float16; auto is float32 on every device, the "
-        "most exact one. Example: --dtype bfloat16",
+        help="Number format of the model: auto, float32, bfloat16 or float16. auto is float32, the most exact. "
+        "Example: --dtype bfloat16",
         autocompletion=lambda incomplete: [name for name in (AUTO, *DTYPES) if name.startswith(incomplete)],
     ),
 ]
@@ -40,17 +40,17 @@ DTypeOption = Annotated[
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a model runs, and the number format of its weights."""
+    """The device of a model and the number format of its weights."""
 
     device: torch.device
     dtype: torch.dtype
 
 
 def check_names(device: str = AUTO, dtype: str = AUTO) -> None:
-    """Refuses values of `--device` and `--dtype` that no machine has, without importing torch.
+    """Refuses values of `--device` and `--dtype` that are never valid, without importing torch.
 
     Raises:
-        UserError: naming the option, its value and what would be right.
+        UserError: names the option, its value and what would be right.
     """
     if device != AUTO and not DEVICE_PATTERN.fullmatch(device):
         raise UserError(f"--device {device}: expected auto, cpu, cuda, cuda:N or mps")
@@ -59,7 +59,7 @@ def check_names(device: str = AUTO, dtype: str = AUTO) -> None:
 
 
 def resolve_placement(device: str = AUTO, dtype: str = AUTO) -> Placement:
-    """What the values of `--device` and `--dtype` stand for. Imports torch.
+    """The device and dtype for the values of `--device` and `--dtype`. Imports torch.
 
     Raises:
         UserError: see `resolve_device` and `resolve_dtype`.
@@ -69,10 +69,10 @@ def resolve_placement(device: str = AUTO, dtype: str = AUTO) -> Placement:
 
 
 def resolve_device(name: str = AUTO) -> torch.device:
-    """The device that a value of `--device` stands for: for "auto" cuda, mps or cpu, the first that there is.
+    """The device for a value of `--device`. "auto" is the first of cuda, mps and cpu that is available.
 
     Raises:
-        UserError: for an unknown name, and for a device that is not there.
+        UserError: for an unknown name or a device that is not available.
     """
     import torch
 
@@ -85,7 +85,7 @@ def resolve_device(name: str = AUTO) -> torch.device:
     if not same:
         raise UserError(
             f"--device {name}: this PyTorch finds no {'CUDA' if kind == 'cuda' else 'MPS'} device; it has "
-            f"{_or(found)}; leave --device out or give --device {found[-1]}"
+            f"{_or(found)}; leave out --device, or give --device {found[-1]}"
         )
     if ":" in name and name not in same:
         raise UserError(f"--device {name}: there is no such device; give {_or(sorted(same))}")
@@ -93,7 +93,7 @@ def resolve_device(name: str = AUTO) -> torch.device:
 
 
 def available_devices() -> list[str]:
-    """The devices that this PyTorch finds, "cpu" first and the one to prefer last: ["cpu", "cuda:1", "cuda:0"]."""
+    """The devices that this PyTorch finds, from "cpu" to the preferred one: ["cpu", "cuda:1", "cuda:0"]."""
     import torch
 
     mps = ["mps"] if torch.backends.mps.is_available() else []
@@ -102,10 +102,10 @@ def available_devices() -> list[str]:
 
 
 def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The number format that a value of `--dtype` stands for: for "auto" float32.
+    """The dtype for a value of `--dtype`. "auto" is float32.
 
     Raises:
-        UserError: for an unknown name, and for a format in which the device cannot compute.
+        UserError: for an unknown name or a format that the device cannot compute in.
     """
     import torch
 
@@ -115,17 +115,17 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
     dtype: torch.dtype = getattr(torch, name)
     try:
         _try_operators(device, dtype)
-    except (RuntimeError, TypeError) as error:  # PyTorch raises either for what it has no operator for
+    except (RuntimeError, TypeError) as error:  # PyTorch raises either one for a missing operator
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"--dtype {name}: the device {device} cannot compute in it ({reason}); leave --dtype out or give --dtype "
-            "float32"
+            f"--dtype {name}: the device {device} cannot compute in it ({reason}); leave out --dtype, or give "
+            "--dtype float32"
         ) from None
     return dtype
 
 
 def _try_operators(device: torch.device, dtype: torch.dtype) -> None:
-    """Computes with the operators that every model needs."""
+    """Runs the operators that every model needs."""
     import torch
     import torch.nn.functional as F
 

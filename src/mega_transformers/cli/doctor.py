@@ -1,4 +1,4 @@
-"""`mega doctor`: whether this installation computes the right numbers, on every device."""
+"""`mega doctor`: checks that this installation computes the right numbers on every device."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ def doctor(
     device: Annotated[
         str,
         typer.Option(
-            help="Device to check: auto, cpu, cuda, cuda:N or mps; default: auto, which is every device found. "
+            help="Device to check: auto, cpu, cuda, cuda:N or mps. auto checks every device found. Default: auto. "
             "Example: --device cpu"
         ),
     ] = AUTO,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object instead of tables, for a bug report.")
+        bool, typer.Option("--json", help="Print one JSON object instead of tables, for a bug report.")
     ] = False,
 ) -> None:
-    """Check that Mega computes the right numbers with the installed versions, on every device found.
+    """Check that Mega computes the right numbers with the installed versions on every device found.
 
-    Small models with random weights are compared with their definition: cached and uncached decoding, generation,
-    padding, packing, gradients, half precision. Takes less than half a minute a device. The exit code is 1 if a check
+    The checks compare small random models with their definition: cached and uncached decoding, generation, padding,
+    packing, gradients, half precision. They take less than half a minute per device. The exit code is 1 if a check
     fails.
     """
     check_names(device)
@@ -58,7 +58,7 @@ def doctor(
 
 
 def _with_progress(devices: list[Any]) -> Iterator[Finding]:
-    """What is found, with a progress bar on stderr if that is a terminal."""
+    """The findings, with a progress bar on stderr if that is a terminal."""
     from rich.progress import Progress
 
     from ..doctor import examine, number_of_checks

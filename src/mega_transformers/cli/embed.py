@@ -1,4 +1,4 @@
-"""`mega embed`: vectors of texts of any length."""
+"""`mega embed`: vectors for texts of any length."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ if TYPE_CHECKING:
     from ..inference.texts import Text
 
 EXAMPLE = 'mega embed "A text." "Another text."'
-# what is told about each way of pooling
+# the description of each pooling
 POOLINGS = {
     "mean": "mean of the tokens",
     "first": "the first token",
     "last": "the last token",
     "max": "maximum of the tokens",
 }
-ROWS = 20  # of the table
-NUMBERS = 4  # of a vector in it
-NARROW = 72  # columns below which it leaves them out
+ROWS = 20  # rows of the table
+NUMBERS = 4  # numbers of a vector in the table
+NARROW = 72  # narrower terminals get no vectors
 
 
 @dataclass(frozen=True)
 class Run:
-    """The vectors (texts, d) of texts, their tokens, and how long this took."""
+    """The vectors (texts, d) of texts, their numbers of tokens, and the seconds taken."""
 
     vectors: np.ndarray
     counts: list[int]
     seconds: float
 
     def describe(self, memory: int | None) -> str:
-        """Tokens, seconds, speed and, if it is known, memory in bytes."""
+        """Tokens, seconds, speed and, if known, memory in bytes."""
         total = sum(self.counts)
         said = f"{total:,} tokens in {self.seconds:.1f} s, {total / max(self.seconds, 1e-9):,.0f} tokens per second"
         return said if memory is None else f"{said}, {memory / 1e9:.2f} GB of memory at most"
@@ -69,25 +69,31 @@ class Run:
 def embed(
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TEXT", help="Texts. '-', or none with a pipe and no --file: stdin, one per line."),
+        typer.Argument(
+            metavar="TEXT",
+            help="Texts to embed. '-' reads stdin, one text per line; so does leaving out both TEXT and --file.",
+        ),
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     file: FileOption = None,
     lines: LinesOption = False,
     column: Annotated[
         str | None,
-        typer.Option(help="Column of a table's texts: its name, or its number without header. Default: text."),
+        typer.Option(
+            help="Column of a table that holds the texts: its name, or its number in a table without a "
+            "header. Default: text."
+        ),
     ] = None,
     pooling: Annotated[
         str | None,
         typer.Option(
-            help="Vector of a text: mean or max of its tokens' vectors, or that of the first or last one. Default: "
-            "what a sentence-transformers folder says; last for causal models, mean for others."
+            help="How to pool the token vectors of a text: mean, max, first or last. Default: the setting of a "
+            "sentence-transformers folder; else last for causal models and mean for others."
         ),
     ] = None,
-    normalize: Annotated[bool, typer.Option("--normalize", help="Vectors of length 1.")] = False,
+    normalize: Annotated[bool, typer.Option("--normalize", help="Scale vectors to length 1.")] = False,
     query: Annotated[
-        str | None, typer.Option(help="Show the texts that are nearest to this one, by cosine; default: none.")
+        str | None, typer.Option(help="Show the texts closest to this one, by cosine. Default: none.")
     ] = None,
     top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Texts to show with --query.")] = 5,
     max_length: MaxLengthOption = None,
@@ -98,23 +104,23 @@ def embed(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="NumPy file (.npz) to write to: vectors (texts, size), ids, tokens; default: none."
+            "--output", "-o", help="NumPy file (.npz) to write: vectors (texts, size), ids, tokens. Default: none."
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="One JSON object per text: id, text, tokens, vector.")
+        bool, typer.Option("--json", help="Print one JSON object per text: id, text, tokens, vector.")
     ] = False,
 ) -> None:
     """Turn each TEXT, of any length, into a vector.
 
-    The model may have any head: what is below it counts. Vectors do not depend on what else is in a batch.
+    Any model will do; its head is not used. Vectors do not depend on the other texts in a batch.
     """
     check_names(device, dtype)
     if pooling not in (None, *POOLINGS):
         raise UserError(f"--pooling {pooling}: expected mean, first, last or max")
     if output is not None:
         if output.suffix != ".npz":
-            raise UserError(f"--output {output}: expected a name that ends with .npz")
+            raise UserError(f"--output {output}: expected a file name that ends in .npz")
         check_output_file("--output", output)
     if query is not None and not query.strip():
         raise typer.BadParameter("the text is empty", param_hint="'--query'")
@@ -136,13 +142,13 @@ def embed(
 def load_encoder(
     name: str, pooling: str | None = None, cut: int | None = None, device: str = AUTO, dtype: str = AUTO
 ) -> Any:
-    """A `TokenEncoder`; or a `SentenceEncoder` for a sentence-transformers folder, unless `pooling` is given.
+    """A `TokenEncoder`, or a `SentenceEncoder` for a sentence-transformers folder if `pooling` is not given.
 
     Args:
         name: The model.
         pooling: See `TokenEncoder`.
-        cut: Tokens that texts are cut to.
-        device, dtype: As the command line gives them.
+        cut: The number of tokens to cut texts to.
+        device, dtype: The values of `--device` and `--dtype`.
 
     Raises:
         UserError: if there is no such model, device or number format, or the model does not read texts.
@@ -176,8 +182,8 @@ def _load_sentence_transformer(place: Location, placement: Placement) -> Any:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise UserError(
-            f"the model {place.name} is a folder of sentence-transformers, which is missing: pip install "
-            "'mega-transformers[embed]'; or choose a --pooling of its tokens yourself"
+            f"the model {place.name} needs the package sentence-transformers: pip install "
+            "'mega-transformers[embed]'; or give a --pooling to do without it"
         ) from None
     with loading(place):
         return SentenceTransformer(
@@ -197,7 +203,7 @@ def _run(
     normalize: bool,
     query: str | None,
 ) -> Run:
-    """The vectors of texts and, as a last one, of the query."""
+    """The vectors of the texts and, last, of the query."""
     import numpy as np
 
     from ..evaluation.batches import by_length
@@ -242,7 +248,7 @@ def _show(title: str, texts: list[Text], run: Run, device: Any) -> None:
 
     console = Console(highlight=False)
     memory = None
-    with suppress(ImportError):  # where the system does not say it
+    with suppress(ImportError):  # not known on this system
         memory = peak_memory(device)
     several = len(texts) > 1
     columns = [Column("text", no_wrap=True, overflow="ellipsis", ratio=1), Column("tokens", justify="right")]
@@ -263,7 +269,7 @@ def _show(title: str, texts: list[Text], run: Run, device: Any) -> None:
 
 
 def _show_nearest(query: str, texts: Sequence[Text], vectors: np.ndarray, top_k: int, as_json: bool) -> None:
-    """The texts whose vectors have the greatest cosine with the last one, the query's."""
+    """The texts whose vectors have the greatest cosine with the last vector, the query's."""
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text as Shown

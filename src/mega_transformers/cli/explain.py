@@ -1,4 +1,4 @@
-"""`mega explain`: which tokens made a model say this."""
+"""`mega explain`: which tokens led to a model's answer."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 EXAMPLE = f'mega explain "The {MASK} of the United States gave a speech."'
 CONTEXT = 14  # characters shown on either side of a token in the table
 BAR_WIDTH = 10  # of the largest score
-FAINT = 0.08  # share of the largest score below which a token has no colour
-GREY = (150, 150, 150)  # of the faintest colour: light and dark backgrounds both differ from it
-INK = "#000000"  # on all these colours
+FAINT = 0.08  # tokens below this share of the largest score have no colour
+GREY = (150, 150, 150)  # opacity of the faintest colour, still visible on light and dark backgrounds
+INK = "#000000"  # readable on all these colours
 SECONDS_WITHOUT_BAR = 2
 
 
@@ -40,25 +40,27 @@ def explain(
         list[str] | None,
         typer.Argument(
             metavar="TEXT",
-            help="Texts: with one or more <mask> for a masked language model, to be continued for a causal one, to be "
-            "classified for a classifier. '-', or none with a pipe: stdin, one per line.",
+            help="Texts: with one or more <mask> for a masked language model, a beginning to continue for a causal "
+            "model, a text to classify for a classifier. '-' or no TEXT reads stdin, one text per line.",
         ),
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
     target: Annotated[
         list[str] | None,
         typer.Option(
-            help="What to explain: a word of one token, or a label; may be repeated, once for each mask. Default: "
-            "what the model finds likeliest."
+            help="Answer to explain: a word of one token, or a label. Repeat it to give one for each mask. Default: "
+            "the most likely answer."
         ),
     ] = None,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Tokens in the table, strongest first.")] = 10,
+    top_k: Annotated[
+        int, typer.Option("--top-k", "-k", min=1, help="Number of tokens in the table, strongest first.")
+    ] = 10,
     steps: Annotated[
         int,
         typer.Option(
             min=1,
             max=MAX_STEPS,
-            help="Steps of the integral to begin with; doubled while the completeness error is above 1%, up to "
+            help="Initial steps of the integral; doubled while the completeness error is above 1%, up to "
             f"{MAX_STEPS}.",
         ),
     ] = STEPS,
@@ -66,28 +68,30 @@ def explain(
         str | None,
         typer.Option(
             metavar="TOKEN",
-            help="What stands for the tokens of the text in the baseline; default: padding, or the mask where "
-            "padding's vector is zero.",
+            help="Token that replaces the text's tokens in the baseline. Default: padding, or the mask if the vector "
+            "of padding is zero.",
         ),
     ] = None,
     device: DeviceOption = AUTO,
     dtype: DTypeOption = AUTO,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text instead of colours.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per text instead of colours.")
+    ] = False,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="HTML page to write the coloured texts to; default: none.")
+        Path | None, typer.Option(metavar="FILE", help="HTML file to write the coloured texts to. Default: none.")
     ] = None,
 ) -> None:
-    """Show which tokens of TEXT made the model say what it says.
+    """Show which tokens of TEXT led to the model's answer.
 
-    Integrated gradients give each token a score: what it adds to the log-probability of the answer, or takes from it.
-    They are computed in float32 at least; --dtype rounds the weights, as it does for other commands.
+    Integrated gradients give each token a score: how much it raises or lowers the log-probability of the answer. They
+    are computed in float32 or wider; --dtype only rounds the weights.
     """
     check_names(device, dtype)
     if html is not None:
         check_output_file("--html", html)
     wanted = gather_texts(texts or [], metavar="TEXT", example=EXAMPLE, kind=f"text with {MASK}")
     if model == DEFAULT_MODEL:
-        check_masks(wanted)  # of other models the kind is not known yet
+        check_masks(wanted)  # the kind of other models is not known yet
     try:
         check_package("captum", "mega explain", "explain")
         place = locate(model)
@@ -132,12 +136,12 @@ def _explain(
         show(answers, top_k)
         found += [attribution for attribution, _ in answers]
     if html is not None:
-        write_text(html, rendering.page(f"What made {place.name} say this", found))
+        write_text(html, rendering.page(f"Why {place.name} gives these answers", found))
         print_note(f"wrote {html}")
 
 
 def _answer(model: Any, tokenizer: Any, question: Question, steps: int) -> tuple[Attribution, float]:
-    """The attribution, and the seconds it took; a note where it is not as exact as it should be."""
+    """The attribution and the seconds it took; prints a note if it is less exact than it should be."""
     from rich.progress import Progress
 
     from ..interpret import attribution
@@ -154,8 +158,8 @@ def _answer(model: Any, tokenizer: Any, question: Question, steps: int) -> tuple
         found = attribution.explain(model, tokenizer, question, steps=steps, watch=watch)
     if not found.error <= TOLERANCE:
         print_note(
-            f"after {found.steps} steps the scores of {shortened(found.text)!r} still miss what they should add up to "
-            f"by {found.error:.1%}"
+            f"after {found.steps} steps, the scores of {shortened(found.text)!r} still miss their expected sum by "
+            f"{found.error:.1%}"
         )
     return found, time.monotonic() - began
 
@@ -207,7 +211,7 @@ def _summary(found: Attribution, seconds: float) -> Text:
 
 
 def _coloured(found: Attribution) -> Text:
-    """The text; the colour of a token says for or against, and how much."""
+    """The text, coloured by how much each token counts for or against the answer."""
     from rich.text import Text
 
     from ..interpret.rendering import shares, without_space
@@ -224,7 +228,7 @@ def _coloured(found: Attribution) -> Text:
 
 
 def _colour(share: float) -> str:
-    """From grey to orange, which is for the answer, or to blue, which is against it."""
+    """From grey to orange (for the answer) or blue (against it)."""
     from ..interpret.rendering import AGAINST, FOR
 
     full = FOR if share > 0 else AGAINST
@@ -233,7 +237,7 @@ def _colour(share: float) -> str:
 
 
 def _table(found: Attribution, top_k: int, with_text: bool) -> Table:
-    """The strongest tokens, each in brackets in its surroundings."""
+    """The strongest tokens, each in brackets within its context."""
     from rich import box
     from rich.bar import Bar
     from rich.table import Column, Table

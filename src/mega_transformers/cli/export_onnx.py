@@ -1,4 +1,4 @@
-"""`mega export-onnx`: a model as graphs for ONNX Runtime."""
+"""`mega export-onnx`: exports a model to graphs for ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..onnx_export.quantise import Loss
 
 OPSETS = (18, 23)
-"""The lowest and the highest that were tried."""
+"""The lowest and highest tested versions."""
 
 
 def export_onnx(
@@ -29,30 +29,31 @@ def export_onnx(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="The folder of a model, or a bundled model. It is not changed.",
+            help="A model's folder, or a bundled model. It is not changed.",
             autocompletion=lambda incomplete: [name for name in BUNDLED_MODELS if name.startswith(incomplete)],
         ),
     ],
     output: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The folder to write, which must not be there yet, or be empty.")
+        Path, typer.Argument(metavar="OUT", help="The folder to write. It must be empty or not exist yet.")
     ],
     opset: Annotated[
         int,
-        typer.Option(min=OPSETS[0], max=OPSETS[1], help="Version of ONNX's operators; 18 is the lowest that works."),
+        typer.Option(min=OPSETS[0], max=OPSETS[1], help="Version of the ONNX operator set, 18 or higher."),
     ] = OPSETS[0],
     int8: Annotated[
-        bool, typer.Option("--int8", help="Write graphs with 8-bit weights too, and measure what that costs.")
+        bool, typer.Option("--int8", help="Also write graphs with 8-bit weights, and measure their loss and speed.")
     ] = False,
     text_file: Annotated[
         Path | None,
-        typer.Option(help="With --int8: text to measure the loss on; default: a sample that comes with the package."),
+        typer.Option(help="With --int8: text file to measure the loss on. Default: a bundled sample."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a model that is in OUT already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing model in OUT.")] = False,
 ) -> None:
-    """Export a model to ONNX, for ONNX Runtime in any language: texts of any number and length.
+    """Export a model to ONNX, to run it with ONNX Runtime from any language, on any number of texts of any length.
 
-    A language model's decoder comes with its memory as inputs and outputs, to write token by token. Every graph is
-    compared with the model at six lengths, on one thread of the CPU; one that deviates by more than 1e-4 is not kept.
+    A language model also gets a decoder graph, which takes and returns its cache to generate token by token. Every
+    graph is compared with the model at six lengths on one CPU thread; if one deviates by more than 1e-4, nothing is
+    written.
     """
     source = model_folder(folder)
     if not source.is_dir():
@@ -73,11 +74,11 @@ def export_onnx(
 
 
 def _text(path: Path | None, int8: bool) -> str | None:
-    """The text to measure a loss on, if there is one."""
+    """The text to measure the loss on, or None."""
     if path is None:
         return None
     if not int8:
-        raise UserError(f"--text-file {path} is for --int8; give both, or neither")
+        raise UserError(f"--text-file {path} needs --int8; give both, or neither")
     if not path.is_file():
         raise UserError(f"--text-file {path}: there is no such file")
     try:

@@ -1,4 +1,4 @@
-"""`mega fill-mask`: what a masked language model puts in place of `<mask>`."""
+"""`mega fill-mask`: the candidates of a masked language model for `<mask>`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 MASK = "<mask>"
 EXAMPLE = f'mega fill-mask "The {MASK} of the United States gave a speech."'
-CONTEXT = 48  # characters shown on either side of a filled mask
-NARROW = 72  # columns below which a table leaves out the text
+CONTEXT = 48  # characters shown on each side of a filled mask
+NARROW = 72  # narrower tables leave out the text
 
 
 @dataclass(frozen=True)
 class Filler:
-    """A masked language model that is ready to fill masks."""
+    """A loaded masked language model."""
 
     config: PreTrainedConfig
     tokenizer: PreTrainedTokenizerBase
@@ -36,17 +36,17 @@ class Filler:
 
     @property
     def mask_token(self) -> str:
-        """How the model writes a mask."""
+        """The model's mask token."""
         return str(self.tokenizer.mask_token)
 
     @property
     def swallows_space(self) -> bool:
-        """Whether a mask takes the place of the space before it too, as RoBERTa's does."""
+        """Whether a mask also replaces the space before it, as RoBERTa's does."""
         return bool(self.tokenizer.added_tokens_decoder[self.tokenizer.mask_token_id].lstrip)
 
     @property
     def limit(self) -> int | None:
-        """The most tokens the model takes; None for no limit."""
+        """The most tokens the model takes, or None."""
         from ..evaluation.streaming import text_limit
 
         return text_limit(self.config, self.tokenizer)
@@ -56,24 +56,24 @@ def fill_mask(
     texts: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="TEXT", help="Texts with one or more <mask>. '-', or none with a pipe: stdin, one per line."
+            metavar="TEXT", help="Texts with one or more <mask>. '-' or no TEXT reads stdin, one text per line."
         ),
     ] = None,
     model: ModelOption = DEFAULT_MODEL,
-    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Candidates per mask.")] = 5,
+    top_k: Annotated[int, typer.Option("--top-k", "-k", min=1, help="Number of candidates per mask.")] = 5,
     device: DeviceOption = AUTO,
     dtype: DTypeOption = AUTO,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text instead of tables.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text instead of tables.")] = False,
 ) -> None:
-    """Fill every <mask> in TEXT and show the likeliest candidates.
+    """Fill every <mask> in TEXT and show the most likely candidates.
 
-    <mask> stands for the mask whatever the model's own mask token is. Each mask is filled with the other masks left
-    in place, as transformers' fill-mask pipeline does.
+    Write <mask> even if the model's own mask token is another. Each mask is filled while the other masks stay in
+    place, as in transformers' fill-mask pipeline.
     """
     check_names(device, dtype)
     wanted = gather_texts(texts or [], metavar="TEXT", example=EXAMPLE, kind=f"text with {MASK}")
     if model in BUNDLED_MODELS:
-        check_masks(wanted)  # of other models the mask token is not known yet
+        check_masks(wanted)  # the mask token of other models is not known yet
     filler = load_filler(model, device, dtype)
     prepared = [text.replace(MASK, filler.mask_token) for text in wanted]
     check_texts(filler, prepared)
@@ -87,11 +87,11 @@ def fill_mask(
 
 
 def load_filler(name: str, device: str = AUTO, dtype: str = AUTO) -> Filler:
-    """A bundled model, a folder's or a hub id's under transformers' fill-mask pipeline.
+    """Loads a bundled model, a folder or a hub id into transformers' fill-mask pipeline.
 
     Args:
         name: The model.
-        device, dtype: As the command line gives them.
+        device, dtype: The values of `--device` and `--dtype`.
 
     Raises:
         UserError: if there is no such model, device or number format, or the model cannot fill masks.
@@ -103,32 +103,32 @@ def load_filler(name: str, device: str = AUTO, dtype: str = AUTO) -> Filler:
 
     model, tokenizer = load(place, kind_of(place, MASKED), placement)
     if tokenizer.mask_token_id is None:
-        raise UserError(f"the model {name} has a tokenizer without mask token, so it cannot fill masks")
+        raise UserError(f"the model {name} cannot fill masks: its tokenizer has no mask token")
     pipeline = FillMaskPipeline(model=model, tokenizer=tokenizer, device=placement.device)
     return Filler(model.config, tokenizer, pipeline)
 
 
 def check_masks(texts: list[str], mask_token: str = MASK) -> None:
-    """Refuses texts without mask.
+    """Refuses texts without a mask.
 
     Args:
         texts: The texts.
         mask_token: The model's own mask token.
 
     Raises:
-        UserError: naming the text.
+        UserError: names the text.
     """
     for text in texts:
         if mask_token not in text:
             also = "" if mask_token == MASK else f" (or the model's own {mask_token})"
-            raise UserError(f"no mask in {shortened(text)!r}: write {MASK}{also} where a word is to be filled in")
+            raise UserError(f"no mask in {shortened(text)!r}: write {MASK}{also} in place of a word")
 
 
 def check_texts(filler: Filler, texts: list[str]) -> None:
-    """Refuses texts without mask, or longer than the model takes, before any is filled.
+    """Refuses texts without a mask, and texts longer than the model takes, before it fills any.
 
     Raises:
-        UserError: naming the text and what would be right.
+        UserError: names the text and what would be right.
     """
     check_masks(texts, filler.mask_token)
     with spinner("Tokenising"):
@@ -139,7 +139,7 @@ def check_texts(filler: Filler, texts: list[str]) -> None:
 
 
 def candidates_of(filler: Filler, text: str, top_k: int) -> list[list[dict[str, Any]]]:
-    """Per mask of `text`, in their order, its candidates as the pipeline gives them."""
+    """The pipeline's candidates for each mask of `text`, in order."""
     with spinner("Filling masks"):
         result: Any = filler.pipeline(text, top_k=top_k)
     return [result] if isinstance(result[0], dict) else result
@@ -193,9 +193,9 @@ def _tables(
 
 
 def fitted(before: str, token: str, swallows_space: bool) -> tuple[str, str]:
-    """The text before a mask, and a candidate, as they stand side by side.
+    """The text before a mask and a candidate, joined correctly.
 
-    RoBERTa's mask swallows the space before it, and its tokens bring their own; a word piece `##s` is glued on.
+    RoBERTa's mask replaces the space before it, and its tokens bring their own; a word piece such as `##s` is joined.
     """
     if swallows_space or token.startswith("##"):
         before = before.rstrip(" ")
@@ -204,7 +204,7 @@ def fitted(before: str, token: str, swallows_space: bool) -> tuple[str, str]:
 
 
 def _filled(before: str, token: str, after: str, swallows_space: bool) -> Text:
-    """The surroundings of a mask with a candidate in its place."""
+    """The context of a mask, with a candidate in its place."""
     from rich.text import Text
 
     before, token = fitted(before, token, swallows_space)

@@ -1,4 +1,4 @@
-"""`mega generate`: how a causal language model continues a text."""
+"""`mega generate`: continues a text with a causal language model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_NEW_TOKENS = 2**31 - 1
 
 @dataclass(frozen=True)
 class Settings:
-    """How a text continues: arguments of transformers' `generate`, None for what is not used."""
+    """Arguments of transformers' `generate`; unused ones are None."""
 
     max_new_tokens: int
     do_sample: bool
@@ -45,48 +45,55 @@ class Settings:
 def generate(
     prompts: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="PROMPT", help="Texts to continue. '-', or none with a pipe: stdin, one prompt per line."
-        ),
+        typer.Argument(metavar="PROMPT", help="Texts to continue. '-' or no PROMPT reads stdin, one prompt per line."),
     ] = None,
     model: ModelOption = DEFAULT_CAUSAL_MODEL,
     max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", "-n", min=1, max=MAX_NEW_TOKENS, help="Tokens to add at most.")
+        int, typer.Option("--max-new-tokens", "-n", min=1, max=MAX_NEW_TOKENS, help="Most tokens to add.")
     ] = 100,
     sample: Annotated[
         bool | None,
         typer.Option(
             "--sample/--greedy",
-            help="Draw tokens by their probability, or take the likeliest; default: --sample, with beams --greedy.",
+            help="Draw tokens by their probability, or always take the most likely token. Default: --sample; with "
+            "beams, --greedy.",
         ),
     ] = None,
     temperature: Annotated[
         float | None,
         typer.Option(
-            help=f"Sampling: below 1 prefers likely tokens, above 1 evens out; default: {TEMPERATURE}.",
+            help="Sampling: below 1 prefers likely tokens, above 1 flattens the distribution. Default: "
+            f"{TEMPERATURE}.",
         ),
     ] = None,
     top_k: Annotated[
-        int | None, typer.Option(min=0, help="Sampling: among that many likeliest tokens; default: 0, which is all.")
+        int | None,
+        typer.Option(
+            min=0, help="Sampling: draw only from this number of most likely tokens; 0 means all. Default: 0."
+        ),
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(help=f"Sampling: among the likeliest tokens that have this probability; default: {TOP_P}."),
+        typer.Option(
+            help="Sampling: draw only from the most likely tokens that together have this probability. Default: "
+            f"{TOP_P}."
+        ),
     ] = None,
     repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1: tokens that were there before become less likely.")
+        float, typer.Option(help="Above 1: tokens that have occurred before become less likely.")
     ] = 1.0,
     seed: Annotated[
-        int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of the sampling; default: another at each call.")
+        int | None, typer.Option(min=0, max=2**32 - 1, help="Seed of the sampling. Default: a new seed for each call.")
     ] = None,
     num_beams: Annotated[
-        int, typer.Option(min=1, max=MAX_BEAMS, help="Texts to keep in a beam search; shown when finished.")
+        int, typer.Option(min=1, max=MAX_BEAMS, help="Number of beams; the text is shown when finished.")
     ] = 1,
     prompt_lookup: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Try up to that many tokens at once, copied from the text: faster where texts repeat; default: none.",
+            help="Guess up to this number of tokens at a time by copying from the text, which is faster for "
+            "repetitive texts. Default: none.",
         ),
     ] = None,
     device: DeviceOption = AUTO,
@@ -95,27 +102,31 @@ def generate(
         bool | None,
         typer.Option(
             "--capture/--no-capture",
-            help="Compile the decoding step and run it as one captured CUDA graph; default: on a CUDA device, where "
+            help="Compile the decoding step and run it as one captured CUDA graph. Default: on a CUDA device, if "
             "the model can and neither --num-beams nor --prompt-lookup is given.",
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at a time; shown when finished if above 1.")] = 1,
-    whole: Annotated[bool, typer.Option("--whole", help="Stdin is one prompt, and not one per line.")] = False,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Prompts per batch; above 1, texts are shown when finished.")
+    ] = 1,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Read stdin as a single prompt instead of one per line.")
+    ] = False,
     stream: Annotated[
         bool | None,
-        typer.Option(help="Show text as it is made; default: wherever no beams, batches or --json prevent it."),
+        typer.Option(help="Show text as it is generated. Default: on, except with beams, batches or --json."),
     ] = None,
     as_json: Annotated[
         bool,
         typer.Option(
-            "--json", help="One JSON object per prompt: prompt, text after it, tokens, seconds, tokens_per_second."
+            "--json", help="Print one JSON object per prompt: prompt, text, tokens, seconds, tokens_per_second."
         ),
     ] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Tokens per second, on stderr at the end.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Print tokens per second on stderr at the end.")] = False,
 ) -> None:
-    """Continue each PROMPT and show it with what follows.
+    """Continue each PROMPT, and show it with its continuation.
 
-    A text ends where the model ends it, or after --max-new-tokens. Ctrl-C ends early and keeps what is there.
+    A text ends where the model ends it, or after --max-new-tokens. Ctrl-C stops early and keeps the text so far.
     """
     check_names(device, dtype)
     settings = Settings(
@@ -156,7 +167,7 @@ def generate(
 def load_generator(
     name: str, settings: Settings, device: str = AUTO, dtype: str = AUTO, capture: bool | None = False
 ) -> Generator:
-    """A bundled model, a folder's or a hub id's.
+    """Loads a bundled model, a folder or a hub id.
 
     Args:
         name: The model.
@@ -198,9 +209,9 @@ def _repetition_penalty(value: float) -> float:
 
 
 def _sampling(do_sample: bool, temperature: float | None, top_k: int | None, top_p: float | None) -> dict[str, Any]:
-    """The settings of sampling, checked; refuses them where nothing is sampled."""
+    """The checked settings of sampling; refuses them without sampling."""
     if temperature is not None and not 0 < temperature < math.inf:
-        raise _mistake("--temperature", f"{temperature:g} must be above 0; for the likeliest tokens give --greedy")
+        raise _mistake("--temperature", f"{temperature:g} must be above 0; for the most likely tokens give --greedy")
     if top_p is not None and not 0 < top_p <= 1:
         raise _mistake("--top-p", f"{top_p:g} must be above 0 and at most 1, which keeps all tokens")
     if do_sample:
@@ -217,7 +228,7 @@ def _sampling(do_sample: bool, temperature: float | None, top_k: int | None, top
 
 
 def _streams(wanted: bool | None, num_beams: int, batch_size: int, as_json: bool) -> bool:
-    """Whether to show text as it is made; refuses it where texts are only known when finished."""
+    """Whether to show text as it is generated; refuses it if texts are known only when finished."""
     obstacles = {
         f"--num-beams {num_beams}": num_beams > 1,
         f"--batch-size {batch_size}": batch_size > 1,
@@ -225,7 +236,7 @@ def _streams(wanted: bool | None, num_beams: int, batch_size: int, as_json: bool
     }
     for option, stands in obstacles.items():
         if wanted and stands:
-            raise _mistake("--stream", f"with {option} texts are shown when finished; leave one of the two out")
+            raise _mistake("--stream", f"with {option} texts are shown when finished; leave out one of the two")
     return not any(obstacles.values()) if wanted is None else wanted
 
 
@@ -233,7 +244,7 @@ def _check_lookup(prompt_lookup: int | None, num_beams: int, batch_size: int) ->
     for option, value in (("--num-beams", num_beams), ("--batch-size", batch_size)):
         if prompt_lookup is not None and value > 1:
             raise _mistake(
-                "--prompt-lookup", f"{prompt_lookup} works on one text at a time; leave it or {option} {value} out"
+                "--prompt-lookup", f"{prompt_lookup} works on one text at a time; leave out it or {option} {value}"
             )
 
 

@@ -1,4 +1,4 @@
-"""A causal language model that goes on with prompts. Imported late: it imports torch."""
+"""A causal language model that continues prompts. Imported late, since it imports torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 DECODING = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 
-# tokens before a place that tell how it is decoded: whether a word begins there, or a character goes on
+# preceding tokens that decide how a token is decoded: whether it begins a word or continues a character
 CONTEXT = 8
 UNFINISHED = "\ufffd"
 CAPTURED_TOKENS = 256  # of which the length of a captured cache is a multiple
@@ -29,7 +29,7 @@ CAPTURED_TOKENS = 256  # of which the length of a captured cache is a multiple
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text to go on with, and its ids without a closing `</s>`."""
+    """A text to continue, and its ids without a final `</s>`."""
 
     text: str
     ids: list[int]
@@ -37,7 +37,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Generated:
-    """What comes after a prompt: text, its number of tokens, and the seconds of the batch it was made in."""
+    """The continuation of a prompt: its text, its number of tokens, and the seconds of its batch."""
 
     text: str
     tokens: int
@@ -46,7 +46,7 @@ class Generated:
 
 @dataclass
 class Stats:
-    """Tokens read and made so far. The first token of every text falls out of reading its prompt."""
+    """Tokens read and generated so far. Reading a prompt also gives the first new token."""
 
     prefill_tokens: int = 0
     prefill_seconds: float = 0.0
@@ -67,10 +67,10 @@ class Generator:
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        settings: How texts go on.
+        settings: How texts continue.
         captured: Whether a decoding step is compiled and captured as a CUDA graph.
 
-    `stats` counts over all calls; `interrupted` says whether Ctrl-C cut the last one short.
+    `stats` counts over all calls; `interrupted` says whether Ctrl-C ended the last call early.
     """
 
     model: Any
@@ -84,7 +84,7 @@ class Generator:
         """The prompt of a text.
 
         Raises:
-            UserError: if it is longer than the model takes together with what is to be made.
+            UserError: if the prompt and the new tokens are more than the model takes.
         """
         tokenizer, new = self.tokenizer, self.settings.max_new_tokens
         ids = list(tokenizer(text, verbose=False)["input_ids"])
@@ -93,29 +93,29 @@ class Generator:
             ids.pop()
         if not ids:
             raise UserError(f"the tokenizer makes no token of the prompt {shortened(text)!r}; give another prompt")
-        total = len(ids) + new - 1  # the last token is made, but not read
+        total = len(ids) + new - 1  # the last token is generated, but not read
         limit = input_limit(self.model.config)
         if limit is not None and total > limit:
             room = limit - len(ids) + 1
             remedy = f"lower it to {room}, or shorten the prompt" if room > 0 else "shorten the prompt"
             raise UserError(
                 f"--max-new-tokens {new}: the prompt {shortened(text)!r} has {len(ids)} tokens, and the model takes "
-                f"at most {limit} with those it makes; {remedy}"
+                f"at most {limit} together with the new ones; {remedy}"
             )
         config = self.model.config
         if config.model_type == "mega" and not config.use_chunking and total > config.max_positions:
             print_note(
                 f"{shortened(text)!r} and {new} more tokens are more than the max_positions={config.max_positions} "
-                "the model is made for; its rotary positions go on beyond, but the text may be worse"
+                "the model is made for; its rotary positions continue beyond that, but the text may be worse"
             )
         return Prompt(text, ids)
 
     def run(self, prompts: list[Prompt], write: Callable[[str], None] | None = None) -> list[Generated]:
-        """Goes on with prompts, all at once; ends early at Ctrl-C, with the text so far.
+        """Continues all prompts in one batch; after Ctrl-C, returns the text so far.
 
         Args:
             prompts: The prompts, padded on the left here.
-            write: Called with each piece of text as it is made, for a single prompt and without beams.
+            write: Called with each new piece of text; only for a single prompt without beams.
         """
         longest = max(len(prompt.ids) for prompt in prompts)
         eos, padding = self._special_ids()
@@ -146,7 +146,7 @@ class Generator:
         ]
 
     def _special_ids(self) -> tuple[list[int], int]:
-        """Ids that end a text, and the id that fills up rows."""
+        """The ids that end a text, and the id that pads rows."""
         own, tokenizer = self.model.generation_config, self.tokenizer
         given = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
         eos = sorted({id for id in (*given, tokenizer.eos_token_id) if id is not None})
@@ -185,9 +185,9 @@ def captured_decoding(model: Any, length: int) -> dict[str, Any]:
 
 
 class Watch(StoppingCriteria):
-    """Takes the time of a run of `generate`, and ends it at Ctrl-C.
+    """Times a run of `generate`, and ends it at Ctrl-C.
 
-    Before there is a first token, or at a second Ctrl-C, that raises KeyboardInterrupt as usual.
+    Ctrl-C before the first token, or a second Ctrl-C, raises KeyboardInterrupt as usual.
 
     Args:
         prompt_length: Columns of the prompts.
@@ -212,7 +212,7 @@ class Watch(StoppingCriteria):
             signal.signal(signal.SIGINT, self._handler)
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:  # type: ignore[override]
-        """Whether each row is to end, after every step."""
+        """Whether each row should end, after every step."""
         if not self.first_tokens:
             self.first_tokens = input_ids.shape[1] - self.prompt_length
             self.first_seconds = time.perf_counter() - self._began
@@ -225,9 +225,9 @@ class Watch(StoppingCriteria):
 
 
 class TextStream(TextStreamer):
-    """Hands on text token by token, where transformers' class waits for the end of a word.
+    """Passes on text token by token; transformers' class waits for the end of a word.
 
-    What it hands on in all is `text_after` the prompt.
+    The total equals `text_after` the prompt.
 
     Args:
         tokenizer: The tokenizer.
@@ -239,14 +239,14 @@ class TextStream(TextStreamer):
         self.write = write
 
     def put(self, value: torch.Tensor) -> None:
-        """The ids of the prompt at first, then those of new tokens."""
+        """Takes the ids of the prompt first, then those of new tokens."""
         self.token_cache += value.flatten().tolist()
         if self.next_tokens_are_prompt:
             self.next_tokens_are_prompt = False
             self._forget()
             return
         text = str(self.tokenizer.decode(self.token_cache, **self.decode_kwargs))
-        # bytes of a character that more bytes may complete
+        # an incomplete character, which later bytes may complete
         finished = max(len(text.rstrip(UNFINISHED)), self.print_len)
         self.on_finalized_text(text[self.print_len : finished])
         self.print_len = finished
@@ -259,19 +259,19 @@ class TextStream(TextStreamer):
             self.write(text)
 
     def _forget(self) -> None:
-        """Keeps the last tokens only, so that a token's work does not grow with the text."""
+        """Keeps only the last tokens, so that the work per token does not grow with the text."""
         self.token_cache = self.token_cache[-CONTEXT:]
         self.print_len = len(self.tokenizer.decode(self.token_cache, **self.decode_kwargs))
 
 
 def text_after(tokenizer: Any, prompt: list[int], new: list[int]) -> str:
-    """The text of tokens behind those of a prompt, with the space that a word begins with."""
+    """The text of the tokens that follow a prompt, including the space before its first word."""
     before = prompt[-CONTEXT:]
     return tokenizer.decode(before + new, **DECODING)[len(tokenizer.decode(before, **DECODING)) :]
 
 
 def _until_end(ids: list[int], eos: list[int]) -> list[int]:
-    """Ids up to the first that ends the text, with it: what follows fills up the row."""
+    """Ids up to and including the first that ends the text; the rest of the row is padding."""
     ends = [position for position, id in enumerate(ids) if id in eos]
     return ids[: ends[0] + 1] if ends else ids
 

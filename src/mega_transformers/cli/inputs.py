@@ -1,4 +1,4 @@
-"""Texts that commands read from arguments, stdin and files, and how many of them at a time."""
+"""Texts from arguments, stdin and files, and how many a command reads at a time."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ FileOption = Annotated[
     typer.Option(
         "--file",
         "-f",
-        help="File to read: of a .csv, .tsv or .jsonl file each row of its --column is a text; any other file is one "
-        "text, or with --lines one per line. .gz too; may be repeated.",
+        help="File to read. In a .csv, .tsv or .jsonl file, each row of --column is a text; any other file is one "
+        "text, or one text per line with --lines. May be compressed (.gz). Can be repeated.",
     ),
 ]
-LinesOption = Annotated[bool, typer.Option("--lines", help="Each line of a text file is a text; blank ones are not.")]
-MaxLengthOption = Annotated[
-    int | None, typer.Option(min=1, help="Cut texts to this many tokens; default: no text is cut.")
+LinesOption = Annotated[
+    bool, typer.Option("--lines", help="Read each line of a text file as a text; blank lines are skipped.")
 ]
-BatchSizeOption = Annotated[int, typer.Option(min=1, help="Texts at a time at most.")]
+MaxLengthOption = Annotated[
+    int | None, typer.Option(min=1, help="Cut texts to this many tokens. Default: no text is cut.")
+]
+BatchSizeOption = Annotated[int, typer.Option(min=1, help="Most texts in a batch.")]
 MaxTokensOption = Annotated[
-    int, typer.Option(min=1, help="Tokens at a time at most, padding counted; a longer text is read alone.")
+    int, typer.Option(min=1, help="Most tokens in a batch, padding included. A longer text gets a batch of its own.")
 ]
 BATCH_SIZE, MAX_TOKENS = 32, 8192
 
@@ -42,17 +44,17 @@ def gather(
     *,
     example: str,
 ) -> list[Text]:
-    """The texts of the command line, of stdin and of files, in that order.
+    """The texts from the command line, stdin and files, in that order.
 
     Args:
-        arguments: What the command line gives as TEXT; without any, and without files, stdin is read.
+        arguments: The TEXT arguments; without any, and without files, stdin is read.
         files, lines: The values of `--file` and `--lines`.
-        columns: Those of `--column`.
-        pair: Whether they are pairs of texts, separated by a tab.
-        example: A command that is right, for messages.
+        columns: The values of `--column`.
+        pair: Whether the texts are pairs, separated by a tab.
+        example: A correct command, for messages.
 
     Raises:
-        typer.BadParameter: for no text, an empty one, and options that do not fit together.
+        typer.BadParameter: for no text, an empty text, and options that contradict each other.
         UserError: for files and pairs that cannot be read.
     """
     from ..errors import RecipeError
@@ -66,7 +68,7 @@ def gather(
     if columns and not tables:
         raise typer.BadParameter(f"{columns[0]!r}: no --file is a .csv, .tsv or .jsonl file", param_hint="'--column'")
     if lines and len(tables) == len(files or []):
-        raise typer.BadParameter("no --file is a text file, whose lines could be texts", param_hint="'--lines'")
+        raise typer.BadParameter("no --file is a text file, which --lines is for", param_hint="'--lines'")
     wanted = columns or list(COLUMNS[: 1 + pair])
     if len(wanted) != 1 + pair:
         needs = "two columns with --pair" if pair else "one column"
@@ -82,30 +84,30 @@ def gather(
         raise UserError(str(error)) from None
     for argument in given:
         if len(argument) < 256 and Path(argument).is_file():
-            print_note(f"{argument!r} is read as a text; for what the file holds give --file {argument}")
+            print_note(f"{argument!r} is read as a text; to read the file, give --file {argument}")
     return texts
 
 
 def described(text: Text) -> dict[str, str]:
-    """The fields of a JSON object that say which text it is about; whole files are not repeated."""
+    """The fields of a JSON object that identify a text; the contents of whole files are left out."""
     fields = {} if text.whole else {"text": text.text, "text_pair": text.pair}
     return {"id": text.id, **{key: value for key, value in fields.items() if value is not None}}
 
 
 def name_of(text: Text) -> str:
-    """A text as messages and tables name it: a whole file by its path, any other by its beginning."""
+    """The name of a text in messages and tables: the path of a whole file, else the beginning of the text."""
     return text.id if text.whole else shortened(" ".join(" | ".join(text.parts).split()))
 
 
 def check_cut(reader: Any, cut: int | None) -> None:
-    """Refuses a `--max-length` that leaves no room for text, or is more than the model takes.
+    """Refuses a `--max-length` that leaves no room for text or is more than the model takes.
 
     Args:
         reader: A `TextModel` or `SentenceEncoder`.
-        cut: The value.
+        cut: The value of `--max-length`.
 
     Raises:
-        UserError: naming the numbers between which it must be.
+        UserError: names the valid range.
     """
     if cut is None:
         return
@@ -116,22 +118,22 @@ def check_cut(reader: Any, cut: int | None) -> None:
 
 
 def counted(reader: Any, texts: Sequence[Text], max_length: int | None) -> list[int]:
-    """The tokens of each text that a reader (`inference.encoding.TextModel`) is to read; says how many it cuts.
+    """The number of tokens of each text for a reader (`inference.encoding.TextModel`); prints how many texts are cut.
 
     Raises:
-        UserError: for texts longer than the model takes, and those without a token.
+        UserError: for texts longer than the model takes, and texts without a token.
     """
     with spinner("Tokenising"):
         counts = reader.count([text.parts for text in texts])
     names = [repr(name_of(text)) for text in texts]
     if max_length is None:
-        more = "" if reader.capacity == reader.limit else ", or a greater one to read more of it"
+        more = "" if reader.capacity == reader.limit else ", or a greater length to read more of it"
         check_lengths(names, counts, reader.limit, f"give --max-length {reader.limit} to cut it{more}")
     elif longer := sum(count > max_length for count in counts):
         print_note(f"{longer} of {len(texts)} texts are cut to {max_length} tokens; the longest has {max(counts):,}")
     for name, count in zip(names, counts):
         if not count:
-            raise UserError(f"{name} has no token that the model knows; leave it out")
+            raise UserError(f"{name} has no token that the model knows; leave out this text")
     counts = [min(count, max_length or count) for count in counts]
     note_long_texts(names, counts, reader.config)
     return counts
@@ -141,13 +143,13 @@ def check_lengths(names: Sequence[str], counts: Sequence[int], limit: int | None
     """Refuses texts longer than a model takes.
 
     Args:
-        names: How each text is called, for messages.
-        counts: Their tokens.
-        limit: The most tokens; None for no limit.
-        remedy: What to do about it.
+        names: The name of each text, for messages.
+        counts: The number of tokens of each text.
+        limit: The most tokens, or None.
+        remedy: What the user can do.
 
     Raises:
-        UserError: for the first one.
+        UserError: for the first such text.
     """
     for name, count in zip(names, counts):
         if limit is not None and count > limit:
@@ -155,12 +157,12 @@ def check_lengths(names: Sequence[str], counts: Sequence[int], limit: int | None
 
 
 def note_long_texts(names: Sequence[str], counts: Sequence[int], config: Any) -> None:
-    """Says which texts have more tokens than a Mega without chunks is made for."""
+    """Prints which texts have more tokens than a Mega without chunks is made for."""
     if config.model_type != "mega" or config.use_chunking:
         return
     for name, count in zip(names, counts):
         if count > config.max_positions:
             print_note(
                 f"{name} has {count} tokens, more than the max_positions={config.max_positions} the model is made "
-                "for; its rotary positions continue beyond, but the answers may be worse"
+                "for; its rotary positions continue beyond that, but the answers may be worse"
             )

@@ -1,4 +1,4 @@
-"""`mega inspect`: what a model has learnt, as a report in one HTML file."""
+"""`mega inspect`: a report of what a model has learnt, in one HTML file."""
 
 from __future__ import annotations
 
@@ -32,33 +32,37 @@ def inspect(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="HTML file to write; default: the model's name with -report.html, here."),
+        typer.Option("--output", "-o", help="HTML file to write. Default: NAME-report.html in this folder."),
     ] = None,
     text: Annotated[
         str | None,
-        typer.Option(help="Text for gates and attention, up to 512 tokens; '-' for stdin; default: a sample."),
+        typer.Option(
+            help="Text to show gates and attention on, up to 512 tokens; '-' reads stdin. Default: a sample."
+        ),
     ] = None,
-    text_file: Annotated[Path | None, typer.Option(help="The same from a file, .gz too; default: none.")] = None,
+    text_file: Annotated[
+        Path | None, typer.Option(help="File to read that text from, also .gz. Default: none.")
+    ] = None,
     lengths: Annotated[
         str | None,
         typer.Option(
-            help="Lengths to time, separated by commas; default: from 256 on, doubling, as far as --seconds allows. "
-            "Example: --lengths 512,1024,2048"
+            help="Lengths to time, in tokens, separated by commas. Default: 256, then doubling for as long as "
+            "--seconds allows. Example: --lengths 512,1024,2048"
         ),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds that timing may take.")] = 5.0,
-    no_timing: Annotated[bool, typer.Option("--no-timing", help="Leave time and memory out.")] = False,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Seconds to spend on timing.")] = 5.0,
+    no_timing: Annotated[bool, typer.Option("--no-timing", help="Leave out time and memory.")] = False,
     figures: Annotated[
-        Path | None, typer.Option(help="Folder to write each picture to as an SVG file; default: none.")
+        Path | None, typer.Option(help="Folder to write each picture to as an SVG file. Default: none.")
     ] = None,
-    json: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to; default: none.")] = None,
+    json: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to. Default: none.")] = None,
     device: DeviceOption = AUTO,
     dtype: DTypeOption = AUTO,
 ) -> None:
-    """Write a report of what a Mega has learnt, as one HTML file with pictures and tables.
+    """Write a report of what a Mega model has learnt: one HTML file with pictures and tables.
 
-    It shows parameters, EMA kernels and their half-lives, position biases, gates and attention on a text, and time and
-    memory by length. The file refers to nothing outside of it; its pictures are SVG, fit for a paper.
+    The report shows parameters, EMA kernels and their half-lives, position biases, gates and attention on a text, and
+    time and memory by length. The file loads nothing from elsewhere; its pictures are SVG, fit for a paper.
     """
     check_names(device, dtype)
     wanted_lengths = _lengths(lengths, no_timing)
@@ -67,14 +71,12 @@ def inspect(
     if json is not None:
         check_output_file("--json", json)
         if json.absolute() == output.absolute():
-            raise UserError(f"--json {json}: that is the report's own file; name another")
+            raise UserError(f"--json {json}: the report itself goes to that file; name another")
     if figures is not None:
         check_output_folder("--figures", figures)
     given = _text(text, text_file)
     if importlib.util.find_spec("matplotlib") is None:
-        raise UserError(
-            "mega inspect draws with matplotlib, which is missing: pip install 'mega-transformers[inspect]'"
-        )
+        raise UserError("mega inspect needs the package matplotlib: pip install 'mega-transformers[inspect]'")
     place = locate(model, "MODEL")
     load_libraries()
     placement = resolve_placement(device, dtype)
@@ -85,11 +87,11 @@ def inspect(
 
 
 def _lengths(given: str | None, no_timing: bool) -> list[int] | None:
-    """The lengths that `--lengths` names, ascending."""
+    """The lengths of `--lengths`, ascending."""
     if given is None:
         return None
     if no_timing:
-        raise UserError(f"--lengths {given}: --no-timing measures none; leave one of the two out")
+        raise UserError(f"--lengths {given}: --no-timing measures no lengths; leave out one of the two")
     parts = [part.strip() for part in given.split(",")]
     if not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
         raise UserError(
@@ -117,15 +119,15 @@ def _text(text: str | None, file: Path | None) -> str | None:
             raise UserError(f"--text-file: {error}") from error
         option = f"--text-file {file}"
     if not found.strip():
-        raise UserError(f"{option}: the text is empty; give a text, or leave the option out")
+        raise UserError(f"{option}: the text is empty; give a text, or leave out the option")
     return found
 
 
 def _load(place: Location, placement: Placement) -> tuple[Any, Any]:
-    """The model, with the head it was saved with, and its tokenizer or None.
+    """The model with the head it was saved with, and its tokenizer or None.
 
     Raises:
-        UserError: if it is not a Mega, or its files are missing or damaged.
+        UserError: if it is not a Mega model, or its files are missing or damaged.
     """
     import torch
     import transformers
@@ -136,8 +138,8 @@ def _load(place: Location, placement: Placement) -> tuple[Any, Any]:
         config = transformers.AutoConfig.from_pretrained(**place.arguments)
     if config.model_type not in ("mega", "mega_seq2seq"):
         raise UserError(
-            f"MODEL {place.name}: its type is {config.model_type}, and mega inspect shows what models of the types "
-            "mega and mega_seq2seq have learnt; give one of these"
+            f"MODEL {place.name}: its type is {config.model_type}, but mega inspect needs a model of type mega or "
+            "mega_seq2seq"
         )
     known = [name for name in config.architectures or [] if name in mega_transformers.__all__]
     bare = "MegaSeq2SeqModel" if config.is_encoder_decoder else "MegaModel"
@@ -167,7 +169,7 @@ def _inspected(
     lengths: list[int] | None,
     seconds: float | None,
 ) -> tuple[Inspection, list[Section]]:
-    """Everything measured and drawn, with a word on stderr about what is being done; `seconds` None for no timing."""
+    """Measures and draws everything, and names each stage on stderr; `seconds` is None for no timing."""
     from ..doctor import surroundings
     from ..errors import RecipeError
     from ..interpret.cost import measure_costs
@@ -177,7 +179,7 @@ def _inspected(
 
     unread = why_unreadable(model, tokenizer)
     if text is not None and unread is not None:
-        raise UserError(f"the model {place.name} cannot read the text: {unread}; leave --text and --text-file out")
+        raise UserError(f"the model {place.name} cannot read the text: {unread}; leave out --text and --text-file")
     limit = longest_input(model)
     if lengths is not None and limit is not None and lengths[-1] > limit:
         raise UserError(f"--lengths: {lengths[-1]:,} is above the {limit:,} tokens that the model takes")
@@ -185,7 +187,7 @@ def _inspected(
     with console.status("Reading a text") if console.is_terminal else nullcontext() as status:
         tell = status.update if status is not None else lambda _: None
         try:
-            # first, since the text may be too long
+            # first, to refuse a text that is too long
             passage = None if unread is not None else prepare_passage(model, tokenizer, text)
         except RecipeError as error:
             raise UserError(str(error)) from error
@@ -219,14 +221,14 @@ def _inspected(
 
 
 def _needs_encoder(model: Any) -> bool:
-    """Whether it is a decoder of an encoder that is not there."""
+    """Whether it is a decoder without its encoder."""
     return bool(getattr(model.config, "add_cross_attention", False))
 
 
 def _write(
     inspection: Inspection, sections: list[Section], output: Path, figures: Path | None, json: Path | None
 ) -> int:
-    """Writes what was asked for, the report last; returns the report's bytes."""
+    """Writes the requested files, the report last; returns the report's size in bytes."""
     from ..interpret.report import as_json, render
     from ..training.export import write_json
 

@@ -1,4 +1,4 @@
-"""Models by the name a user gives: a bundled one, a folder, or an id of the Hugging Face hub."""
+"""Loads a model by name: a bundled model, a folder, or an id of the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .runtime import UserError, spinner
 
 
 def bundled_names(incomplete: str) -> list[str]:
-    """The bundled models whose name begins like this, for the completion of command lines."""
+    """The bundled models whose name begins with `incomplete`, for shell completion."""
     return [name for name in BUNDLED_MODELS if name.startswith(incomplete)]
 
 
@@ -34,15 +34,15 @@ ModelOption = Annotated[
 
 @dataclass(frozen=True)
 class Kind:
-    """What a command needs a model for.
+    """A kind of model that a command can use.
 
     Args:
         auto_class: The Auto class of transformers that loads it.
-        name: What it is, for messages: "masked language model".
-        ability: What it can do: "fill masks".
+        name: Its name in messages: "masked language model".
+        ability: What it can do, for messages: "fill masks".
         table: transformers' table of the names of its classes.
-        commands: What to use it with, for messages.
-        unused: How the names of weights begin that a checkpoint may lack.
+        commands: The commands that use it, for messages.
+        unused: Prefixes of weights that a checkpoint may lack.
     """
 
     auto_class: str
@@ -91,13 +91,13 @@ TAGGER = Kind(
     "mega classify",
 )
 HEADS = (PAIRS, MASKED, CAUSAL, CLASSIFIER, TAGGER)
-# of any head's checkpoint what is below the head; a pooler is not used
+# the trunk of any checkpoint; the pooler is not used
 ENCODER = Kind("AutoModel", "model", "give vectors", "MODEL_MAPPING_NAMES", "mega embed", unused=("pooler.",))
 
 
 @dataclass(frozen=True)
 class Location:
-    """Where a model is: the name that was given, its folder or None for the hub, and whether the hub is silent."""
+    """A model's name, its folder (None for the hub), and whether the hub did not answer."""
 
     name: str
     folder: Path | None
@@ -113,7 +113,7 @@ class Location:
 
 
 def locate(name: str, option: str = "--model") -> Location:
-    """Finds a model; asks the hub once for what is neither bundled nor a folder.
+    """Finds a model; asks the hub once for a name that is neither bundled nor a folder.
 
     Args:
         name: The model.
@@ -127,16 +127,17 @@ def locate(name: str, option: str = "--model") -> Location:
 
 
 def kind_of(place: Location, *kinds: Kind) -> Kind:
-    """The first of `kinds` that a model is; refuses models that are none of them, or were saved as something else.
+    """The first of `kinds` that fits a model; refuses models that fit none, or were saved with another head.
 
-    A model whose files say nothing about it counts as the first kind: loading it tells what is wrong.
+    A model whose files do not name its kind counts as the first one: loading it then reports any fault.
 
     Args:
         place: Where the model is.
-        kinds: What a command can use.
+        kinds: The kinds that a command can use.
 
     Raises:
-        UserError: for a model with another head, naming the command for it, and for one of a type without such a head.
+        UserError: for a model with another head (the message names the command for it), or of a type without such a
+        head.
     """
     import transformers
     from transformers.models.auto import modeling_auto
@@ -145,7 +146,7 @@ def kind_of(place: Location, *kinds: Kind) -> Kind:
 
     try:
         config = transformers.AutoConfig.from_pretrained(**place.arguments)
-    except Exception:  # loading the model tells what is wrong
+    except Exception:  # loading the model reports the fault
         return kinds[0]
     for architecture in config.architectures or []:
         own = [kind for kind in HEADS if architecture in getattr(modeling_auto, kind.table).values()]
@@ -159,14 +160,14 @@ def kind_of(place: Location, *kinds: Kind) -> Kind:
             )
         if architecture in mega_transformers.__all__ and "For" in architecture:
             raise UserError(
-                f"the model {place.name} is a {architecture} and cannot {_or_else(kinds)}; no command runs such a "
-                f"model, but transformers does: {architecture}.from_pretrained"
+                f"the model {place.name} is a {architecture} and cannot {_or_else(kinds)}; no command uses such a "
+                f"model; load it in Python: {architecture}.from_pretrained"
             )
     for kind in kinds:
         if type(config) in getattr(transformers, kind.auto_class)._model_mapping:
             return kind
     raise UserError(
-        f"the model {place.name} cannot {_or_else(kinds)}: models of the type {config.model_type} have no "
+        f"the model {place.name} cannot {_or_else(kinds)}: models of type {config.model_type} have no "
         f"{' or '.join(kind.name for kind in kinds)}"
     )
 
@@ -177,7 +178,7 @@ def _or_else(kinds: tuple[Kind, ...]) -> str:
 
 @contextmanager
 def loading(place: Location) -> Iterator[None]:
-    """A spinner while files of a model are loaded, and what they raise as a message.
+    """Shows a spinner while a model's files load, and turns errors into a `UserError`.
 
     Raises:
         UserError: if the files are missing or damaged.
@@ -185,11 +186,11 @@ def loading(place: Location) -> Iterator[None]:
     try:
         with spinner(f"Loading {place.name}"):
             yield
-    except Exception as error:  # whatever it is, the fault is in the model's files
+    except Exception as error:  # any error means a fault in the model's files
         if place.cached_only:
             raise UserError(
                 f"cannot load the model {place.name}: there is no such folder, the model hub does not answer (or "
-                "HF_HUB_OFFLINE is set), and its files are not complete in the cache of earlier downloads"
+                "HF_HUB_OFFLINE is set), and the cache of earlier downloads lacks some of its files"
             ) from error
         reason = " ".join(str(error).split())
         prefix = "" if isinstance(error, (OSError, ValueError)) else f"{type(error).__name__}: "
@@ -197,10 +198,10 @@ def loading(place: Location) -> Iterator[None]:
 
 
 def load(place: Location, kind: Kind, placement: Placement) -> tuple[Any, Any]:
-    """Model, ready to predict on its device, and tokenizer. `load_libraries` comes before.
+    """The model in evaluation mode on its device, and the tokenizer. Call `load_libraries` first.
 
     Raises:
-        UserError: if the files are missing or damaged, do not belong together, or are of another kind of model.
+        UserError: if the files are missing or damaged, do not belong together, or hold another kind of model.
     """
     import transformers
 
@@ -212,8 +213,7 @@ def load(place: Location, kind: Kind, placement: Placement) -> tuple[Any, Any]:
         )
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
         raise UserError(
-            f"the model {name} has a tokenizer without vocabulary: tokenizer.json, or vocab.json and merges.txt, are "
-            "missing in its folder"
+            f"the model {name} has no tokenizer: its folder needs tokenizer.json, or vocab.json and merges.txt"
         )
     missing = sorted(key for key in loaded["missing_keys"] if not key.startswith(kind.unused))
     if missing:
@@ -222,8 +222,8 @@ def load(place: Location, kind: Kind, placement: Placement) -> tuple[Any, Any]:
             f"such as {missing[0]}"
         )
     if getattr(model.config, "input_type", "tokens") != "tokens":
-        raise UserError(f"the model {name} reads {model.config.input_type}, and no texts")
-    # an adaptive input has a table for each of its bands
+        raise UserError(f"the model {name} reads {model.config.input_type}, not text")
+    # an adaptive input has a table for each cluster
     size = getattr(model.get_input_embeddings(), "num_embeddings", model.config.vocab_size)
     if len(tokenizer) > size:
         raise UserError(
@@ -234,19 +234,21 @@ def load(place: Location, kind: Kind, placement: Placement) -> tuple[Any, Any]:
 
 
 def _local_folder(name: str, option: str) -> Path | None:
-    """The folder that `name` says, or of the bundled model; None for what can only be a hub id."""
+    """The folder `name`, or that of the bundled model; None if `name` can only be a hub id."""
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").is_file():
-            raise UserError(f"{option} {name}: the folder holds no config.json, so it is no model")
+            raise UserError(f"{option} {name}: the folder holds no config.json, so it is not a model")
         return path
     if name in BUNDLED_MODELS:
         try:
             return bundled_model(name)
         except ValueError as error:
-            raise UserError(f"{option} {name}: {error}; any folder or hub id of a model will do") from None
+            raise UserError(f"{option} {name}: {error}; a folder or hub id of a model works too") from None
     if path.exists():
-        raise UserError(f"{option} {name}: expected a folder with config.json, weights and tokenizer, got a file")
+        raise UserError(
+            f"{option} {name}: expected a folder with config.json, weights and tokenizer, but this is a file"
+        )
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
         raise UserError(f"{option} {name!r}: there is no such folder")
     close = difflib.get_close_matches(name, BUNDLED_MODELS, n=1, cutoff=0.8)
@@ -256,7 +258,7 @@ def _local_folder(name: str, option: str) -> Path | None:
 
 
 def _hub_answers(name: str, option: str) -> bool:
-    """Whether the model hub can be reached. Asks once, where loading would try again for a minute.
+    """Whether the model hub can be reached. Asks once; loading would retry for a minute.
 
     Raises:
         UserError: if the hub has no such model.
@@ -269,8 +271,8 @@ def _hub_answers(name: str, option: str) -> bool:
             model_info(name, timeout=10)
     except (HFValidationError, RepositoryNotFoundError):
         raise UserError(
-            f"{option} {name}: there is no such folder, and the model hub has no such model, or none you may read"
+            f"{option} {name}: there is no such folder, and no such model on the model hub that you may read"
         ) from None
-    except Exception:  # no connection, a time-out or offline mode, in the words of whichever HTTP client
+    except Exception:  # no connection, a time-out or offline mode; the exception depends on the HTTP client
         return False
     return True

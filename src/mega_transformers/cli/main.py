@@ -1,7 +1,9 @@
-"""The `mega` command's commands. They import torch inside functions only, so that `mega --help` answers at once."""
+"""The commands of `mega`. They import torch only inside functions, so that `mega --help` answers at once."""
 
 from __future__ import annotations
 
+import inspect as inspection
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -13,6 +15,7 @@ from .convert import convert
 from .demo import demo
 from .doctor import doctor
 from .embed import embed
+from .examples import epilog
 from .explain import explain
 from .export_onnx import export_onnx
 from .fill_mask import fill_mask
@@ -48,7 +51,13 @@ def options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """What all commands share."""
+    """The options of `mega` itself."""
+
+
+def _help(command: Callable[..., None]) -> str:
+    """The docstring with one line for each paragraph, which the terminal breaks at its own width."""
+    paragraphs = (inspection.getdoc(command) or "").split("\n\n")
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
 
 
 for _command in (
@@ -69,5 +78,12 @@ for _command in (
     bench,
     doctor,
 ):
-    app.command(_command.__name__.replace("_", "-"))(guarded(_command))
-app.command("run", context_settings=SETTINGS)(guarded(run))
+    _name = _command.__name__.replace("_", "-")
+    app.command(_name, help=_help(_command), epilog=epilog(_name))(guarded(_command))
+app.command(
+    "run",
+    context_settings=SETTINGS,
+    help=_help(run),
+    epilog=epilog("run"),
+    options_metavar="COMMAND [ARGUMENT]...",
+)(guarded(run))

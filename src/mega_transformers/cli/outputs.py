@@ -1,4 +1,4 @@
-"""Where a command writes: checked before any work is done."""
+"""Checks of the files and folders that a command writes, before any work is done."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ def check_output_file(option: str, path: Path) -> None:
 
     Args:
         option: The option that names it, for messages: "--json".
-        path: The file. It may be there already; its folder must be.
+        path: The file. It may exist already; its folder must exist.
 
     Raises:
         UserError: naming the option, the path and what would be right.
     """
     if path.is_dir():
-        raise UserError(f"{option} {path}: that is a folder; name a file")
+        raise UserError(f"{option} {path}: this is a folder; name a file")
     if path.exists() and not path.is_file():
-        raise UserError(f"{option} {path}: that is not a regular file; name another")
+        raise UserError(f"{option} {path}: this is not a regular file; name another")
     if not path.parent.is_dir():
         raise UserError(f"{option} {path}: there is no folder {path.parent}")
     _try_to_write(option, path, path.parent)
 
 
 def check_output_folder(option: str, path: Path) -> None:
-    """Refuses a folder that cannot be made or written to. It may be there already, and its parents need not be.
+    """Refuses a folder that cannot be created or written to. It may exist already; its parents need not exist.
 
     Args:
         option: The option or argument that names it, for messages: "--output-dir".
@@ -42,13 +42,13 @@ def check_output_folder(option: str, path: Path) -> None:
     """
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists() or folder.is_symlink())
     if not there.is_dir():
-        raise UserError(f"{option} {path}: {'that' if there == path else there} is a file; name another folder")
+        raise UserError(f"{option} {path}: {'this' if there == path else there} is a file; name another folder")
     _try_to_write(option, path, there)
 
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, which becomes `path` at the end; after an error, `path` stays as it was."""
+    """A temporary path that is renamed to `path` at the end; after an error, `path` stays as it was."""
     partial = path.with_name(f"{path.name}.partial")
     try:
         yield partial
@@ -58,13 +58,13 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a whole file, or nothing."""
+    """Writes a complete file, or nothing."""
     with replaced(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def shortest(value: Any) -> float:
-    """A number of float32 with the fewest digits that say which one it is, for JSON."""
+    """A float32 number with the fewest digits that identify it, for JSON."""
     import numpy as np
 
     return float(str(np.float32(value)))

@@ -33,38 +33,43 @@ COLUMNS = {
 
 
 def perplexity(
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Text files, .gz too; '-' for stdin.")],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="Text files, also .gz; '-' reads stdin.")],
     model: ModelOption = DEFAULT_CAUSAL_MODEL,
     mode: Annotated[
         str,
         typer.Option(
-            help="What a token is predicted from: 'full', all before it, with carried state; 'chunk', those before it "
-            "in its window; 'sliding', those before it in a window that moves on by the stride."
+            help="Context of each token. 'full': all tokens before it, with carried state. 'chunk': those before it "
+            "in its window. 'sliding': those before it in a window that moves by the stride."
         ),
     ] = "full",
-    window: Annotated[int | None, typer.Option(help="Tokens per window of chunk and sliding; default: 512.")] = None,
+    window: Annotated[
+        int | None, typer.Option(help="Tokens per window, for modes chunk and sliding. Default: 512.")
+    ] = None,
     stride: Annotated[
-        int | None, typer.Option(help="Tokens by which a sliding window moves on; default: half a window.")
+        int | None, typer.Option(help="Tokens by which a sliding window moves. Default: half a window.")
     ] = None,
     piece: Annotated[
         int | None,
-        typer.Option(help="Tokens read at a time in mode full, which the numbers do not depend on; default: 1024."),
+        typer.Option(help="Tokens per forward pass in mode full; it does not change the numbers. Default: 1024."),
     ] = None,
     clean: Annotated[
-        list[str] | None, typer.Option(help="Cleaning: wikitext, unwrap or emphasis; may be repeated. Default: none.")
+        list[str] | None,
+        typer.Option(help="Cleaning of the text: wikitext, unwrap or emphasis. Can be repeated. Default: none."),
     ] = None,
-    documents: Annotated[str, typer.Option(help="Documents: whole, lines, paragraphs or sections.")] = "lines",
+    documents: Annotated[
+        str, typer.Option(help="Split each text into documents: whole, lines, paragraphs or sections.")
+    ] = "lines",
     device: DeviceOption = AUTO,
     dtype: DTypeOption = AUTO,
-    json: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to; default: none.")] = None,
+    json: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to. Default: none.")] = None,
 ) -> None:
-    """Cross entropy of texts under a causal language model: per token, character and word.
+    """Measure the cross entropy of texts under a causal language model: per token, character and word.
 
-    Every token is predicted, and the end of every document. A model with chunks of attention reads on in constant
-    memory however long the text is. Each file is read afresh.
+    The model predicts every token and the end of every document. A model with chunks of attention needs the same
+    memory for any length of text. Every file starts without context.
     """
     if files.count(STDIN) > 1:
-        raise typer.BadParameter("'-' stands for stdin and can be given once", param_hint="FILE")
+        raise typer.BadParameter("'-' means stdin and can be given only once", param_hint="FILE")
     check_names(device, dtype)
     if json is not None:
         check_output_file("--json", json)
@@ -111,7 +116,7 @@ def _text(name: str) -> str:
         try:
             text = sys.stdin.buffer.read().decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise UserError(f"stdin is not UTF-8: {error}") from None
+            raise UserError(f"stdin is not valid UTF-8: {error}") from None
     if not text.strip():
         raise UserError(f"{'stdin' if name == STDIN else name} holds no text")
     return text
@@ -120,7 +125,7 @@ def _text(name: str) -> str:
 def _scores(
     place: Location, placement: Placement, texts: dict[str, str], reading: Any, clean: list[str], documents: str
 ) -> dict[str, TextScore]:
-    """A score for each file and, for more than one, of all together."""
+    """The scores of each file and, for several files, of all together."""
     from ..evaluation.streaming import check_causal, read_tokens, score_text
 
     model, tokenizer = load(place, kind_of(place, CAUSAL), placement)

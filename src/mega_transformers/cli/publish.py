@@ -1,4 +1,4 @@
-"""`mega publish`: a model's folder for the model hub."""
+"""`mega publish`: prepares a model's folder for the model hub."""
 
 from __future__ import annotations
 
@@ -18,39 +18,46 @@ if TYPE_CHECKING:
 
 def publish(
     folder: Annotated[
-        str, typer.Argument(metavar="FOLDER", help="The folder of a model, or a bundled model. It is not changed.")
+        str, typer.Argument(metavar="FOLDER", help="A model's folder, or a bundled model. It is not changed.")
     ],
     output: Annotated[
         Path | None,
         typer.Argument(
-            metavar="[OUTPUT]", help="The folder to write, which must not be there yet; by default here, NAME-hub."
+            metavar="[OUTPUT]", help="The folder to write. It must not exist yet. Default: NAME-hub in this folder."
         ),
     ] = None,
     repo_id: Annotated[
-        str | None, typer.Option(metavar="NAME/MODEL", help="Its id on the hub, for the card; default: none.")
+        str | None,
+        typer.Option(
+            metavar="NAME/MODEL", help="Id on the hub, such as NAME/MODEL, for the card and --push. Default: none."
+        ),
     ] = None,
-    push: Annotated[bool, typer.Option("--push", help="Upload the folder to --repo-id; else nothing leaves.")] = False,
-    private: Annotated[bool, typer.Option("--private", help="With --push: a repository that only you see.")] = False,
+    push: Annotated[
+        bool, typer.Option("--push", help="Upload the folder to --repo-id. Nothing is uploaded without it.")
+    ] = False,
+    private: Annotated[bool, typer.Option("--private", help="With --push: create a private repository.")] = False,
     standalone: Annotated[
         bool,
-        typer.Option("--standalone", help="Put the modelling code beside the model, for use without this package."),
+        typer.Option(
+            "--standalone", help="Add the modelling code to the folder, so that the model works without this package."
+        ),
     ] = False,
     license_id: Annotated[
-        str | None, typer.Option("--license", metavar="ID", help="The model's licence; default: what its card says.")
+        str | None, typer.Option("--license", metavar="ID", help="The model's licence. Default: the one in its card.")
     ] = None,
     language: Annotated[
         str | None,
-        typer.Option(metavar="CODE", help="The language of its texts, such as en; default: what its card says."),
+        typer.Option(metavar="CODE", help="The language of its texts, such as en. Default: the one in its card."),
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option(metavar="NAME/MODEL", help="What it was trained from; default: what its card says.")
+        str | None,
+        typer.Option(metavar="NAME/MODEL", help="The model it was trained from. Default: the one in its card."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace a model that is in OUTPUT already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing model in OUTPUT.")] = False,
 ) -> None:
     """Prepare a model's folder for the model hub: safetensors, tokenizer, a complete card, and nothing else.
 
-    The folder is read as a whole first, so that a damaged one is refused. States of a training and other files stay
-    behind. Without --push nothing is uploaded.
+    A damaged model is refused. Training checkpoints and other files are left out. Nothing is uploaded without --push.
     """
     source = model_folder(folder)
     if not source.is_dir():
@@ -78,7 +85,7 @@ def publish(
 
 
 def model_folder(name: str) -> Path:
-    """The folder that a user names, or that of a bundled model."""
+    """The user's folder, or that of a bundled model."""
     from ..assets import BUNDLED_MODELS, bundled_model
 
     path = Path(name).expanduser()
@@ -92,7 +99,7 @@ def model_folder(name: str) -> Path:
 
 @contextmanager
 def told_as_user_errors() -> Iterator[None]:
-    """Errors of publishing as messages for the user."""
+    """Turns errors of publishing into messages for the user."""
     from ..convert import ConversionError
 
     try:
@@ -103,7 +110,7 @@ def told_as_user_errors() -> Iterator[None]:
 
 @contextmanager
 def stages() -> Iterator[Callable[[str], None]]:
-    """What is being done, beside a spinner on stderr; nothing where that is no terminal."""
+    """Shows the current stage with a spinner on stderr, if that is a terminal."""
     console = stderr_console()
     if not console.is_terminal:
         yield lambda _: None
@@ -111,7 +118,7 @@ def stages() -> Iterator[Callable[[str], None]]:
     with console.status("Starting") as status:
 
         def show(stage: str) -> None:
-            # the hub's library draws bars of its own
+            # the hub's library draws its own progress bars
             if stage.startswith("Uploading"):
                 status.stop()
                 console.print(stage)
@@ -122,7 +129,7 @@ def stages() -> Iterator[Callable[[str], None]]:
 
 
 def print_files(title: str, files: dict[str, tuple[int, str]]) -> None:
-    """A table of files: name, bytes and what they are."""
+    """A table of files: name, bytes and contents."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -130,7 +137,7 @@ def print_files(title: str, files: dict[str, tuple[int, str]]) -> None:
     table = Table(title=Text(title))
     table.add_column("file", overflow="fold")
     table.add_column("bytes", justify="right")
-    table.add_column("what it is", overflow="fold")
+    table.add_column("contents", overflow="fold")
     for name, (size, what) in files.items():
         table.add_row(Text(name), f"{size:,}", Text(what))
     Console().print(table)

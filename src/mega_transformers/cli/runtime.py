@@ -1,4 +1,4 @@
-"""What every command shares: the late import of torch, quiet libraries, texts, errors and interrupts."""
+"""Shared by all commands: the late import of torch, quiet libraries, texts, errors and interrupts."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ STDIN = "-"
 
 
 class UserError(Exception):
-    """A mistake of the user's. The command prints its message, without a traceback, and exits with 1."""
+    """A mistake of the user. The command prints its message, without a traceback, and exits with 1."""
 
 
 def guarded(command: Callable[..., T]) -> Callable[..., T]:
-    """`command`, with errors that a user can mend as messages on stderr and exit code 1, and Ctrl-C as 130.
+    """`command`, with errors that a user can mend as messages on stderr and exit code 1, and exit code 130 after
+    Ctrl-C.
 
-    These are `UserError`, a file that cannot be read or written, and memory that is used up.
+    These errors are `UserError`, files that cannot be read or written, and lack of memory.
 
     Args:
-        command: The function that typer makes a command of.
+        command: The function that becomes a typer command.
     """
 
     @wraps(command)
@@ -53,16 +54,14 @@ def guarded(command: Callable[..., T]) -> Callable[..., T]:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            print_error(
-                "there is not enough memory; give shorter texts, fewer at a time (--batch-size) or fewer --num-beams"
-            )
+            print_error("there is not enough memory; give shorter texts, a smaller --batch-size or fewer --num-beams")
             raise typer.Exit(1) from error
 
     return run
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory is used up: PyTorch has a class of it for accelerators only."""
+    """Whether an error means lack of memory; PyTorch has an exception class for it on accelerators only."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -71,35 +70,35 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def print_error(message: str) -> None:
-    """One message on stderr, red on a terminal."""
+    """Prints one message on stderr, red on a terminal."""
     typer.secho(f"Error: {message}", fg=typer.colors.RED, err=True)
 
 
 def print_note(message: str) -> None:
-    """Something worth knowing on stderr."""
+    """Prints a note on stderr."""
     typer.secho(f"Note: {message}", fg=typer.colors.YELLOW, err=True)
 
 
 def gather_texts(arguments: list[str], *, metavar: str, example: str, kind: str, whole: bool = False) -> list[str]:
-    """The texts of the command line, with stdin's in place of `-`, or of no argument at all.
+    """The texts of the command line, with those of stdin in place of `-`, or if there are no arguments.
 
     Args:
-        arguments: What the command line gives.
-        metavar: What the command calls them: "TEXT".
-        example: A command that is right, for messages.
+        arguments: The arguments of the command line.
+        metavar: Their name in the command's help: "TEXT".
+        example: A correct command, for messages.
         kind: What a text is, for messages: "prompt".
-        whole: Whether stdin is one text, without the line ends at its end, and not one per line.
+        whole: Whether stdin is a single text, without its final line ends, instead of one text per line.
 
     Raises:
-        typer.BadParameter: where there is no text, or `-` is given twice.
-        UserError: for an empty stdin, and for what is not UTF-8.
+        typer.BadParameter: if there is no text, or `-` is given twice.
+        UserError: for an empty stdin, and for text that is not valid UTF-8.
     """
     if not arguments:
         if sys.stdin.isatty():
             raise typer.BadParameter(f"give a {kind}, for example: {example}", param_hint=metavar)
         arguments = [STDIN]
     if arguments.count(STDIN) > 1:
-        raise typer.BadParameter(f"{STDIN!r} stands for stdin and can be given once", param_hint=metavar)
+        raise typer.BadParameter(f"{STDIN!r} means stdin and can be given only once", param_hint=metavar)
     texts: list[str] = []
     for argument in arguments:
         if argument != STDIN:
@@ -127,7 +126,7 @@ def silence_stdout() -> None:
 
 
 def stderr_console() -> Console:
-    """Where progress and notes go."""
+    """The console of progress and notes."""
     from rich.console import Console
 
     return Console(stderr=True)
@@ -135,7 +134,7 @@ def stderr_console() -> Console:
 
 @contextmanager
 def spinner(text: str) -> Iterator[None]:
-    """A spinner on stderr while something takes seconds; nothing where stderr is no terminal, nor in other threads."""
+    """A spinner on stderr for work of some seconds; only on a terminal and in the main thread."""
     console = stderr_console()
     if not console.is_terminal or threading.current_thread() is not threading.main_thread():
         yield
@@ -145,10 +144,10 @@ def spinner(text: str) -> Iterator[None]:
 
 
 def load_package() -> None:
-    """Import torch, transformers and this package, with the classes that every model needs.
+    """Imports torch, transformers and this package, with the classes that every model needs.
 
-    Imports make many objects, which all stay. Python's search for reference cycles among them would take a quarter of
-    the time, so it waits until they are there, and leaves them out from then on.
+    Imports create many permanent objects. Python's search for reference cycles among them would take a quarter of the
+    time, so it is off during the imports, and ignores these objects afterwards.
     """
     import gc
 
@@ -167,7 +166,7 @@ def load_package() -> None:
 
 
 def load_libraries() -> None:
-    """`load_package`, and keep the libraries from logging anything but errors."""
+    """Calls `load_package`, and lets the libraries log errors only."""
     import warnings
 
     load_package()

@@ -1,4 +1,4 @@
-"""Tables of scores, and bars of probabilities, that can be read on a narrow terminal too."""
+"""Tables of scores and bars of probabilities, readable on narrow terminals too."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ if TYPE_CHECKING:
     from rich.bar import Bar
     from rich.console import Console
 
-JOINERS = "\u200c\u200d"  # what makes one character of several: a part of emoji and of Persian and Indian scripts
+JOINERS = "\u200c\u200d"  # the zero-width joiner of emoji and of Persian and Indian scripts
 
 
 def print_scores(
     title: str, scores: Mapping[str, Mapping[str, float]], columns: Mapping[str, tuple[str, str]]
 ) -> None:
-    """Shows a row for each scored thing; where columns would be cut, a table of two columns for each.
+    """Prints one row for each name; if columns would be cut, one table of two columns for each name.
 
     Args:
-        title: What the numbers are of.
+        title: The title of the table.
         scores: Name -> key of a score -> its value.
-        columns: Key of a score -> title and format, in their order; those that no score has are left out.
+        columns: Key of a score -> title and format, in order; columns without any score are left out.
     """
     from rich.console import Console
     from rich.table import Column, Table
@@ -47,7 +47,7 @@ def print_scores(
 
 
 def visible(token: str, keep_spaces: bool = False) -> str:
-    """A token as it can stand in a table: control characters escaped, blanks alone quoted."""
+    """A token for a table: control characters escaped, and quoted if it is only blanks."""
     shown = "".join(c if c.isprintable() or c in JOINERS else repr(c)[1:-1] for c in token)
     if keep_spaces:
         return shown
@@ -55,16 +55,16 @@ def visible(token: str, keep_spaces: bool = False) -> str:
 
 
 def bar_width(console: Console) -> int:
-    """Columns of a bar in a table, by the width of the terminal."""
+    """The width of a bar in a table, which depends on the width of the terminal."""
     return max(8, min(40, console.width // 8))
 
 
 def probability_bar(probability: float, width: int) -> Bar:
-    """A bar that is full at 1; what is above 0 shows at least the thinnest block there is, an eighth of a column.
+    """A bar that is full at 1; any probability above 0 shows at least the thinnest block, an eighth of a column.
 
     Args:
         probability: From 0 to 1.
-        width: Of the bar in columns.
+        width: Width of the bar, in columns.
     """
     from rich.bar import Bar
 
@@ -74,5 +74,5 @@ def probability_bar(probability: float, width: int) -> Bar:
 
 
 def percent(probability: float) -> str:
-    """A probability as "12.3%", and "<0.1%" for one that would look like none."""
+    """A probability as "12.3%", or "<0.1%" for one that would round to zero."""
     return "<0.1%" if 0 < probability < 0.0005 else f"{probability:.1%}"

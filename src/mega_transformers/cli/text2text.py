@@ -1,4 +1,4 @@
-"""`mega text2text`: what a sequence-to-sequence model makes of a text."""
+"""`mega text2text`: the outputs of a sequence-to-sequence model."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from .runtime import STDIN, UserError, gather_texts, load_libraries, print_note,
 
 EXAMPLE = 'mega text2text "example"'
 TEXTS_AT_A_TIME = 256
-SHORT = 32  # characters of texts that a terminal shows beside their outputs
+SHORT = 32  # longest text that a terminal shows beside its outputs
 
 
 @dataclass(frozen=True)
 class Transducer:
-    """A sequence-to-sequence model that is ready to turn texts into others.
+    """A loaded sequence-to-sequence model.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        arguments: For `generate`; where there is none, the model's own settings count.
+        arguments: Arguments of `generate`; the model's own settings apply otherwise.
     """
 
     model: Any
@@ -39,7 +39,7 @@ class Transducer:
     arguments: dict[str, Any]
 
     def run(self, texts: list[str]) -> Iterator[tuple[str, list[str]]]:
-        """Each text with its outputs, best first, in their order; made in batches of similar lengths."""
+        """Each text with its outputs, best first, in the order of the texts; in batches of similar lengths."""
         from ..evaluation.decoding import encode_sources, generate_outputs
 
         for start in range(0, len(texts), TEXTS_AT_A_TIME):
@@ -52,34 +52,36 @@ class Transducer:
 def text2text(
     texts: Annotated[
         list[str] | None,
-        typer.Argument(metavar="TEXT", help="Source texts. '-', or none with a pipe: stdin, one per line."),
+        typer.Argument(metavar="TEXT", help="Texts to convert. '-' or no TEXT reads stdin, one text per line."),
     ] = None,
     model: ModelOption = DEFAULT_PAIR_MODEL,
     file: Annotated[
-        Path | None, typer.Option("--file", "-f", help="File of source texts, one per line; .gz too; default: none.")
+        Path | None, typer.Option("--file", "-f", help="File of texts, one per line, also .gz. Default: none.")
     ] = None,
     num_beams: Annotated[
         int | None,
         typer.Option(
             min=1,
             max=MAX_BEAMS,
-            help="Outputs to keep in a beam search, 1 for greedy; default: the model's own number.",
+            help="Number of beams; 1 is greedy search. Default: the model's setting.",
         ),
     ] = None,
-    num_return_sequences: Annotated[int, typer.Option(min=1, help="Outputs to show per text, best first.")] = 1,
+    num_return_sequences: Annotated[
+        int, typer.Option(min=1, help="Number of outputs to show per text, best first.")
+    ] = 1,
     max_new_tokens: Annotated[
         int | None,
-        typer.Option("--max-new-tokens", "-n", min=1, help="Tokens of an output at most; default: the model's own."),
+        typer.Option("--max-new-tokens", "-n", min=1, help="Most tokens of an output. Default: the model's setting."),
     ] = None,
     length_penalty: Annotated[
         float | None,
-        typer.Option(help="With beams: above the default, which is the model's own, prefers longer outputs."),
+        typer.Option(help="With beams: higher values prefer longer outputs. Default: the model's setting."),
     ] = None,
     device: DeviceOption = AUTO,
     dtype: DTypeOption = AUTO,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text: text, outputs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per text: text, outputs.")] = False,
 ) -> None:
-    """Turn each TEXT into another and show the outputs, one per line; on a terminal, beside short texts.
+    """Convert each TEXT to another text, and print the outputs, one per line; a terminal also shows short texts.
 
     The bundled model turns English words into phonemes.
     """
@@ -104,16 +106,16 @@ def text2text(
 
 
 def load_transducer(name: str, arguments: dict[str, Any], device: str = AUTO, dtype: str = AUTO) -> Transducer:
-    """A bundled model, a folder's or a hub id's.
+    """Loads a bundled model, a folder or a hub id.
 
     Args:
         name: The model.
-        arguments: For `generate`.
-        device, dtype: As the command line gives them.
+        arguments: Arguments of `generate`.
+        device, dtype: The values of `--device` and `--dtype`.
 
     Raises:
         UserError: if there is no such model, device or number format, the model is not a sequence-to-sequence model,
-            or `arguments` ask for more outputs than it has beams, or for longer ones than it makes.
+            or `arguments` ask for more outputs than beams, or for longer outputs than the model can write.
     """
     place = locate(name)
     load_libraries()
@@ -128,26 +130,26 @@ def load_transducer(name: str, arguments: dict[str, Any], device: str = AUTO, dt
     new = arguments.get("max_new_tokens")
     limit = input_limit(getattr(model.config, "decoder", model.config))
     if new is not None and limit is not None and new >= limit:
-        raise UserError(f"--max-new-tokens {new}: the model makes at most {limit - 1}")
+        raise UserError(f"--max-new-tokens {new}: the model writes at most {limit - 1} tokens")
     return Transducer(model, tokenizer, {"do_sample": False, **arguments, "num_beams": beams})
 
 
 def _check_outputs(outputs: int, beams: int) -> None:
     if outputs > beams:
         raise UserError(
-            f"--num-return-sequences {outputs}: there are {beams} beams and no more outputs than that; give "
+            f"--num-return-sequences {outputs}: {beams} beams give no more than {beams} outputs; give "
             f"--num-beams {outputs} or more"
         )
 
 
 def check_texts(transducer: Transducer, texts: list[str]) -> list[str]:
-    """Refuses texts longer than the model takes, before it reads any.
+    """Refuses texts that are longer than the model takes, before it reads any.
 
     Returns:
-        Those with characters that the model has no token for.
+        The texts with characters that the model has no token for.
 
     Raises:
-        UserError: naming the text and what would be right.
+        UserError: names the text and what would be right.
     """
     from ..evaluation.decoding import encode_sources
     from ..evaluation.streaming import input_limit
@@ -162,7 +164,7 @@ def check_texts(transducer: Transducer, texts: list[str]) -> list[str]:
 
 
 def _gather(arguments: list[str], file: Path | None) -> list[str]:
-    """The texts of the command line, of stdin or of a file; refuses empty ones."""
+    """The texts of the command line, of stdin or of a file; refuses empty texts."""
     if file is not None:
         if arguments:
             raise typer.BadParameter(
@@ -204,7 +206,9 @@ def _arguments(
 
 
 def _shown_late(made: Iterator[Any], total: int) -> Iterator[Any]:
-    """What is made, with a progress bar on stderr if it is a terminal and this takes longer than two seconds."""
+    """Yields the items of `made`, with a progress bar on stderr if that is a terminal and it takes longer than two
+    seconds.
+    """
     from ..evaluation.progress import LateBar
 
     with LateBar("Generating", total) as bar:

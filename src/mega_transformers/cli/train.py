@@ -19,7 +19,7 @@ PAIRS_PANEL = "Options for sequence-to-sequence models"
 
 
 def bundled_recipes(incomplete: str) -> list[str]:
-    """The bundled recipes whose name begins like this, for the completion of command lines."""
+    """The bundled recipes whose name begins with `incomplete`, for shell completion."""
     from ..assets import RECIPES
 
     names = (str(path.relative_to(RECIPES).with_suffix("")) for path in RECIPES.rglob("*.yaml"))
@@ -30,43 +30,53 @@ def train(
     recipe: Annotated[
         Path,
         typer.Argument(
-            help="Recipe: a YAML file, or the name of a bundled recipe, such as mlm-smoke.",
+            help="A YAML file, or the name of a bundled recipe such as mlm-smoke.",
             autocompletion=bundled_recipes,
         ),
     ],
     data_dir: Annotated[
         Path | None,
-        typer.Option(envvar="MEGA_DATA_DIR", help="Folder that the recipe's files are in; default: the recipe's own."),
+        typer.Option(
+            envvar="MEGA_DATA_DIR", help="Folder of the recipe's data files. Default: the recipe's own folder."
+        ),
     ] = None,
     output_dir: Annotated[
-        Path | None, typer.Option(help="Folder of checkpoints and results; default: runs/<name of the recipe>.")
+        Path | None, typer.Option(help="Folder for checkpoints and results. Default: runs/<name of the recipe>.")
     ] = None,
     export: Annotated[
-        Path | None, typer.Option(help="Folder of the finished model; default: <output-dir>/model.")
+        Path | None, typer.Option(help="Folder for the finished model. Default: <output-dir>/model.")
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Continue from a checkpoint in the output folder.")
+        bool, typer.Option("--resume/--no-resume", help="Continue from the last checkpoint in the output folder.")
     ] = True,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", help="key=value in place of the recipe's. Example: --set training.max_steps=100"),
+        typer.Option(
+            "--set",
+            help="Override a value of the recipe: key=value. Can be repeated. Example: --set training.max_steps=100",
+        ),
     ] = None,
     max_hours: Annotated[
         float | None,
-        typer.Option(help="Stop with a checkpoint after so many hours; the same command continues. Default: none."),
+        typer.Option(
+            help="Save a checkpoint and stop after this many hours; the same command continues. Default: none."
+        ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what the training will take, by a few steps, and keep nothing.")
+        bool, typer.Option("--dry-run", help="Estimate time and memory from a few steps, and write nothing.")
     ] = False,
     compare: Annotated[
         list[Path] | None,
-        typer.Option(help="Output folder of a finished run with another model, to stand in the model card."),
+        typer.Option(
+            help="Output folder of a finished run of the same recipe with another model, to compare with in "
+            "the model card. Can be repeated."
+        ),
     ] = None,
 ) -> None:
     """Train a model from a recipe. Ctrl-C saves a checkpoint; the same command continues from it.
 
-    Two runs cannot write to one output folder at the same time. For several processes or machines, start it with
-    torchrun or accelerate: torchrun --nproc-per-node 8 -m mega_transformers train RECIPE.
+    For several processes or machines, start it with torchrun or accelerate: torchrun --nproc-per-node 8 -m
+    mega_transformers train RECIPE. Two runs cannot share an output folder at the same time.
     """
     from rich.console import Console
 
@@ -107,14 +117,14 @@ def train(
         )
         results = run(checked, options, Console())
     except (RecipeError, OSError) as error:
-        # what is wrong with a recipe is so in all processes of a machine
+        # all processes of a machine find the same fault in a recipe
         if isinstance(error, OSError) or os.environ.get("LOCAL_RANK", "0") == "0":
             Console(stderr=True).print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(2) from error
     except RuntimeError as error:
         if "Connection closed by peer" not in str(error):
             raise
-        # another process has ended, and has said why
+        # another process has ended and has printed the reason
         raise typer.Exit(2) from error
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -126,7 +136,7 @@ def train(
 
 
 def _check_packages() -> None:
-    """Refuses to go on where a package is missing that training needs, and imports none of them."""
+    """Refuses to train if a package is missing that training needs; imports none of them."""
     from importlib.util import find_spec
 
     from ..errors import RecipeError
@@ -137,7 +147,7 @@ def _check_packages() -> None:
 
 
 def _folder_of(file: Path) -> Path:
-    """The recipes' folder for a bundled one, whatever folder in it holds it; else the file's."""
+    """The root of the bundled recipes for a bundled recipe, else the file's own folder."""
     from ..assets import RECIPES
 
     return RECIPES if RECIPES in file.parents else file.parent
@@ -154,7 +164,7 @@ def _print_plan(name: str, length: int, plan: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", "", title=f"{name}, by a few steps on {plan['device']}", show_header=False)
+    table = Table("", "", title=f"{name}, estimated from a few steps on {plan['device']}", show_header=False)
     table.add_row("parameters", f"{plan['parameters']:,}")
     for role, count in plan["rows"].items():
         table.add_row(f"{role} rows", "streamed" if count is None else f"{count:,}")
@@ -177,25 +187,27 @@ def evaluate(
     ],
     data: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Text file to evaluate on, or for pairs a tsv, csv or jsonl file; .gz too; may be repeated."
-        ),
+        typer.Option(help="Text file to evaluate on; for pairs, a tsv, csv or jsonl file. Also .gz. Can be repeated."),
     ] = None,
     baselines: Annotated[
-        list[Path] | None, typer.Option(help="Training text: evaluate unigram and bigram counts of it too.")
+        list[Path] | None,
+        typer.Option(help="Training text file: also evaluate unigram and bigram models of it. Default: none."),
     ] = None,
     clean: Annotated[
-        list[str] | None, typer.Option(help="Cleaning: wikitext, unwrap or emphasis; may be repeated. Default: none.")
+        list[str] | None,
+        typer.Option(help="Cleaning of the text: wikitext, unwrap or emphasis. Can be repeated. Default: none."),
     ] = None,
     documents: Annotated[
-        str, typer.Option(help="Documents: whole, lines, paragraphs, sections or articles.")
+        str, typer.Option(help="Split each text into documents: whole, lines, paragraphs, sections or articles.")
     ] = "lines",
-    sequence_length: Annotated[int, typer.Option(min=8, help="Tokens per block, or of a source at most.")] = 512,
-    probability: Annotated[float, typer.Option(help="Part of the tokens to predict.")] = 0.15,
-    mask: Annotated[float, typer.Option(help="Part of these that is replaced by the mask token.")] = 1.0,
-    random: Annotated[float, typer.Option(help="Part of these that is replaced by a random token.")] = 0.0,
+    sequence_length: Annotated[
+        int, typer.Option(min=8, help="Tokens per block; for pairs, most tokens of a source.")
+    ] = 512,
+    probability: Annotated[float, typer.Option(help="Share of the tokens to predict.")] = 0.15,
+    mask: Annotated[float, typer.Option(help="Share of the predicted tokens that the mask token replaces.")] = 1.0,
+    random: Annotated[float, typer.Option(help="Share of the predicted tokens that a random token replaces.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the masks.")] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows at a time.")] = 16,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows per batch.")] = 16,
     source: Annotated[
         str, typer.Option(help="Column of the source texts: its name or number.", rich_help_panel=PAIRS_PANEL)
     ] = "source",
@@ -205,19 +217,22 @@ def evaluate(
     recipe: Annotated[
         Path | None,
         typer.Option(
-            help="Recipe, or name of a bundled one: evaluate as it does, on its rows; default: none.",
+            help="A recipe file, or the name of a bundled recipe: evaluate on its rows, as its training does. "
+            "Default: none.",
             autocompletion=bundled_recipes,
         ),
     ] = None,
     data_dir: Annotated[
         Path | None,
-        typer.Option(envvar="MEGA_DATA_DIR", help="Folder that the recipe's files are in; default: the recipe's own."),
+        typer.Option(
+            envvar="MEGA_DATA_DIR", help="Folder of the recipe's data files. Default: the recipe's own folder."
+        ),
     ] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            help="bleu, chrf, exact_match, sequence_error_rate or symbol_error_rate; may be repeated. Default: the "
-            "recipe's, or bleu and chrf.",
+            help="bleu, chrf, exact_match, sequence_error_rate or symbol_error_rate. Can be repeated. Default: the "
+            "recipe's, else bleu and chrf.",
             rich_help_panel=PAIRS_PANEL,
         ),
     ] = None,
@@ -226,15 +241,15 @@ def evaluate(
         typer.Option(
             min=1,
             max=MAX_BEAMS,
-            help="Beams, beside greedy decoding; default: as many as the recipe says, or 5.",
+            help="Number of beams of a second evaluation, besides greedy decoding. Default: the recipe's, else 5.",
             rich_help_panel=PAIRS_PANEL,
         ),
     ] = None,
     device: DeviceOption = AUTO,
     dtype: DTypeOption = AUTO,
-    json: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to; default: none.")] = None,
+    json: Annotated[Path | None, typer.Option(help="JSON file to write the numbers to. Default: none.")] = None,
 ) -> None:
-    """Evaluate a model on the rows of a recipe, or a masked or sequence-to-sequence model on files."""
+    """Evaluate a model on the rows of a recipe, or evaluate a masked or sequence-to-sequence model on files."""
     from rich.console import Console
 
     from ..errors import RecipeError
@@ -303,7 +318,7 @@ def _column(text: str) -> str | int:
 
 
 def _command(recipe: Path, data_dir: Path | None, overrides: list[str] | None) -> str:
-    """The command to tell others: without this machine's folders."""
+    """The command for the model card, without the folders of this machine."""
     shown = os.path.relpath(recipe)
     parts = ["mega train", recipe.name if shown.startswith("..") else shown]
     if data_dir is not None:

@@ -1,7 +1,7 @@
-"""Old checkpoints as models of this package: of fairseq, of a pretrained masked language model, of transformers 4.
+"""Converts old checkpoints: of fairseq, of a pretrained masked language model, of transformers 4.
 
-`run` is the way through: a module per format makes a `plan`, `writing` carries it out, and `verification` compares the
-result with `reference`, which evaluates the source from its own weights and shares no code with the models.
+`run` is the entry point. One module per format makes a `plan`, `writing` carries it out, and `verification` compares
+the result with `reference`, which evaluates the source from its own weights and shares no code with the models.
 """
 
 from .errors import ConversionError

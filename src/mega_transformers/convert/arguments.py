@@ -1,4 +1,4 @@
-"""Settings of a checkpoint, which may be of any type or missing, as checked values."""
+"""Checked access to the settings of a checkpoint, which may have any type or be missing."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 from .errors import ConversionError
 
 MAX_SIZE = 1 << 40
-"""No width, length or number of a model is as large: what is, is damage."""
+"""No width, length or count of a model is this large: a larger number means damage."""
 
 
 class Arguments:
     """Named values with defaults.
 
     Args:
-        values: What the file says.
-        where: What the file calls them, for messages: "args".
-        defaults: Values for names that the file lacks, as the source's code had them.
+        values: The values in the file.
+        where: Their name in the file, for messages: "args".
+        defaults: The defaults of the source's code, for names that the file lacks.
 
-    `read` holds the names that were asked for.
+    `read` holds the names that were read.
     """
 
     def __init__(self, values: Mapping[str, Any], where: str, defaults: Mapping[str, Any] | None = None) -> None:
@@ -36,10 +36,10 @@ class Arguments:
         return name in self.values
 
     def get(self, name: str) -> Any:
-        """The value as it stands, or its default.
+        """The value as it is, or its default.
 
         Raises:
-            ConversionError: if there is neither.
+            ConversionError: if there is neither a value nor a default.
         """
         self.read.add(name)
         if name in self.values:
@@ -49,19 +49,23 @@ class Arguments:
         raise ConversionError(f"{self.where}.{name} is missing: without it the model cannot be rebuilt")
 
     def integer(self, name: str, minimum: int = 1) -> int:
-        """A whole number; a float without fraction is one."""
+        """A whole number; a float without a fraction is accepted."""
         value = self.get(name)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= MAX_SIZE:
-            raise ConversionError(f"{self.where}.{name}={self._shown(value)} must be a whole number from {minimum} on")
+            raise ConversionError(
+                f"{self.where}.{name}={self._shown(value)} must be a whole number of at least {minimum}"
+            )
         return value
 
     def probability(self, name: str) -> float:
-        """A number from 0 up to, but not including 1."""
+        """A number of at least 0 and below 1."""
         value = self.get(name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
-            raise ConversionError(f"{self.where}.{name}={self._shown(value)} must be a number from 0 to below 1")
+            raise ConversionError(
+                f"{self.where}.{name}={self._shown(value)} must be a number of at least 0 and below 1"
+            )
         return float(value)
 
     def flag(self, name: str) -> bool:
@@ -72,14 +76,16 @@ class Arguments:
         return bool(value)
 
     def choice(self, name: str, known: Iterable[str]) -> str:
-        """One of the words `known`."""
+        """One of `known`."""
         value, words = self.get(name), sorted(known)
         if value not in words:
-            raise ConversionError(f"{self.where}.{name}={self._shown(value)} is unknown; known are {', '.join(words)}")
+            raise ConversionError(
+                f"{self.where}.{name}={self._shown(value)} is unknown; the known values are {', '.join(words)}"
+            )
         return value
 
     def cutoffs(self, name: str) -> list[int] | None:
-        """Ascending whole numbers, from a list, or from text such as "20000,60000"; None for none."""
+        """Ascending whole numbers, from a list, or from text such as "20000,60000"; None if it is missing."""
         value = self.get(name)
         if value is None:
             return None

@@ -1,4 +1,4 @@
-"""The model card of a converted model: where it is from, what became of it, how it was checked."""
+"""The model card of a converted model: its source, what was converted, and how it was checked."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .verification import TOLERANCE, Deviation
 
 BLOCK = 1 << 20
 
-# what loads a class, for those that an Auto class of transformers stands for
+# class -> the Auto class of transformers that loads it
 AUTO = {
     "MegaForCausalLM": "AutoModelForCausalLM",
     "MegaForMaskedLM": "AutoModelForMaskedLM",
@@ -37,12 +37,12 @@ def render(
     """The README.md: front matter for the hub, then text.
 
     Args:
-        name: Of the folder.
-        plan: What was done.
-        files: What it was made from.
-        dtype: What weights are stored in.
-        deviations: What was measured; none without verification.
-        has_tokenizer: Whether there is a tokenizer.
+        name: Name of the folder.
+        plan: The conversion.
+        files: The source files.
+        dtype: Number format of the stored weights.
+        deviations: The measured deviations; empty without verification.
+        has_tokenizer: Whether the model has a tokenizer.
     """
     front = {
         "library_name": "transformers",
@@ -52,8 +52,8 @@ def render(
     parts = [
         "---\n" + yaml.safe_dump(front, sort_keys=False) + "---",
         f"# {name}",
-        f"Converted by mega-transformers {__version__} from: {plan.source}. What the model was trained on, what it is "
-        "good for and under which licence it may be used, its source says.",
+        f"Converted by mega-transformers {__version__} from: {plan.source}. See the source for its training data, "
+        "its intended use and its licence.",
         _use(name, plan, has_tokenizer),
         "## Source\n\n" + _source(plan, files),
         "## Conversion\n\n" + _conversion(plan, dtype),
@@ -97,17 +97,17 @@ def _conversion(plan: Plan, dtype: str) -> str:
 
 def _check(deviations: Sequence[Deviation]) -> str:
     if not deviations:
-        return "None was made (`--no-verify`)."
+        return "The conversion was not checked (`--no-verify`)."
     rows = "\n".join(f"| {each.case} | `{each.output}` | {each.relative:.1e} |" for each in deviations)
     return (
-        "An independent evaluation of the source in float64 and this model in float32, on the same random inputs; "
-        f"greatest deviation relative to 1 + the greatest number (at most {TOLERANCE:.0e} is let through):\n\n"
+        "The source was evaluated independently in float64, and this model in float32, on the same random inputs. "
+        f"Deviations are relative to 1 + the largest number; at most {TOLERANCE:.0e} is allowed.\n\n"
         f"| inputs | output | deviation |\n|---|---|---:|\n{rows}"
     )
 
 
 def summary(dropped: dict[str, str]) -> list[tuple[str, str]]:
-    """Names with their reasons; those that differ in a number alone, such as a layer's, as one."""
+    """Names with their reasons; names that differ only in a number, such as a layer's, are merged."""
     return list({pattern(name): why for name, why in dropped.items()}.items())
 
 

@@ -1,4 +1,4 @@
-"""fairseq's dictionaries, as tokenizers that give the same ids."""
+"""Makes tokenizers from fairseq's dictionaries, with the same ids."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from typing import Any
 from .errors import ConversionError
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
-"""Ids 0 to 3; those of a dictionary's lines follow."""
+"""Ids 0 to 3; the lines of a dictionary follow."""
 
 WHITESPACE = r"[\s\x{1c}-\x{1f}\x{85}]+"
-"""What Python, hence fairseq, takes for white space."""
+"""White space as Python, and so fairseq, defines it."""
 
 
 def read_dictionary(path: Path) -> list[str]:
-    """The words of a dict.txt, by id.
+    """The entries of a dict.txt, by id.
 
     Raises:
-        ConversionError: for a file that is none.
+        ConversionError: for a file that is not a dictionary.
     """
     if not path.is_file():
         raise ConversionError(f"there is no dictionary {path}")
     try:
         lines = path.read_bytes().decode("utf-8").rstrip("\n").split("\n")
     except UnicodeDecodeError as error:
-        raise ConversionError(f"{path} is no UTF-8, as a dictionary of fairseq is: {error.reason}") from error
+        raise ConversionError(
+            f"{path} is not valid UTF-8, so it is not a dictionary of fairseq: {error.reason}"
+        ) from error
     words = list(SPECIAL)
     known = set(words)
     for number, line in enumerate(lines, 1):
@@ -35,21 +37,21 @@ def read_dictionary(path: Path) -> list[str]:
                 f"{path}, line {number}: expected a word and its count, as in 'ship 12', got {line[:40]!r}"
             )
         if word in known:
-            raise ConversionError(f"{path}, line {number}: {word!r} is there a second time; its id would be ambiguous")
+            raise ConversionError(f"{path}, line {number}: {word!r} occurs twice; its id would be ambiguous")
         known.add(word)
         words.append(word)
     return words
 
 
 def make_tokenizer(words: list[str], start: str, first: str | None, closed: bool, max_length: int | None) -> Any:
-    """A tokenizer that cuts at white space and looks words up, as fairseq does with text that is cut into its units.
+    """A tokenizer that splits at white space and looks up the parts, as fairseq does with tokenised text.
 
     Args:
-        words: By id.
-        start: The token with which a text begins, <s> or </s>.
-        first: What is put before a text, or None.
-        closed: Whether </s> is put behind a text.
-        max_length: Tokens that the model takes, or None for any number.
+        words: The entries, by id.
+        start: The token that begins a text, <s> or </s>.
+        first: A token to put before a text, or None.
+        closed: Whether to put </s> after a text.
+        max_length: Most tokens that the model takes, or None.
     """
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -77,7 +79,7 @@ def make_tokenizer(words: list[str], start: str, first: str | None, closed: bool
         pad_token="<pad>",
         unk_token="<unk>",
         clean_up_tokenization_spaces=False,
-        # a text's "<s>" is a word like others, as for fairseq
+        # "<s>" in a text is an ordinary word, as in fairseq
         split_special_tokens=True,
         **arguments,
     )

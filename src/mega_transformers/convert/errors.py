@@ -1,4 +1,4 @@
-"""What a user is told when a checkpoint cannot be converted."""
+"""The error for checkpoints that cannot be converted."""
 
 
 class ConversionError(Exception):

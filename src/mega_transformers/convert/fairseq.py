@@ -1,4 +1,4 @@
-"""The authors' language model and encoder-decoder: what their arguments and names of weights mean here."""
+"""The authors' language model and encoder-decoder: the meaning of their arguments and weight names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .reference import Weights
 
 LANGUAGE_MODEL = KeyMap(
     prefixes={
-        # bands of an adaptive input too
+        # also the clusters of an adaptive input
         "decoder.embed_tokens.": "mega.embedding_layer.word_embeddings.",
         "decoder.project_in_dim.": "mega.embedding_layer.projection.",
         "decoder.embed_norm.": "mega.embedding_layer.norm.",
@@ -53,7 +53,7 @@ ENCODER_DECODER = KeyMap(
     dropped=DROPPED,
 )
 
-# our fields -> the arguments of each class of the authors'; `side` is encoder or decoder
+# our fields -> the arguments of each class of the authors; `side` is encoder or decoder
 SIDE_NAMES = {
     "hidden_size": "{side}_embed_dim",
     "intermediate_size": "{side}_hidden_dim",
@@ -66,7 +66,7 @@ SIDE_NAMES = {
     "hidden_dropout_prob": "hidden_dropout",
     "nffn_activation_dropout_prob": "activation_dropout",
 }
-# what their code takes for arguments that a file lacks
+# the defaults of their code
 DEFAULTS = {
     "activation_fn": "silu",
     "attention_activation_fn": "softmax",
@@ -100,15 +100,15 @@ DEFAULTS = {
 
 
 def plan_checkpoint(checkpoint: Checkpoint) -> Plan:
-    """A conversion of any of the authors' models.
+    """Plans the conversion of any of the authors' models.
 
     Raises:
-        ConversionError: for models of others, and for arguments and weights that do not fit each other.
+        ConversionError: for other models, and for arguments and weights that do not match.
     """
     tensors = checkpoint.tensors
     if not any(".mega_layer." in name for name in tensors):
         made = f" ({checkpoint.facts['arch']})" if "arch" in checkpoint.facts else ""
-        raise ConversionError(f"the checkpoint is of another model{made}: it holds no Mega layer")
+        raise ConversionError(f"the checkpoint holds another model{made}: it has no Mega layer")
     if any(name.startswith("encoder.encoder.") for name in tensors):
         return plan_classifier(checkpoint)
     if any(name.startswith("encoder.") for name in tensors):
@@ -117,7 +117,7 @@ def plan_checkpoint(checkpoint: Checkpoint) -> Plan:
 
 
 def side_fields(args: Arguments, side: str, vocab_size: int) -> dict[str, Any]:
-    """Those of the language model, and of either `side` of the encoder-decoder."""
+    """The fields of the language model, or of one `side` of the encoder-decoder."""
     names = {ours: theirs.format(side=side) for ours, theirs in SIDE_NAMES.items()}
     positions = "max_source_positions" if side == "encoder" else "max_target_positions"
     if args.get(positions) is None:
@@ -133,10 +133,10 @@ def side_fields(args: Arguments, side: str, vocab_size: int) -> dict[str, Any]:
 
 
 def adaptive_fields(args: Arguments, words: int) -> dict[str, Any]:
-    """Those of adaptive input and softmax; none for a model with neither.
+    """The fields of adaptive input and softmax; none for a model without both.
 
     Raises:
-        ConversionError: for bands of one that are not those of the other.
+        ConversionError: if the cutoffs of the two differ.
     """
     softmax = args.cutoffs("adaptive_softmax_cutoff")
     given = args.cutoffs("adaptive_input_cutoff") if args.flag("adaptive_input") else None
@@ -146,11 +146,11 @@ def adaptive_fields(args: Arguments, words: int) -> dict[str, Any]:
     if softmax and given and softmax != given:
         raise ConversionError(
             f"{args.where}.adaptive_input_cutoff={given} and adaptive_softmax_cutoff={softmax} must be equal: models "
-            "here have one set of bands"
+            "here have one set of cutoffs"
         )
     tied = args.flag("tie_adaptive_weights") and softmax is not None
     return {
-        # theirs may end with the size of the vocabulary
+        # their cutoffs may end with the size of the vocabulary
         "adaptive_cutoffs": [cutoff for cutoff in cutoffs if cutoff < words],
         "adaptive_input": given is not None,
         "adaptive_input_factor": args.integer("adaptive_input_factor"),
@@ -163,15 +163,15 @@ def adaptive_fields(args: Arguments, words: int) -> dict[str, Any]:
 
 
 def plan_language_model(checkpoint: Checkpoint) -> Plan:
-    """A conversion of `mega_lm`."""
+    """Plans the conversion of a `mega_lm`."""
     args, tensors = checkpoint.arguments.with_defaults({**DEFAULTS, "truncation_length": 2048}), checkpoint.tensors
     check_layers(tensors, args.integer("decoder_layers"), f"{args.where}.decoder_layers", "decoder.layers.")
     if args.get("truncation_length") == 0:
         raise ConversionError(
-            f"{args.where}.truncation_length=0 is a model without its moving average, which Megas here cannot be"
+            f"{args.where}.truncation_length=0 turns the moving average off, which no model here can do"
         )
-    bands = [name for name in tensors if re.fullmatch(r"decoder\.embed_tokens\.embeddings\.\d+\.0\.weight", name)]
-    words = sum(rows_of(tensors, name) for name in bands or ["decoder.embed_tokens.weight"])
+    clusters = [name for name in tensors if re.fullmatch(r"decoder\.embed_tokens\.embeddings\.\d+\.0\.weight", name)]
+    words = sum(rows_of(tensors, name) for name in clusters or ["decoder.embed_tokens.weight"])
     fields = side_fields(args, "decoder", words) | adaptive_fields(args, words)
     adaptive = fields.get("adaptive_softmax", False)
     tied = args.flag("share_decoder_input_output_embed") and not adaptive
@@ -215,16 +215,18 @@ def plan_language_model(checkpoint: Checkpoint) -> Plan:
 
 
 def plan_encoder_decoder(checkpoint: Checkpoint) -> Plan:
-    """A conversion of `mega`."""
+    """Plans the conversion of a `mega`."""
     args, tensors = checkpoint.arguments.with_defaults({**DEFAULTS, "truncation_length": 1024}), checkpoint.tensors
     notes = list(checkpoint.notes)
     for side in ("encoder", "decoder"):
         check_layers(tensors, args.integer(f"{side}_layers"), f"{args.where}.{side}_layers", f"{side}.layers.")
     if args.get("adaptive_softmax_cutoff") is not None:
-        raise ConversionError(f"{args.where}.adaptive_softmax_cutoff: no encoder-decoder here has an adaptive softmax")
+        raise ConversionError(
+            f"{args.where}.adaptive_softmax_cutoff: an encoder-decoder here cannot have an adaptive softmax"
+        )
     if args.get("truncation_length") == 0:
         args.values["truncation_length"] = None
-        notes.append("truncation_length=0, with which fairseq's encoder cannot run, is read as no truncation")
+        notes.append("truncation_length=0 is read as no truncation; fairseq's own encoder cannot run with it")
     shared = args.flag("share_all_embeddings")
     encoder = side_fields(args, "encoder", rows_of(tensors, "encoder.embed_tokens.weight"))
     decoder = side_fields(args, "decoder", rows_of(tensors, "decoder.embed_tokens.weight"))

@@ -1,4 +1,4 @@
-"""Checkpoints as fairseq writes them: one file, or one of several parts, with the arguments of its training."""
+"""Reads fairseq's checkpoints: one file or several parts, with the arguments of the training."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from .reading import Inert, Progress, read_state, read_torch
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt")
 PART = re.compile(r"(?P<start>.*?)[-_.]?(?P<kind>model[-_]part|part|shard|rank)[-_]?(?P<number>\d+)(?P<end>.*)")
 AVERAGES = ("model_ema", "ema", "ema_model")
-"""Where a moving average of the weights may be, beside `model` or in its place, or within `extra_state`."""
+"""The keys of a moving average of the weights, beside `model`, in its place or within `extra_state`."""
 
 
 @dataclass
 class Checkpoint:
-    """What a file holds.
+    """The contents of a file.
 
     Args:
-        arguments: Of the training, without defaults.
+        arguments: The arguments of the training, without defaults.
         tensors: The state dict.
-        files: Where they are from.
-        facts: What else is known: architecture, updates.
-        notes: What a user should know.
+        files: Their files.
+        facts: Other facts: architecture, number of updates.
+        notes: Notes for the user.
     """
 
     arguments: Arguments
@@ -42,10 +42,10 @@ class Checkpoint:
 
 
 def find_files(path: Path) -> list[Path]:
-    """The file, or all parts of which it is one; for a folder those that are in it.
+    """The file and the other parts of its checkpoint; for a folder, the files of its checkpoint.
 
     Raises:
-        ConversionError: for a folder with none or with several checkpoints, and for a part that is missing.
+        ConversionError: for a folder with no checkpoint or several, and for a missing part.
     """
     if path.is_file():
         parts = _parts(path)
@@ -76,7 +76,9 @@ def _parts(path: Path) -> list[Path]:
     first = min(parts)
     expected = range(first, first + len(parts))
     if first > 1 or sorted(parts) != list(expected) or (first, len(parts)) == (1, 1):
-        raise ConversionError(f"{path} is one of several parts, of which some are missing: there are {sorted(parts)}")
+        raise ConversionError(
+            f"{path} is one of several parts, and some are missing: only these were found: {sorted(parts)}"
+        )
     return [parts[number] for number in expected]
 
 
@@ -85,11 +87,11 @@ def read_checkpoint(path: Path, averaged: bool, progress: Progress) -> Checkpoin
 
     Args:
         path: A file or a folder.
-        averaged: Whether to take the moving average of the weights, which a file may hold beside them.
-        progress: What is told how far it is.
+        averaged: Whether to read the moving average of the weights, which a file may also hold.
+        progress: Called with the progress.
 
     Raises:
-        ConversionError: for files that are damaged, or hold something else.
+        ConversionError: for files that are damaged or hold something else.
     """
     files = find_files(path)
     result: Checkpoint | None = None
@@ -112,14 +114,14 @@ def read_checkpoint(path: Path, averaged: bool, progress: Progress) -> Checkpoin
 def _read_file(path: Path, averaged: bool, progress: Progress) -> Checkpoint:
     content = read_torch(path, progress)
     if not isinstance(content, dict):
-        raise ConversionError(f"{path} holds {type(content).__name__}, which is no checkpoint of fairseq")
+        raise ConversionError(f"{path} holds {type(content).__name__}, which is not a checkpoint of fairseq")
     if content.get("args") is not None:
         values, where = _attributes(content["args"], path, "args"), "args"
     elif content.get("cfg") is not None:
         values, where = _flattened(_attributes(content["cfg"], path, "cfg"), path), "cfg"
     else:
         raise ConversionError(
-            f"{path} is a PyTorch file, but no checkpoint of fairseq: it holds neither args nor cfg"
+            f"{path} is a PyTorch file, but not a checkpoint of fairseq: it holds neither args nor cfg"
             + (f", only {', '.join(str(name) for name in list(content)[:4])}" if content else "")
         )
     states = _states(content)
@@ -148,7 +150,7 @@ def _read_file(path: Path, averaged: bool, progress: Progress) -> Checkpoint:
 
 
 def _states(content: dict[Any, Any]) -> dict[str, Any]:
-    """State dicts by where they are."""
+    """State dicts by their place in the file."""
     found = {name: content.get(name) for name in ("model", *AVERAGES)}
     extra = content.get("extra_state")
     if isinstance(extra, dict):
@@ -166,7 +168,7 @@ def _attributes(value: Any, path: Path, name: str) -> dict[str, Any]:
 
 
 def _flattened(sections: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Arguments of a `cfg`, which has them in sections; those of the model go before others of the same name."""
+    """The arguments in the sections of a `cfg`; those of the model override others of the same name."""
     if "model" not in sections or sections["model"] is None:
         raise ConversionError(f"{path}: cfg has no section model")
     values: dict[str, Any] = {}

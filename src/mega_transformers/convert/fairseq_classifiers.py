@@ -51,7 +51,7 @@ NAMES = {
     "hidden_dropout_prob": "act_dropout",
     "nffn_activation_dropout_prob": "act_dropout",
 }
-# what their code takes for arguments that a file lacks
+# the defaults of their code
 ARENA = {
     "dropout": 0.1,
     "attention_dropout": 0.1,
@@ -84,10 +84,10 @@ COMMANDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go
 
 
 def plan_classifier(checkpoint: Checkpoint) -> Plan:
-    """A conversion of `lra` or `sc_raw`."""
+    """Plans the conversion of an `lra` or `sc_raw`."""
     tensors = checkpoint.tensors
     values = VALUES in tensors
-    # of the two that read values only this one is told so
+    # only this one of the two value models has the setting
     speech = values and "input_type" not in checkpoint.arguments
     args = checkpoint.arguments.with_defaults(SPEECH if speech else ARENA)
     layers = args.integer("encoder_layers")
@@ -157,7 +157,7 @@ def plan_classifier(checkpoint: Checkpoint) -> Plan:
 
 
 def _head_fields(args: Arguments, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Those of pooling and head."""
+    """The fields of pooling and head."""
     blocks = args.integer("classifier_layers", minimum=0)
     if blocks == 0:
         raise ConversionError(f"{args.where}.classifier_layers=0: a classifier here has at least one layer")
@@ -173,11 +173,11 @@ def _head_fields(args: Arguments, tensors: Mapping[str, Tensor]) -> dict[str, An
 
 
 def _notes(args: Arguments, values: bool, speech: bool) -> list[str]:
-    """What values must be."""
+    """A note on how input values must be scaled."""
     if speech:
         return [
-            "it was trained on samples / 2^15, of which each position was standardised by the mean and deviation of "
-            "that position over the training data; those are not in the file"
+            "it was trained on samples / 2^15, standardised at each position by the mean and deviation of that "
+            "position over the training data; these are not in the file"
         ]
     if not values:
         return []

@@ -1,4 +1,4 @@
-"""What the authors' models have in common: names within a layer, and the fields that their arguments become."""
+"""Shared by the authors' models: names within a layer, and the fields for their arguments."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ LAYER = {
 DROPPED = {
     "coder.version": "fairseq's number of its own format",
     "adaptive_softmax.version": "fairseq's number of its own format",
-    "_float_tensor": "uninitialised memory that fairseq keeps for its type",
+    "_float_tensor": "uninitialised memory that fairseq keeps only for its type",
 }
 
 
 def layer_fields(args: Arguments, names: Mapping[str, str], positions: str, layers: int) -> dict[str, Any]:
-    """The fields of a `MegaConfig` that every model of theirs has.
+    """The fields of a `MegaConfig` that all their models have.
 
     Args:
         args: Their arguments.
         names: Our fields -> their names.
-        positions: Their name of `max_positions`.
+        positions: Their name for `max_positions`.
         layers: Number of layers.
 
     Raises:
-        ConversionError: naming the argument that is missing or cannot be.
+        ConversionError: names the argument that is missing or invalid.
     """
     feed_forward = args.integer(names["nffn_hidden_size"], minimum=0)
     chunk = args.integer(names["chunk_size"], minimum=-1)
@@ -51,7 +51,7 @@ def layer_fields(args: Arguments, names: Mapping[str, str], positions: str, laye
         raise ConversionError(f"{args.where}.{names['chunk_size']}=0 must be -1 or at least 1")
     served = max(args.integer(positions), chunk)
     if served > MAX_POSITIONS:
-        raise ConversionError(f"{args.where}.{positions}={served} is no number of positions")
+        raise ConversionError(f"{args.where}.{positions}={served} is not a number of positions")
     before = args.flag(names["normalize_before_mega"])
     fields = {
         name: args.integer(names[name])
@@ -91,10 +91,10 @@ def layer_fields(args: Arguments, names: Mapping[str, str], positions: str, laye
 
 
 def rows_of(tensors: Mapping[str, Tensor], name: str) -> int:
-    """Words of an embedding table.
+    """The number of entries of an embedding table.
 
     Raises:
-        ConversionError: if it is missing, or no table.
+        ConversionError: if it is missing or not a table.
     """
     table = tensors.get(name)
     if table is None or table.dim() != 2:

@@ -1,4 +1,4 @@
-"""The folder in which the authors' layers were pretrained as a masked language model, as on the hub in mnaylor/*:
+"""Reads the folders of a pretrained masked language model of the authors' layers, as on the hub in mnaylor/*:
 
 `model_args.pkl` (settings), `encoder_weights.pt` (embeddings and layers) and `mlm_head_weights.pt` (the head).
 """
@@ -32,15 +32,15 @@ MASKED_MODEL = KeyMap(
     },
     layer=LAYER,
     layers=("encoders.",),
-    dropped={"_float_tensor": "uninitialised memory that fairseq keeps for its type"},
+    dropped={"_float_tensor": "uninitialised memory that fairseq keeps only for its type"},
 )
 
 
 def plan_masked_lm(folder: Path, progress: Progress) -> Plan:
-    """A conversion of such a folder.
+    """Plans the conversion of such a folder.
 
     Raises:
-        ConversionError: for files that are missing, damaged or do not fit each other.
+        ConversionError: for files that are missing, damaged or do not match.
     """
     missing = [name for name in (SETTINGS, ENCODER, HEAD) if not (folder / name).is_file()]
     if missing:
@@ -56,7 +56,7 @@ def plan_masked_lm(folder: Path, progress: Progress) -> Plan:
 
     names = {ours: theirs.format(side="encoder") for ours, theirs in SIDE_NAMES.items()}
     fields = layer_fields(args, names, "max_source_positions", depth)
-    # the wrapper around the layers has neither a norm behind them nor any of the encoder's extras
+    # the wrapper around the layers has neither a final norm nor any of the encoder's extras
     fields |= {"final_norm": False, "normalize_embeddings": False, "embedding_dropout_prob": 0.0}
     tables = [tensors.get(name) for name in ("embedding_layer.weight", "mlm_head.weight")]
     tied = all(table is not None for table in tables) and torch.equal(*tables)  # type: ignore[arg-type]
@@ -89,7 +89,7 @@ def plan_masked_lm(folder: Path, progress: Progress) -> Plan:
 
 
 def _settings(path: Path) -> tuple[Arguments, int, int]:
-    """The layers' arguments, the number of layers and that of words."""
+    """The layers' arguments, the number of layers and the vocabulary size."""
     content = read_settings(path)
     if not isinstance(content, dict):
         raise ConversionError(f"{path} must hold a dict with mega_args, depth and vocab_size")
@@ -100,5 +100,5 @@ def _settings(path: Path) -> tuple[Arguments, int, int]:
         raise ConversionError(f"{path}: mega_args must be an object with attributes, but is {type(args).__name__}")
     inner = Arguments(values, "mega_args", {**DEFAULTS, "truncation_length": None})
     if inner.values.get("bidirectional") is False:
-        raise ConversionError(f"{path}: mega_args.bidirectional=False is no masked language model of these layers")
+        raise ConversionError(f"{path}: mega_args.bidirectional=False is not a masked language model")
     return inner, outer.integer("depth"), outer.integer("vocab_size")

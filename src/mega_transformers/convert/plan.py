@@ -1,4 +1,4 @@
-"""What a conversion is to do, decided and checked before anything is written."""
+"""The plan of a conversion, decided and checked before anything is written."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from .errors import ConversionError
 from .reference import Weights
 
 CHOICES = 2
-"""Choices of a multiple-choice model's random inputs."""
+"""The number of choices in random inputs of a multiple-choice model."""
 ZEROS = None
-"""In place of a source's name: zeros, for what the source does not have and adds nothing."""
+"""In place of a source's name: zeros, for a tensor that the source lacks and that changes nothing."""
 
 Results = dict[str, tuple[Tensor, Tensor | None]]
-"""Outputs by the model's names for them, each with a mask of the entries that mean something, or None for all."""
+"""Outputs by name, each with a mask of its meaningful entries, or None if all are."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a model is given, for random inputs to be made.
+    """Describes a model's inputs, so that random ones can be made.
 
     Args:
         kind: `tokens`, `pairs` of sequences, `text to text`, `choices`, `values`, or `tokens and source` for a decoder
             that is given an encoder's hidden states.
-        vocab_size: Words of the vocabulary.
+        vocab_size: Size of the vocabulary.
         pad: Id of padding, or None.
-        target_vocab_size: Words of the decoder's vocabulary, for text to text.
-        types: Token types, or 0 for none.
+        target_vocab_size: Size of the decoder's vocabulary, for text to text.
+        types: Number of token types; 0 without them.
         source_width: Width of an encoder's hidden states.
-        limit: Tokens at most, or None.
-        border: Lengths beyond which something else happens: chunks, lags.
+        limit: Most tokens, or None.
+        border: Lengths at which the computation changes: chunks, lags.
     """
 
     kind: str = "tokens"
@@ -53,26 +53,26 @@ class Plan:
     """A conversion.
 
     Args:
-        source: What was recognised, for people: "language model of fairseq".
-        model_class: The class that the result is loaded with.
+        source: The detected format, for people: "language model of fairseq".
+        model_class: The class of the result.
         config: Its configuration.
         tensors: All tensors of the source.
-        names: A name of ours for every tensor to write -> the source's name, or `ZEROS`.
-        dropped: The source's name of what is left out -> the reason.
-        inputs: What the model is given.
-        evaluate: The source's own arithmetic: weights and the model's keyword arguments -> its outputs.
-        evaluate_trunk: The same for the model without head: `last_hidden_state`.
+        names: Our name of every tensor to write -> the source's name, or `ZEROS`.
+        dropped: The source's name of a tensor that is left out -> the reason.
+        inputs: The inputs of the model.
+        evaluate: The source's own arithmetic: weights and the model's keyword arguments -> outputs.
+        evaluate_trunk: The same for the model without a head: `last_hidden_state`.
         pipeline_tag: The hub's name of the task.
-        generation: Fields of generation_config.json, or None for a model that writes nothing.
-        closed: Whether the source's code puts </s> behind a text.
-        start: The token with which it begins what it writes.
-        first: What it puts before a text, or None.
-        added_tokens: What it adds behind a dictionary, if the vocabulary is larger by as many.
-        settings: Where sizes come from, for messages: "args".
-        arguments: The settings themselves, of which those that nothing read are told.
-        model_arguments: For `from_pretrained`.
-        notes: What else a user should know.
-        facts: What else is known about the source, for the model card.
+        generation: Fields of generation_config.json, or None for a model that does not generate.
+        closed: Whether the source's code puts </s> after a text.
+        start: The token that begins its output.
+        first: A token that it puts before a text, or None.
+        added_tokens: Tokens that it adds after a dictionary, if the vocabulary is larger by that number.
+        settings: The origin of sizes, for messages: "args".
+        arguments: The settings themselves; those that nothing read are reported.
+        model_arguments: Arguments of `from_pretrained`.
+        notes: Other notes for the user.
+        facts: Other facts about the source, for the model card.
     """
 
     source: str
@@ -104,13 +104,14 @@ class Plan:
 
 @dataclass(frozen=True)
 class KeyMap:
-    """The names of one kind of model, as data.
+    """The weight names of one kind of model, as data.
 
     Args:
-        prefixes: The source's prefix -> ours; the longest that fits is taken. What follows it stays, but for `layer`.
-        layer: Within a layer, the source's name or its beginning up to a dot -> ours.
-        layers: The source's prefixes behind which a layer's number and its names stand.
-        dropped: Endings of names that are left out -> the reason.
+        prefixes: The source's prefix -> ours; the longest match wins. The rest of the name stays, except within
+            `layer`.
+        layer: Within a layer, the source's name, or its part before a dot -> ours.
+        layers: The source's prefixes of a layer's number and its names.
+        dropped: Suffixes of names that are left out -> the reason.
     """
 
     prefixes: Mapping[str, str]
@@ -119,10 +120,10 @@ class KeyMap:
     dropped: Mapping[str, str]
 
     def apply(self, tensors: Mapping[str, Tensor]) -> tuple[dict[str, str | None], dict[str, str]]:
-        """Our names -> the source's, and the source's names that are left out -> why.
+        """Our names -> the source's, and the source's names that are left out -> the reason.
 
         Raises:
-            ConversionError: for names that are in no map, and for two that become one.
+            ConversionError: for names without a mapping, and for two names that map to one.
         """
         names: dict[str, str | None] = {}
         dropped: dict[str, str] = {}
@@ -136,7 +137,7 @@ class KeyMap:
             if ours is None:
                 unknown.append(name)
             elif ours in names:
-                raise ConversionError(f"{names[ours]} and {name} are both {ours}; the checkpoint is a mixture of two")
+                raise ConversionError(f"{names[ours]} and {name} are both {ours}; the checkpoint mixes two models")
             else:
                 names[ours] = name
         if unknown:
@@ -163,30 +164,30 @@ class KeyMap:
 
 
 def count_layers(tensors: Mapping[str, Tensor], *prefixes: str) -> int:
-    """Layers numbered without gap behind the first of `prefixes` that there is.
+    """The number of layers below the first of `prefixes` that occurs.
 
     Raises:
-        ConversionError: for a gap.
+        ConversionError: if a number is missing.
     """
     for prefix in prefixes:
         found = {name.removeprefix(prefix).partition(".")[0] for name in tensors if name.startswith(prefix)}
         numbers = sorted(int(number) for number in found if number.isdigit())
         if numbers:
             if numbers != list(range(len(numbers))):
-                raise ConversionError(f"layers are missing: there are {prefix}N for N in {numbers}")
+                raise ConversionError(f"layers are missing; the checkpoint has {prefix}N for N in {numbers}")
             return len(numbers)
     return 0
 
 
 def check_layers(tensors: Mapping[str, Tensor], stated: int, where: str, *prefixes: str) -> None:
-    """Refuses settings that speak of another number of layers than there is."""
+    """Refuses settings with another number of layers than the checkpoint."""
     found = count_layers(tensors, *prefixes)
     if found != stated:
         raise ConversionError(f"{where}={stated}, but the checkpoint holds {found} layers")
 
 
 def made(settings: str, make: Callable[[], Any]) -> Any:
-    """What `make` makes of settings that may be anything.
+    """The result of `make` for unchecked settings.
 
     Raises:
         ConversionError: in place of its errors.
@@ -199,11 +200,10 @@ def made(settings: str, make: Callable[[], Any]) -> Any:
 
 
 def complete(plan: Plan) -> dict[str, torch.Size]:
-    """The shape of every tensor to be written, by our name; what a model ties is left to be written once.
+    """The shape of every tensor to write, by our name; tied weights are written once.
 
     Raises:
-        ConversionError: if the model that the settings make lacks or has other weights than the checkpoint, or weights
-            of other shapes.
+        ConversionError: if the model of these settings has other weights than the checkpoint, or other shapes.
     """
     shapes, tied = _model_shapes(plan)
     for name, kept_name in tied.items():
@@ -215,7 +215,9 @@ def complete(plan: Plan) -> dict[str, torch.Size]:
         if kept is None:
             plan.names[kept_name] = theirs
         elif not torch.equal(plan.tensors[theirs], plan.tensors[kept]):
-            raise ConversionError(f"{plan.settings}: {theirs} and {kept} are to be one, but their values differ")
+            raise ConversionError(
+                f"{plan.settings}: {theirs} and {kept} should be one tensor, but their values differ"
+            )
         else:
             plan.dropped[theirs] = f"the same as {kept}"
     missing = sorted(shapes.keys() - plan.names.keys())
@@ -239,7 +241,7 @@ def _count(names: list[str], message: str) -> str:
 
 
 def _model_shapes(plan: Plan) -> tuple[dict[str, torch.Size], dict[str, str]]:
-    """Shapes of the model's tensors by name, and other names of those that have several -> the one to be written."""
+    """Shapes of the model's tensors by name, and for tied tensors the other names -> the name to write."""
     with torch.device("meta"):
         model = made(plan.settings, lambda: plan.model_class(plan.config, **plan.model_arguments))
     targets = getattr(model, "all_tied_weights_keys", {})

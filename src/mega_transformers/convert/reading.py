@@ -1,7 +1,8 @@
-"""Reads what others wrote: runs nothing that is in it, and notices damage wherever the format lets one know.
+"""Reads files of unknown origin: never runs their code, and detects damage where the format allows it.
 
 - A `.pt` or `.bin` file is a zip archive of a pickle and of tensors. Its checksums are compared first, which
-  `torch.load` does not do; then that reads it with `weights_only=True`, and `ALLOWED` beside tensors and plain data.
+`torch.load` does not do; then `torch.load` reads it with `weights_only=True`, which allows only tensors, plain data
+and `ALLOWED`.
 - `model_args.pkl` is a bare pickle. Its classes become inert bags of attributes; nothing is imported.
 - safetensors and JSON hold data only; neither has checksums.
 """
@@ -25,15 +26,15 @@ from torch import Tensor
 from .errors import ConversionError
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is."""
+"""Called with the name of the stage, how much is done, and the total."""
 
 BLOCK = 1 << 20
 MAX_SETTINGS = 1 << 24
-"""Bytes of a file of settings: more is something else."""
+"""The most bytes of a file of settings."""
 
 
 class Inert:
-    """Stands in for an object whose value no conversion needs: takes what it is given and does nothing."""
+    """A placeholder for an object that no conversion needs: accepts any arguments and does nothing."""
 
     def __init__(self, *args: Any) -> None:
         pass
@@ -42,7 +43,7 @@ class Inert:
         pass
 
 
-# numbers of numpy's are in fairseq's `extra_state`
+# fairseq's `extra_state` holds numpy numbers
 ALLOWED: list[Any] = [
     argparse.Namespace,
     (Inert, "numpy.dtype"),
@@ -52,10 +53,11 @@ ALLOWED: list[Any] = [
 
 
 def read_torch(path: Path, progress: Progress) -> Any:
-    """What `torch.save` wrote: tensors stay in the file until they are used, where its format allows that.
+    """The contents of a file of `torch.save`; tensors stay in the file until they are used, where its format allows
+    it.
 
     Raises:
-        ConversionError: for a file that is damaged or no such file, or that asks for anything but data.
+        ConversionError: for a file that is damaged, in another format, or asks for anything but data.
     """
     zipped = _starts_with(path, b"PK\x03\x04")
     if zipped:
@@ -64,8 +66,8 @@ def read_torch(path: Path, progress: Progress) -> Any:
         with warnings.catch_warnings(), torch.serialization.safe_globals(ALLOWED):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", mmap=zipped, weights_only=True)
-    except Exception as error:  # whatever it is, the fault is in the file
-        # PyTorch wraps its reason in advice to load the file unsafely
+    except Exception as error:  # any error means a fault in the file
+        # PyTorch's message also advises to load the file unsafely
         reason = error.__context__ if isinstance(error.__context__, pickle.UnpicklingError) else error
         wanted = re.search(r"GLOBAL ([\w.]+)", str(reason))
         if wanted is not None:
@@ -75,10 +77,10 @@ def read_torch(path: Path, progress: Progress) -> Any:
 
 
 def check_archive(path: Path, progress: Progress) -> None:
-    """Compares the checksum of everything in a zip archive as `torch.save` writes them.
+    """Compares the checksums of all entries of a zip archive of `torch.save`.
 
     Raises:
-        ConversionError: naming the entry that is damaged.
+        ConversionError: names the damaged entry.
     """
     size, done = path.stat().st_size, 0
     try:
@@ -86,7 +88,7 @@ def check_archive(path: Path, progress: Progress) -> None:
             entries = archive.infolist()
             names = {entry.filename for entry in entries}
             if len(names) < len(entries):
-                raise zipfile.BadZipFile("two entries have one name")
+                raise zipfile.BadZipFile("two entries have the same name")
             for entry in entries:
                 if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
                     raise zipfile.BadZipFile(f"{entry.filename} is compressed, which PyTorch never does")
@@ -100,11 +102,11 @@ def check_archive(path: Path, progress: Progress) -> None:
 
 
 class Bag:
-    """An object of a class that nobody imported: its attributes, and nothing else."""
+    """An object of a class that was not imported: only its attributes."""
 
 
 class _BagType(type):
-    """What the classes of a pickle become: an object may be made from its state, not by a call with arguments."""
+    """The stand-in for classes in a pickle: an object is built from its state, never by a call with arguments."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         if args or kwargs:
@@ -113,11 +115,11 @@ class _BagType(type):
 
 
 class _RefusedError(Exception):
-    """A pickle asks for something to be run."""
+    """A pickle asks to run code."""
 
 
 class _BagUnpickler(pickle.Unpickler):
-    """Reads plain data, and objects as bags of their attributes."""
+    """Reads plain data, and objects as bags of attributes."""
 
     def find_class(self, module: str, name: str) -> Any:
         plain = PLAIN.get((module.replace("__builtin__", "builtins").replace("copy_reg", "copyreg"), name))
@@ -132,13 +134,13 @@ class _BagUnpickler(pickle.Unpickler):
 
 
 def _reconstruct(kind: Any, base: Any, state: Any) -> Any:
-    """What `copyreg._reconstructor` does, for bags."""
+    """`copyreg._reconstructor` for bags."""
     if not isinstance(kind, _BagType) or base is not object or state is not None:
         raise _RefusedError(f"{getattr(kind, '__module__', '?')}.{getattr(kind, '__qualname__', kind)}")
     return kind()
 
 
-# what a pickle of plain objects is made with, by any protocol
+# the functions that pickles of plain objects need, in any protocol
 PLAIN: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): dict,
     ("builtins", "set"): set,
@@ -146,18 +148,18 @@ PLAIN: dict[tuple[str, str], Any] = {
     ("builtins", "object"): object,
     ("copyreg", "_reconstructor"): _reconstruct,
 }
-# modules whose names in a pickle mean an attack, whether they are called or not
+# modules whose mere name in a pickle means an attack
 RUNS = ("builtins", "__builtin__", "os", "posix", "nt", "sys", "subprocess", "shutil", "importlib", "runpy", "socket")
 
 
 def read_settings(path: Path) -> Any:
-    """A pickle of settings: plain data, and bags in place of objects.
+    """The contents of a pickle of settings: plain data, with bags in place of objects.
 
     Raises:
-        ConversionError: for a file that is damaged or no such file, or that asks for something to be run.
+        ConversionError: for a file that is damaged, in another format, or asks to run code.
     """
     if path.stat().st_size > MAX_SETTINGS:
-        raise ConversionError(f"{path} has {path.stat().st_size:,} bytes, which is too much for a pickle of settings")
+        raise ConversionError(f"{path} has {path.stat().st_size:,} bytes, too many for a pickle of settings")
     try:
         with path.open("rb") as file:
             return _BagUnpickler(file, encoding="latin1").load()
@@ -171,10 +173,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        ConversionError: for anything else.
+        ConversionError: for any other contents.
     """
     if path.stat().st_size > MAX_SETTINGS:
-        raise ConversionError(f"{path} has {path.stat().st_size:,} bytes, which is too much for settings")
+        raise ConversionError(f"{path} has {path.stat().st_size:,} bytes, too many for settings")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
@@ -185,10 +187,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, which stay in it until they are used.
+    """The tensors of a file; they stay in the file until they are used.
 
     Raises:
-        ConversionError: for a file that is damaged or no such file.
+        ConversionError: for a file that is damaged or in another format.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -201,7 +203,7 @@ def read_state(value: Any, where: str) -> dict[str, Tensor]:
     """A state dict whose values are plain tensors, with the prefixes of wrappers removed from its names.
 
     Raises:
-        ConversionError: for anything else.
+        ConversionError: for any other contents.
     """
     if not isinstance(value, dict) or not value:
         raise ConversionError(f"{where} must be a dict of tensors, but is {_described(value)}")
@@ -209,7 +211,7 @@ def read_state(value: Any, where: str) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise ConversionError(f"{where} must be a dict of tensors, but holds {name!r}: {_described(tensor)}")
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
-            raise ConversionError(f"{where}: {name} is no plain tensor of numbers")
+            raise ConversionError(f"{where}: {name} is not a plain tensor of numbers")
     for wrapper in ("module.", "_orig_mod."):
         if all(name.startswith(wrapper) for name in value):
             value = {name.removeprefix(wrapper): tensor for name, tensor in value.items()}
@@ -227,11 +229,11 @@ def _described(value: Any) -> str:
 
 def _refusal(path: Path, wanted: str) -> ConversionError:
     return ConversionError(
-        f"{path} asks for {wanted}, which is neither a tensor nor plain data. Nothing of it was run; do not load this "
-        "file elsewhere unless you trust whoever made it"
+        f"{path} asks for {wanted}, which is neither a tensor nor plain data. None of its code was run; do not load "
+        "this file elsewhere unless you trust its author"
     )
 
 
 def _damaged(path: Path, kind: str, error: BaseException) -> ConversionError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return ConversionError(f"{path} is damaged, or is no {kind}: {reason[:200]}")
+    return ConversionError(f"{path} is damaged or not a {kind}: {reason[:200]}")

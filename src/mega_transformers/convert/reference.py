@@ -1,4 +1,4 @@
-"""The arithmetic of Mega's layers once more, plain and in float64: what conversions are checked against.
+"""A second, plain float64 implementation of Mega's layers, to check conversions against.
 
 It shares no code with `ops`, `layers` and `models`, and reads weights under the names that their source gives them:
 those of the authors' code, of transformers 4.40.2 and of its earlier revisions. Where the two disagree, or both are
@@ -16,16 +16,16 @@ from torch import Tensor
 
 EPSILON = 1e-5
 AVERAGE = ("move.", "ema_gate.")
-"""Modules of the moving average, by whichever name; their weights stay float32 whatever is stored."""
+"""Names of the moving average's modules; their weights always stay float32."""
 
 
 class Weights:
-    """Tensors of a checkpoint by name, in float64; a view of those below a prefix.
+    """The tensors of a checkpoint below a prefix, by name, in float64.
 
     Args:
         tensors: All of them.
-        prefix: What stands before the names.
-        rounded: The precision that the conversion stores, to which weights are rounded first; None for as they are.
+        prefix: The prefix of the names.
+        rounded: The dtype that the conversion stores, to which weights are rounded first; None does not round.
         reading: Called with the full name of every tensor that is used.
     """
 
@@ -45,10 +45,10 @@ class Weights:
         return self.prefix + name in self.tensors
 
     def __call__(self, *names: str) -> Tensor:
-        """The tensor under the first of `names` that there is.
+        """The tensor under the first of `names` that exists.
 
         Raises:
-            KeyError: if there is none of them.
+            KeyError: if no such tensor exists.
         """
         for name in names:
             tensor = self.tensors.get(self.prefix + name)
@@ -63,12 +63,12 @@ class Weights:
         return any(name.startswith(self.prefix) for name in self.tensors)
 
     def within(self, *prefixes: str) -> Weights:
-        """Those below the first of `prefixes` that any name starts with; none at all if there is no such prefix."""
+        """The weights below the first of `prefixes` that occurs; empty if none does."""
         views = [Weights(self.tensors, self.prefix + prefix, self.rounded, self.reading) for prefix in prefixes]
         return next((view for view in views if view), views[0])
 
     def numbered(self, *prefixes: str) -> Iterator[Weights]:
-        """Those below prefix0., prefix1., ..., by number."""
+        """The weights below prefix0., prefix1., ..., by number."""
         inside = self.within(*prefixes)
         names = [name.removeprefix(inside.prefix) for name in self.tensors if name.startswith(inside.prefix)]
         numbers = {int(first) for first in (name.partition(".")[0] for name in names) if first.isdigit()}
@@ -78,7 +78,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Settings:
-    """What of a configuration the layers' arithmetic depends on.
+    """The part of a configuration that the layers' arithmetic depends on.
 
     Args:
         activation: Name of the activation function.
@@ -89,7 +89,7 @@ class Settings:
         rotary: Whether the bias is rotary.
         causal: Whether attention is causal, and the average one-directional.
         chunk: Tokens per chunk of attention, or None.
-        truncation: Lags after which the average is cut off, or None.
+        truncation: Number of lags that the average keeps, or None.
         centre: Index of offset 0 in a simple bias; None for its middle.
         cross_centre: The same for cross-attention.
         averages_both: Whether the average runs in both directions.
@@ -125,10 +125,10 @@ def activate(name: str, x: Tensor) -> Tensor:
     """The activation `name` of x.
 
     Raises:
-        KeyError: for one that only transformers knows.
+        KeyError: for an activation that only transformers has.
     """
     if name not in ACTIVATIONS:
-        raise KeyError(f"no plain form of the activation {name!r} is known")
+        raise KeyError(f"the activation {name!r} has no plain form here")
     return ACTIVATIONS[name](x)
 
 
@@ -139,7 +139,7 @@ def linear(w: Weights, x: Tensor) -> Tensor:
 
 
 def normalise(w: Weights, x: Tensor, kind: str) -> Tensor:
-    """The norm over the last dimension of x (B, L, d); weights that are missing are 1 or 0."""
+    """The norm over the last dimension of x (B, L, d); missing weights are 1 or 0."""
     weight = w("weight") if "weight" in w else 1.0
     bias = w("bias") if "bias" in w else 0.0
     if kind == "layernorm":
@@ -154,7 +154,7 @@ def normalise(w: Weights, x: Tensor, kind: str) -> Tensor:
 
 
 def moving_average(w: Weights, x: Tensor, real: Tensor, settings: Settings) -> Tensor:
-    """silu(EMA(x) + omega x) for x (B, L, d), where padding contributes nothing to the average."""
+    """silu(EMA(x) + omega x) for x (B, L, d), padding contributes nothing to the average."""
     length, width = x.shape[1], x.shape[2]
     weight = torch.sigmoid(w("delta", "damping_factor")).squeeze(-1)
     decay = 1 - weight * torch.sigmoid(w("alpha", "decay_factor")).squeeze(-1)

@@ -1,4 +1,4 @@
-"""The authors' models over `reference`, in float64: language model, encoder-decoder, classifiers, masked model.
+"""The authors' models on top of `reference`, in float64: language model, encoder-decoder, classifiers, masked model.
 
 Weights have the names of the authors' state dicts; padding is False in `real` (B, L).
 """
@@ -33,12 +33,12 @@ def settings_of(args: Arguments, causal: bool, chunk: str, norm: str, prenorm: s
 
 
 def side_settings(args: Arguments, side: str) -> Settings:
-    """Those of the language model and of either `side` of the encoder-decoder."""
+    """The settings of the language model, or of one `side` of the encoder-decoder."""
     return settings_of(args, side == "decoder", f"{side}_chunk_size", "normalization_type", "normalize_before")
 
 
 def classifier_settings(args: Arguments) -> Settings:
-    """Those of the classifiers."""
+    """The settings of the classifiers."""
     return settings_of(args, False, "chunk_size", "norm_type", "encoder_normalize_before")
 
 
@@ -46,8 +46,8 @@ def embed(w: Weights, ids: Tensor, real: Tensor, settings: Settings, scale: floa
     """Ids (B, L), or values (B, L) of pixels or speech, -> (B, L, d), 0 at padding."""
     if "embed_tokens.weight" in w and w("embed_tokens.weight").dim() == 1:
         x = ids.double().unsqueeze(-1) * w("embed_tokens.weight") + w("embed_tokens.bias")
-    elif bands := list(w.numbered("embed_tokens.embeddings.")):
-        x = adaptive_embed(bands, ids)
+    elif clusters := list(w.numbered("embed_tokens.embeddings.")):
+        x = adaptive_embed(clusters, ids)
     else:
         x = w("embed_tokens.weight", "embed_tokens.embed.weight")[ids]
     x = scale * x
@@ -58,24 +58,25 @@ def embed(w: Weights, ids: Tensor, real: Tensor, settings: Settings, scale: floa
     return x * real.unsqueeze(-1)
 
 
-def adaptive_embed(bands: list[Weights], ids: Tensor) -> Tensor:
-    """Adaptive input (Baevski and Auli 2019): words by frequency in bands, each with its width and a projection."""
-    first, x = 0, torch.zeros(*ids.shape, bands[0]("1.weight").shape[0], dtype=torch.float64)
-    for band in bands:
-        table = band("0.weight")
+def adaptive_embed(clusters: list[Weights], ids: Tensor) -> Tensor:
+    """Adaptive input (Baevski and Auli 2019): clusters of tokens by frequency, each with its width and projection."""
+    first, x = 0, torch.zeros(*ids.shape, clusters[0]("1.weight").shape[0], dtype=torch.float64)
+    for cluster in clusters:
+        table = cluster("0.weight")
         inside = (first <= ids) & (ids < first + len(table))
-        x[inside] = table[ids[inside] - first] @ band("1.weight").T
+        x[inside] = table[ids[inside] - first] @ cluster("1.weight").T
         first += len(table)
     return x
 
 
 def adaptive_log_probabilities(w: Weights, x: Tensor, shared_projections: bool) -> Tensor:
-    """Log-probabilities (..., V) of all words: a head of frequent words and bands, then the words of each band.
+    """Log-probabilities (..., V) of all tokens: a head of frequent tokens and clusters, then the tokens of each
+    cluster.
 
     Args:
         w: Weights of the adaptive softmax.
         x: (..., d).
-        shared_projections: Whether the tails' projections are those of the adaptive input, stored as that uses them.
+        shared_projections: Whether the tails share the projections of the adaptive input, stored in its layout.
     """
     if "head.weight" in w:
         head = x @ w("head.weight").T

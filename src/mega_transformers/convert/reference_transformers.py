@@ -1,4 +1,4 @@
-"""The models of transformers 4.40.2 over `reference`, in float64, with its defects mended.
+"""The models of transformers 4.40.2 on top of `reference`, in float64, with its bugs fixed.
 
 Weights may also have the names of its revisions before the release (`encoders` for `layers`, `move` for `ema_gate`).
 """
@@ -56,7 +56,7 @@ def pooled(w: Weights, hidden: Tensor) -> Tensor:
 
 
 def word_logits(w: Weights, hidden: Tensor, head: str, config: Arguments) -> Tensor:
-    """Logits (..., V) of a language model's head `lm_head` or `mlm_head`, which may be the word embeddings."""
+    """Logits (..., V) of a language model's head `lm_head` or `mlm_head`, which may be the token embeddings."""
     if config.flag("add_lm_hidden_dense_layer"):
         hidden = torch.tanh(linear(w.within("dense."), hidden))
     if f"{head}.weight" in w:

@@ -1,4 +1,4 @@
-"""A conversion from beginning to end."""
+"""Runs a conversion from beginning to end."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from .writing import check_output, new_folder, write_weights
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 AUTO = "auto"
 TARGET = "target_tokenizer"
-# arguments of the model that have no counterpart
+# arguments without a counterpart -> the reason
 WITHOUT_PLACE = {
     "encoder_layerdrop": "parsed, but never used by the authors' code",
     "decoder_layerdrop": "parsed, but never used by the authors' code",
-    "encoder_embed_path": "where embeddings started from",
-    "decoder_embed_path": "where embeddings started from",
-    "apply_bert_init": "how weights started",
-    "adaptive_softmax_dropout": "dropout of an adaptive softmax, which there is none of",
+    "encoder_embed_path": "where the embeddings were initialised from",
+    "decoder_embed_path": "where the embeddings were initialised from",
+    "apply_bert_init": "the initial weights",
+    "adaptive_softmax_dropout": "dropout of an adaptive softmax, which the model does not have",
 }
 
 
@@ -96,7 +96,7 @@ def convert_checkpoint(
         progress: Called with a description, how much is done, and how much there is.
 
     Returns:
-        What was done.
+        The report of the conversion.
 
     Raises:
         ConversionError: for a source that cannot be converted, and for a result that deviates from it. Then nothing
@@ -104,7 +104,7 @@ def convert_checkpoint(
     """
     source, output = Path(source), Path(output)
     if dtype not in (AUTO, *DTYPES):
-        raise ConversionError(f"dtype={dtype!r} is unknown; known are {', '.join((AUTO, *DTYPES))}")
+        raise ConversionError(f"dtype={dtype!r} is unknown; the known values are {', '.join((AUTO, *DTYPES))}")
     if not source.exists():
         raise ConversionError(f"there is no file or folder {source}")
     check_output(output, source, force)
@@ -118,7 +118,10 @@ def convert_checkpoint(
     cases = make_cases(plan) if verify else []
     if verify:
         for border in borders_not_reached(plan):
-            plan.notes.append(f"no random input was longer than {border} tokens, where a chunk or the average ends")
+            plan.notes.append(
+                f"no random input was longer than {border} tokens, so the end of a chunk or of the average was not "
+                "checked"
+            )
     mapped = _mapped(plan)
     if plan.arguments is not None:
         plan.dropped |= unused(plan.arguments)
@@ -130,7 +133,7 @@ def convert_checkpoint(
         size = write_weights(plan, shapes, stored, folder, progress)
         if verify:
             expected = expected_results(plan, cases, stored, progress)
-            # the source's memory is given back before the model takes as much
+            # frees the source's memory before the model takes as much
             plan.tensors = {}
             deviations = compare(_load(plan, folder), cases, expected, progress)
             _judge(deviations)
@@ -151,10 +154,10 @@ def convert_checkpoint(
 
 
 def recognise(source: Path, averaged: bool, progress: Progress) -> tuple[Plan, list[Path]]:
-    """The plan for whatever `source` is, and the files it is made from.
+    """The plan for `source`, and the source files.
 
     Raises:
-        ConversionError: for what is none of the formats, or damaged.
+        ConversionError: for an unknown format or a damaged file.
     """
     if source.is_dir():
         names = (masked_lm_folder.SETTINGS, masked_lm_folder.ENCODER, masked_lm_folder.HEAD)
@@ -169,7 +172,7 @@ def recognise(source: Path, averaged: bool, progress: Progress) -> tuple[Plan, l
 
 
 def unused(arguments: Arguments) -> dict[str, str]:
-    """Arguments that nothing read -> why: those of the model one by one, those of its training together."""
+    """Arguments that nothing read -> the reason: the model's one by one, the training's together."""
     left = sorted(name for name in arguments.values if name not in arguments.read)
     known = {f"{arguments.where}.{name}": WITHOUT_PLACE[name] for name in left if name in WITHOUT_PLACE}
     others = [name for name in left if name not in WITHOUT_PLACE]
@@ -180,7 +183,7 @@ def unused(arguments: Arguments) -> dict[str, str]:
 
 
 def _dtype_of(plan: Plan) -> torch.dtype:
-    """The type of most of the source's numbers; float32 for those that are none of `DTYPES`."""
+    """The dtype of most of the source's numbers; float32 if that is not one of `DTYPES`."""
     counts: dict[torch.dtype, int] = {}
     for tensor in plan.tensors.values():
         counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
@@ -197,7 +200,7 @@ def _mapped(plan: Plan) -> list[tuple[str, str, int]]:
 
 
 def _write_settings(plan: Plan, dtype: torch.dtype, folder: Path) -> None:
-    """config.json and, for models that write text, generation_config.json."""
+    """config.json and, for models that generate text, generation_config.json."""
     from transformers import GenerationConfig
 
     plan.config.architectures = [plan.architecture]
@@ -206,15 +209,15 @@ def _write_settings(plan: Plan, dtype: torch.dtype, folder: Path) -> None:
     if plan.generation is not None:
         fields = {name: value for name, value in plan.generation.items() if name != "transformers_version"}
         generation = made(transformers_folder.GENERATION, lambda: GenerationConfig(**fields))
-        # as it was: transformers 5 refuses to save some of what 4 did
+        # unchanged: transformers 5 refuses to save some settings that 4 saved
         generation.to_json_file(folder / transformers_folder.GENERATION, use_diff=True)
 
 
 def _tokenizers(plan: Plan, source: Path, given: Path | str | None, dictionaries: list[Path]) -> dict[str, Any]:
-    """Tokenizers by the folder they go to, "" for the model's own.
+    """Tokenizers by their folder; "" is the model's own.
 
     Raises:
-        ConversionError: for files that are missing, damaged or do not fit the vocabulary.
+        ConversionError: for files that are missing, damaged or do not match the vocabulary.
     """
     if given is not None and dictionaries:
         raise ConversionError("give a tokenizer or a dictionary, not both")
@@ -223,7 +226,7 @@ def _tokenizers(plan: Plan, source: Path, given: Path | str | None, dictionaries
         return {} if folder is None else {"": _loaded(plan, Path(folder))}
     sizes = [plan.inputs.vocab_size, plan.inputs.target_vocab_size or plan.inputs.vocab_size]
     if not plan.inputs.vocab_size:
-        raise ConversionError(f"{plan.source}: it reads no words; leave the dictionary out")
+        raise ConversionError(f"{plan.source}: it does not read text; leave out the dictionary")
     if len(dictionaries) > (2 if plan.inputs.target_vocab_size else 1):
         raise ConversionError(f"{plan.source}: {len(dictionaries)} dictionaries are too many")
     if len(dictionaries) == 1 and sizes[0] != sizes[1]:
@@ -240,7 +243,7 @@ def _from_dictionary(plan: Plan, path: Path, size: int) -> Any:
         words += added[: size - len(words)]
     if len(words) != size:
         raise ConversionError(
-            f"{path} makes {len(words)} words, the {len(SPECIAL)} of fairseq's own included, but the model has {size}"
+            f"{path} makes {len(words)} tokens, including fairseq's own {len(SPECIAL)}, but the model has {size}"
         )
     return make_tokenizer(words, plan.start, plan.first, plan.closed, plan.inputs.limit)
 
@@ -261,21 +264,21 @@ def _loaded(plan: Plan, folder: Path) -> Any:
     try:
         config = plan.config if isinstance(plan.config, MegaConfig) else MegaConfig()
         tokenizer = AutoTokenizer.from_pretrained(folder, config=config)
-    except Exception as error:  # whatever it is, the fault is in the tokenizer's files
+    except Exception as error:  # any error means a fault in the tokenizer's files
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConversionError(f"no tokenizer can be loaded from {folder}: {reason}") from error
     if plan.inputs.vocab_size and len(tokenizer) > plan.inputs.vocab_size:
         raise ConversionError(
-            f"the tokenizer in {folder} has {len(tokenizer)} words, but the model only {plan.inputs.vocab_size}"
+            f"the tokenizer in {folder} has {len(tokenizer)} tokens, but the model only {plan.inputs.vocab_size}"
         )
     return tokenizer
 
 
 def _load(plan: Plan, folder: Path) -> Any:
-    """The model that was written, as a user loads it, but computing in float32.
+    """Loads the written model as a user would, but to compute in float32.
 
     Raises:
-        ConversionError: if its file does not hold all of its weights and nothing else.
+        ConversionError: if the file lacks weights or holds others.
     """
     model, loading = made(
         "the converted model",

@@ -1,4 +1,4 @@
-"""Folders of transformers 4.40.2 and of its revisions before, whose weights had other names."""
+"""Folders of transformers 4.40.2 and of earlier revisions, whose weights had other names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONFIG, GENERATION = "config.json", "generation_config.json"
 WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin")
 LAYERS = ("layers.", "encoders.")
 
-# names of revisions before the release -> 4.40.2's, within a layer; those of the authors stood in some of them
+# names of earlier revisions -> 4.40.2's, within a layer; some revisions had the authors' names
 REVISIONS = {
     **LAYER,
     "mega_layer.move": "mega_layer.ema_gate",
@@ -36,14 +36,14 @@ REVISIONS = {
     "mega_layer.ema_gate.gamma": "mega_layer.ema_gate.kernel_projection_matrix",
     "mega_layer.ema_gate.omega": "mega_layer.ema_gate.residual_weight",
 }
-DROPPED = {"_float_tensor": "uninitialised memory that transformers 4 kept for its type"}
+DROPPED = {"_float_tensor": "uninitialised memory that transformers 4 kept only for its type"}
 
 
 ENCODER_DECODER = "EncoderDecoderModel"
 
 
 def key_map(*trunks: str) -> KeyMap:
-    """The map of a model whose layers' names begin with any of `trunks`, such as "mega."."""
+    """The name map of a model whose layer names begin with one of `trunks`, such as "mega."."""
     prefixes = {"": ""}
     for trunk in trunks:
         prefixes |= {trunk + layers: trunk + "layers." for layers in LAYERS}
@@ -56,11 +56,11 @@ class Kind:
     """One of 4.40.2's classes.
 
     Args:
-        model_class: Ours of that name.
+        model_class: Our class of that name.
         tag: The hub's name of its task.
         outputs: Weights, configuration, the trunk's hidden states and which of their tokens are real -> outputs.
-        sign: A name of weights that only this class has, for folders that do not name theirs.
-        inputs: What it is given, as in `Inputs`.
+        sign: A weight name that only this class has, for folders that do not name their class.
+        inputs: Its inputs, as in `Inputs`.
     """
 
     model_class: type[Any]
@@ -103,7 +103,7 @@ def _answer(w: Weights, config: Arguments, hidden: Tensor, real: Tensor) -> Resu
     return {"start_logits": (logits[..., 0], real), "end_logits": (logits[..., 1], real)}
 
 
-# the order matters to folders that name no class: the first whose sign is there
+# the order matters for folders that do not name their class: the first matching sign wins
 KINDS = {
     "MegaForMaskedLM": Kind(modeling_mega.MegaForMaskedLM, "fill-mask", _masked, "mlm_head."),
     "MegaForCausalLM": Kind(modeling_mega.MegaForCausalLM, "text-generation", _causal, "lm_head."),
@@ -122,10 +122,10 @@ KINDS = {
 
 
 def plan_transformers(folder: Path, progress: Progress) -> Plan:
-    """A conversion of such a folder.
+    """Plans the conversion of such a folder.
 
     Raises:
-        ConversionError: for files that are missing, damaged or do not fit each other, and for folders that need none.
+        ConversionError: for files that are missing, damaged or do not match, and for folders that need no conversion.
     """
     raw = read_json(folder / CONFIG)
     _check_model_type(folder, raw)
@@ -182,18 +182,18 @@ def plan_transformers(folder: Path, progress: Progress) -> Plan:
 def _plan_pair(
     raw: dict[str, Any], tensors: dict[str, Tensor], facts: dict[str, str], generation: dict[str, Any] | None
 ) -> Plan:
-    """That of transformers' `EncoderDecoderModel` over two Megas."""
+    """Plans the conversion of transformers' `EncoderDecoderModel` of two Megas."""
     sides = {}
     for side, trunk in (("encoder", "encoder."), ("decoder", "decoder.mega.")):
         fields = raw.get(side)
         if not isinstance(fields, dict) or fields.get("model_type") != "mega":
-            raise ConversionError(f"{CONFIG}: {side} is no Mega")
+            raise ConversionError(f"{CONFIG}: {side} is not a Mega model")
         sides[side] = _config(fields, tensors, trunk, causal=side == "decoder")
     (encoder, encoder_args, notes), (decoder, decoder_args, more) = sides["encoder"], sides["decoder"]
     config = made(CONFIG, lambda: transformers.EncoderDecoderConfig.from_dict(dict(raw)))
     names, dropped = key_map("encoder.", "decoder.mega.").apply(tensors)
     for name in ("weight", "bias"):
-        # the wrapper makes an encoder with a pooler, which nothing reads
+        # the wrapper gives the encoder a pooler that nothing reads
         names.setdefault(f"encoder.pooler.dense.{name}", ZEROS)
 
     def evaluate(w: Weights, inputs: dict[str, Tensor]) -> Results:
@@ -236,7 +236,7 @@ def _plan_pair(
 
 
 def files_of(folder: Path) -> list[Path]:
-    """What a conversion of `folder` is made from."""
+    """The source files of a conversion of `folder`."""
     names = {CONFIG, *(name for name in WEIGHTS if (folder / name).is_file())}
     for name in names & {name for name in WEIGHTS if name.endswith(".json")}:
         names |= set(read_json(folder / name)["weight_map"].values())
@@ -244,7 +244,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def read_weights(folder: Path, progress: Progress) -> dict[str, Tensor]:
-    """All weights of a folder, of one file or of several that an index names.
+    """All weights of a folder, from one file or from the files of an index.
 
     Raises:
         ConversionError: for files that are missing or damaged.
@@ -260,11 +260,11 @@ def read_weights(folder: Path, progress: Progress) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(index.values())):
         if Path(name).name != name or not (folder / name).is_file():
-            raise ConversionError(f"{found} speaks of {name!r}, which is no file of {folder}")
+            raise ConversionError(f"{found} names {name!r}, which is not a file in {folder}")
         tensors |= _read_file(folder / name, progress)
     missing = sorted(index.keys() - tensors.keys())
     if missing:
-        raise ConversionError(f"{found} speaks of weights that its files do not hold, such as {missing[0]}")
+        raise ConversionError(f"{found} names weights that its files do not hold, such as {missing[0]}")
     return tensors
 
 
@@ -276,20 +276,20 @@ def _read_file(path: Path, progress: Progress) -> dict[str, Tensor]:
 def _check_model_type(folder: Path, raw: dict[str, Any]) -> None:
     kind = raw.get("model_type")
     if kind not in ("mega", "encoder-decoder"):
-        raise ConversionError(f"{folder / CONFIG}: model_type={kind!r} is no Mega")
+        raise ConversionError(f"{folder / CONFIG}: model_type={kind!r} is not a Mega model")
     version = raw.get("transformers_version")
     if isinstance(version, str) and version.partition(".")[0].isdigit() and int(version.partition(".")[0]) >= 5:
         raise ConversionError(
-            f"{folder} was saved by transformers {version}: it needs no conversion, load it as it is"
+            f"{folder} was saved by transformers {version}: it needs no conversion; load it as it is"
         )
 
 
 def _kind(raw: dict[str, Any], tensors: Mapping[str, Tensor]) -> tuple[str, Kind]:
-    """The class that the folder names, or that its weights are of."""
+    """The class that the folder names, or that its weights imply."""
     named = raw.get("architectures")
     if isinstance(named, list) and named:
         if named[0] not in KINDS:
-            raise ConversionError(f"{CONFIG}: architectures={named} is no Mega of transformers 4")
+            raise ConversionError(f"{CONFIG}: architectures={named} is not a Mega class of transformers 4")
         return named[0], KINDS[named[0]]
     for name, kind in KINDS.items():
         if any(key.startswith(kind.sign) for key in tensors):
@@ -300,12 +300,12 @@ def _kind(raw: dict[str, Any], tensors: Mapping[str, Tensor]) -> tuple[str, Kind
 def _config(
     raw: dict[str, Any], tensors: Mapping[str, Tensor], trunk: str, causal: bool
 ) -> tuple[MegaConfig, Arguments, list[str]]:
-    """The configuration, its fields for the reference, and what a user should know."""
+    """The configuration, its fields for the reference, and notes for the user."""
     args = Arguments(raw, CONFIG, MegaConfig().to_dict())
     stated = args.integer("num_hidden_layers")
     check_layers(tensors, stated, f"{CONFIG}: num_hidden_layers", *(trunk + layers for layers in LAYERS))
     if args.integer("max_positions") > MAX_POSITIONS:
-        raise ConversionError(f"{CONFIG}: max_positions={args.get('max_positions')} is no number of positions")
+        raise ConversionError(f"{CONFIG}: max_positions={args.get('max_positions')} is not a number of positions")
     if causal:
         raw = {**raw, "is_decoder": True}
         args.values["is_decoder"] = True
@@ -313,16 +313,18 @@ def _config(
     notes = []
     if config.normalization_type == "rmsnorm" and config.legacy_unnormalized_rmsnorm is None:
         notes.append(
-            "transformers 4's rmsnorm did not normalise, as the result does. For a model that was trained with "
-            "transformers 4, set legacy_unnormalized_rmsnorm to true in the result's config.json"
+            "transformers 4's rmsnorm did not normalise; that of the converted model does. If the model was trained "
+            "with transformers 4, set legacy_unnormalized_rmsnorm to true in the result's config.json"
         )
     if causal and config.attention_activation != "softmax":
         notes.append(
-            f"transformers 4 decoded {config.attention_activation} attention with a cache wrongly; the result decodes "
-            "as it reads whole texts"
+            f"transformers 4 decoded {config.attention_activation} attention incorrectly with a cache; the converted "
+            "model gives the numbers of a forward pass over the whole text"
         )
     if causal and config.truncation is not None:
-        notes.append("transformers 4 did not truncate with a cache (its default); the result always does")
+        notes.append(
+            "transformers 4 did not truncate with a cache (its default); the converted model always truncates"
+        )
     return config, args, notes
 
 

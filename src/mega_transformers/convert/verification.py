@@ -1,4 +1,4 @@
-"""Whether a converted model computes what its source computes: both are given the same random inputs."""
+"""Checks that a converted model computes the numbers of its source on the same random inputs."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .reading import Progress
 from .reference import Weights
 
 TOLERANCE = 1e-4
-"""Greatest deviation that is let through, relative to 1 + the greatest number of the source's."""
+"""Greatest allowed deviation, relative to 1 + the source's greatest number."""
 
 SHORT = (1, 3, 6, 11)
 LONG = 40
 MAX_LENGTH = 4200
 MAX_WORK = 4e11
-"""Multiplications of the long input, so that checking takes a minute at most."""
+"""Most multiplications for the long input, so that the check takes at most a minute."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Case:
     """Random inputs.
 
     Args:
-        description: What they are, for people.
+        description: A description for people.
         inputs: The model's keyword arguments.
-        headless: Whether they go to the model without its head.
+        headless: Whether they are for the model without its head.
     """
 
     description: str
@@ -56,7 +56,7 @@ class Deviation:
 
 
 def make_cases(plan: Plan) -> list[Case]:
-    """Short rows with padding for everything, and one long row, beyond chunks and truncation where time allows it."""
+    """Short rows with padding for everything, and one long row, which exceeds chunks and truncation if time allows."""
     inputs, random = plan.inputs, torch.Generator().manual_seed(0)
     limit, longest = inputs.limit or MAX_LENGTH, long_length(plan)
     short = [min(length, limit) for length in SHORT]
@@ -71,7 +71,7 @@ def make_cases(plan: Plan) -> list[Case]:
 
 
 def long_length(plan: Plan) -> int:
-    """Tokens of the long row."""
+    """The number of tokens of the long row."""
     size = sum(tensor.numel() for tensor in plan.tensors.values())
     longest = min(plan.inputs.limit or MAX_LENGTH, MAX_LENGTH, max(LONG, int(MAX_WORK / size)))
     reached = [border + 3 for border in plan.inputs.borders if border + 3 <= longest]
@@ -79,7 +79,7 @@ def long_length(plan: Plan) -> int:
 
 
 def borders_not_reached(plan: Plan) -> list[int]:
-    """Chunk sizes and lags that no random input is longer than."""
+    """Chunk sizes and lags that no random input exceeds."""
     longest = long_length(plan)
     limit = plan.inputs.limit
     return [border for border in plan.inputs.borders if border >= longest and (limit is None or border < limit)]
@@ -96,7 +96,7 @@ def random_inputs(
         flat = random_inputs(inputs, [length for length in lengths for _ in range(CHOICES)], random, True)
         return {name: tensor.unflatten(0, (-1, CHOICES)) for name, tensor in flat.items()}
     if inputs.kind == "values":
-        # the authors' code pads none
+        # the authors' code does not pad them
         return {"input_values": torch.randn(len(lengths), width, generator=random)}
     mask = _mask(lengths, width)
     ids = _ids(mask, inputs.vocab_size, inputs.pad, random)
@@ -124,7 +124,7 @@ def _mask(lengths: Sequence[int], width: int) -> Tensor:
 
 
 def _ids(mask: Tensor, vocab_size: int, pad: int | None, random: torch.Generator) -> Tensor:
-    """Any ids but that of padding, which stands where `mask` is 0."""
+    """Random ids; padding where `mask` is 0."""
     if pad is None or not 0 <= pad < vocab_size or vocab_size == 1:
         return torch.randint(vocab_size, mask.shape, generator=random)
     ids = torch.randint(vocab_size - 1, mask.shape, generator=random)
@@ -132,7 +132,7 @@ def _ids(mask: Tensor, vocab_size: int, pad: int | None, random: torch.Generator
 
 
 def expected_results(plan: Plan, cases: list[Case], rounded: torch.dtype | None, progress: Progress) -> list[Results]:
-    """What the source computes, in float64, from its weights as they are stored in the end.
+    """The source's outputs in float64, computed from its weights as they will be stored.
 
     Raises:
         ConversionError: if the source cannot be evaluated.
@@ -160,7 +160,7 @@ def expected_results(plan: Plan, cases: list[Case], rounded: torch.dtype | None,
 
 
 def compute_in_float32(model: nn.Module) -> None:
-    """Makes a model of half precision compute as one in float32 does, with one block at a time in float32."""
+    """Makes a half-precision model compute in float32, by casting one block at a time."""
     blocks = _blocks(model)
     within = {id(tensor) for block in blocks for tensor in _floats(block)}
     for tensor in _floats(model):
@@ -187,12 +187,12 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def _floats(module: nn.Module) -> list[Tensor]:
-    """Parameters and buffers that are no integers."""
+    """Floating-point parameters and buffers."""
     return [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
 
 
 def compare(model: Any, cases: list[Case], expected: list[Results], progress: Progress) -> list[Deviation]:
-    """How far the model's outputs are from what is expected."""
+    """The deviations of the model's outputs from the expected ones."""
     stage, blocks = "Evaluating the converted model", _blocks(model)
     deviations: list[Deviation] = []
     done, total = 0, len(cases) * len(blocks)
@@ -200,7 +200,7 @@ def compare(model: Any, cases: list[Case], expected: list[Results], progress: Pr
     def block_done(*_: Any) -> None:
         nonlocal done
         done += 1
-        # pairs go through every block twice
+        # pairs pass every block twice
         progress(stage, min(done, total - 1), total)
 
     for block in blocks:

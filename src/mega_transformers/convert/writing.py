@@ -1,4 +1,4 @@
-"""A model's folder, written tensor by tensor beside where it is to stand, and moved there when it is complete."""
+"""Writes a model's folder tensor by tensor, and moves it to its place when it is complete."""
 
 from __future__ import annotations
 
@@ -30,38 +30,39 @@ NAMES = {
     torch.bool: "BOOL",
 }
 SPARE = 1 << 24
-"""Bytes for everything but weights."""
+"""Bytes for everything except the weights."""
 
 
 def check_output(output: Path, source: Path, force: bool) -> None:
-    """Refuses places that are taken, or that cannot be written to.
+    """Refuses an output that exists already or cannot be written.
 
     Raises:
-        ConversionError: for them; with `force` also for folders that hold something else than a model.
+        ConversionError: for such a place; with `force`, only for a folder that does not hold a model.
     """
     if not output.parent.is_dir():
         raise ConversionError(f"there is no folder {output.parent} to write {output.name} to")
     if not output.exists() and not output.is_symlink():
         return
     if not output.is_dir():
-        raise ConversionError(f"{output} is a file; name a folder that is not there yet")
+        raise ConversionError(f"{output} is a file; name a folder that does not exist yet")
     if not force:
-        raise ConversionError(f"{output} is there already; name another folder, or replace this one with --force")
+        raise ConversionError(f"{output} exists already; name another folder, or replace this one with --force")
     resolved = output.resolve()
     if resolved == source.resolve() or resolved in source.resolve().parents:
         raise ConversionError(f"{output} holds the source, {source}, and is not replaced")
     if output.is_symlink():
         raise ConversionError(f"{output} is a link to {resolved} and is not replaced")
     if any(output.iterdir()) and not (output / "config.json").is_file():
-        raise ConversionError(f"{output} holds something else than a model (no config.json) and is not replaced")
+        raise ConversionError(f"{output} does not hold a model (it has no config.json) and is not replaced")
 
 
 @contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """A folder beside `output` that takes its place at the end; nothing is left of it, or changed, after any error.
+    """A temporary folder that is renamed to `output` at the end; after an error it is removed and `output` is
+    unchanged.
 
     Raises:
-        ConversionError: where the disk is full.
+        ConversionError: if the disk is full.
     """
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     previous = output.with_name(f".{output.name}.{os.getpid()}.previous")
@@ -84,7 +85,7 @@ def new_folder(output: Path) -> Iterator[Path]:
 
 
 def stored_dtype(name: str, tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
-    """What a tensor of our `name` is stored as in a model of `dtype`: the moving average's decays need float32."""
+    """The dtype that a tensor of our `name` is stored in; the moving average's decays need float32."""
     if not tensor.is_floating_point():
         return tensor.dtype
     return torch.float32 if any(part in name for part in AVERAGE) else dtype
@@ -103,7 +104,7 @@ def write_weights(
     for name in sorted(shapes):
         kind = stored_dtype(name, _source(plan, name), dtype)
         if kind not in NAMES:
-            raise ConversionError(f"{plan.names[name]} is of the type {kind}, which no Mega has")
+            raise ConversionError(f"{plan.names[name]} has the dtype {kind}, which no Mega weight has")
         begin, end = end, end + shapes[name].numel() * kind.itemsize
         header[name] = {"dtype": NAMES[kind], "shape": list(shapes[name]), "data_offsets": [begin, end]}
     _check_space(folder, end)
@@ -122,20 +123,20 @@ def write_weights(
 
 
 def _source(plan: Plan, name: str) -> Tensor:
-    """The source's tensor for ours, or a zero."""
+    """The source's tensor for our name, or a zero."""
     theirs = plan.names[name]
     return torch.zeros(()) if theirs is None else plan.tensors[theirs]
 
 
 def _final(plan: Plan, name: str, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """The tensor as it is stored."""
+    """The tensor in its stored form."""
     tensor = _source(plan, name)
     final = tensor.to(stored_dtype(name, tensor, dtype))
     if final.is_floating_point() and not bool(torch.isfinite(final).all()):
-        what = "does not fit" if bool(torch.isfinite(tensor).all()) else "holds inf or nan, which is damage, not"
+        what = "does not fit" if bool(torch.isfinite(tensor).all()) else "holds inf or nan, which is not valid in"
         raise ConversionError(f"{plan.names[name]} {what} {final.dtype}".replace("torch.", ""))
     if final.shape != shape:
-        # zeros in full, or behind the numbers of a bias that has fewer
+        # zeros for a whole tensor, or to fill up a shorter bias
         longer = final.new_zeros(shape)
         longer.view(-1)[: final.numel()] = final.view(-1)
         final = longer

@@ -1,5 +1,5 @@
-"""The page of `mega demo`: what a visitor gives goes to plain functions, and their answers come back as HTML.
+"""The page of `mega demo`: plain functions take a visitor's input and return HTML.
 
-`models` loads what serves a tab; `answers` and `reading` compute; `markup` and `chart` draw; `tabs` and `app` are
-all that knows gradio.
+`models` loads the models; `answers` and `reading` compute; `markup` and `chart` draw; only `tabs` and `app` use
+gradio.
 """

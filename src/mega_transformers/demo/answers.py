@@ -1,4 +1,4 @@
-"""What the page answers: functions of a model and of what a visitor typed. Mistakes raise UserError."""
+"""The page's answers: functions of a model and of a visitor's text. Mistakes raise UserError."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ MAX_LINES = 50
 MAX_NEW_TOKENS = 500
 CANDIDATES = 5
 LABELS = 10
-MAX_EXPLAINED = 512  # tokens: an explanation computes a text some fifty times
+MAX_EXPLAINED = 512  # tokens: an explanation computes a text about fifty times
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A candidate for a mask, with its token, or a label; and its probability."""
+    """A candidate for a mask (with its token) or a label, and its probability."""
 
     text: str
     probability: float
@@ -39,24 +39,24 @@ class Choice:
 
 
 def check_text(text: str, limit: int = MAX_CHARACTERS) -> None:
-    """Refuses a text that is empty, too long or not Unicode, before anything is made of it.
+    """Refuses a text that is empty, too long or not valid Unicode, before any work.
 
     Raises:
-        UserError: with the limit, and the length that was given.
+        UserError: names the limit and the length of the text.
     """
     if not text.strip():
         raise UserError("there is no text yet; type one, or choose an example")
     if len(text) > limit:
         raise UserError(f"the text has {len(text):,} characters, but the page takes at most {limit:,}; shorten it")
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise UserError(f"{shortened(text)!r} is not valid Unicode: it has half a character")
+        raise UserError(f"{shortened(text)!r} is not valid Unicode: it contains half of a surrogate pair")
 
 
 def fill(served: Served, text: str) -> tuple[list[str], list[list[Choice]]]:
-    """The text between masks, one more piece than there are masks, and the candidates for each mask, best first.
+    """The pieces of text around the masks, and the candidates for each mask, best first.
 
     Raises:
-        UserError: for a text without a mask, with too many, or too long.
+        UserError: for a text without a mask, with too many masks, or too long.
     """
     check_text(text)
     filler = served.ready
@@ -64,7 +64,7 @@ def fill(served: Served, text: str) -> tuple[list[str], list[list[Choice]]]:
     prepared = filler.mask_token.join(parts)
     check_masks([prepared], filler.mask_token)
     if len(parts) - 1 > MAX_MASKS:
-        raise UserError(f"the text has {len(parts) - 1} masks, but the page fills at most {MAX_MASKS}; leave some out")
+        raise UserError(f"the text has {len(parts) - 1} masks, but the page fills at most {MAX_MASKS}; leave out some")
     special = set(filler.tokenizer.all_special_ids)
     wanted = min(CANDIDATES + len(special), filler.config.vocab_size)
     with served.lock:
@@ -82,12 +82,12 @@ def put_in(served: Served, text: str, mask: Any, token: Any) -> str:
 
     Args:
         served: The model.
-        text: The text as it is now.
+        text: The current text.
         mask: Index of the mask.
         token: Id of the candidate.
 
     Raises:
-        UserError: where the text has changed and there is no such mask any more.
+        UserError: if the text has changed and the mask no longer exists.
     """
     parts, tokenizer = _parts(served, text), served.ready.tokenizer
     if not (isinstance(mask, int) and 0 <= mask < len(parts) - 1 and isinstance(token, int)):
@@ -104,19 +104,19 @@ def _parts(served: Served, text: str) -> list[str]:
 
 
 def write(served: Served, prompt: str, new_tokens: int, temperature: float, top_p: float) -> Iterator[str | Generated]:
-    """Text that continues a prompt, in pieces as they are made, and what they are together at the end.
+    """The continuation of a prompt: pieces as they are generated, and at the end the whole text.
 
-    Closing the iterator ends the work at the next token.
+    Closing the iterator stops the generation at the next token.
 
     Args:
         served: The model.
         prompt: The text to continue.
-        new_tokens: Tokens to add at most.
-        temperature: Of sampling; 0 takes the likeliest token every time.
-        top_p: Of sampling.
+        new_tokens: Most tokens to add.
+        temperature: Temperature of sampling; 0 always takes the most likely token.
+        top_p: Top-p of sampling.
 
     Raises:
-        UserError: for numbers out of range and a prompt that is too long.
+        UserError: for numbers out of range or a prompt that is too long.
     """
     check_text(prompt)
     if not 1 <= new_tokens <= MAX_NEW_TOKENS:
@@ -128,7 +128,7 @@ def write(served: Served, prompt: str, new_tokens: int, temperature: float, top_
     generator = replace(served.ready, settings=settings, stats=Stats(), interrupted=False)
     with served.lock:
         tokens = len(generator.tokenizer(prompt, verbose=False)["input_ids"]) + settings.max_new_tokens
-        served.check_tokens(tokens, "the text has, with those to be written,")
+        served.check_tokens(tokens, "together with the new tokens, the text has")
         encoded = generator.encode(prompt)
     return _stream(generator, encoded)
 
@@ -145,7 +145,7 @@ def _stream(generator: Any, prompt: Prompt) -> Iterator[str | Generated]:
     def work() -> None:
         try:
             made.put(generator.run([prompt], write=put)[0])
-        except Exception as error:  # raised again where the pieces are taken
+        except Exception as error:  # raised again by the consumer of the pieces
             made.put(error)
 
     threading.Thread(target=work, daemon=True).start()
@@ -160,13 +160,13 @@ def _stream(generator: Any, prompt: Prompt) -> Iterator[str | Generated]:
 
 
 def convert(served: Served, text: str) -> tuple[list[tuple[str, str]], list[str]]:
-    """Each line, or word, with its output; and those with characters that the model has no token for.
+    """Each line (or word) with its output, and those with characters that the model has no token for.
 
-    A model whose tokenizer drops spaces is one of words: there every word is a text, in lower case and without
-    punctuation around it where the model would not know it otherwise.
+    A model whose tokenizer drops spaces takes single words: then every word is a text of its own, in lower case and
+    without surrounding punctuation if the model does not know it otherwise.
 
     Raises:
-        UserError: for too many lines, or one that is too long.
+        UserError: for too many lines, or a line that is too long.
     """
     check_text(text)
     transducer = served.ready
@@ -177,7 +177,7 @@ def convert(served: Served, text: str) -> tuple[list[tuple[str, str]], list[str]
         if len(lines) > MAX_LINES:
             raise UserError(
                 f"the text has {len(lines)} {'words' if words else 'lines'}, but the page takes at most {MAX_LINES}; "
-                "leave some out"
+                "leave out some"
             )
         sources = {line: line for line in lines}
         if words:
@@ -189,7 +189,7 @@ def convert(served: Served, text: str) -> tuple[list[tuple[str, str]], list[str]
 
 
 def explain(served: Served, text: str) -> list[Attribution]:
-    """Which tokens of a text made the model's answer: the first candidate of each mask, the next token, or the class.
+    """Explains which tokens led to the model's answer: the first candidate of each mask, the next token, or the class.
 
     Raises:
         UserError, RecipeError: for a text that cannot be answered or explained.
@@ -210,7 +210,7 @@ def explain(served: Served, text: str) -> list[Attribution]:
 
 
 def classify(served: Served, text: str) -> list[Choice]:
-    """The likeliest labels of a text, best first.
+    """The most likely labels of a text, best first.
 
     Raises:
         UserError: for a text that is too long.

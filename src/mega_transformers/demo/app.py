@@ -21,11 +21,11 @@ from .models import Served
 from .style import CSS, FONTS, MONOSPACED
 from .tabs import TABS
 
-VISITORS = 5  # whose texts are answered at the same time
+VISITORS = 5  # visitors served at the same time
 WAITING = 100
 MAX_FILE_SIZE = "4mb"
-KEPT = 3600  # seconds that an uploaded file is kept
-# the browser asks no other machine for anything, whatever gradio or a visitor's text says
+KEPT = 3600  # seconds to keep an uploaded file
+# the browser contacts no other machine, even if gradio or a visitor's text asks it to
 POLICY = {
     "Content-Security-Policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' "
     "'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; object-src 'none'; base-uri 'self'; "
@@ -36,14 +36,14 @@ POLICY = {
 HEAD = """
 <h1>Mega reads long texts in linear time</h1>
 <p>In <a href="https://arxiv.org/abs/2209.10655" target="_blank" rel="noreferrer">Mega</a>, a moving average carries
-what was read through the whole text, and gated attention looks at one chunk at a time. Twice the text takes twice the
-time, not four times.</p>
-<p class="quiet">{models}. mega-transformers {version}; what you type stays on the machine that serves this page.</p>
+information through the whole text, and gated attention covers one chunk at a time. Twice the text takes twice the
+time, not four times.</p> <p class="quiet">{models}. mega-transformers {version}; what you type stays on the machine
+that serves this page.</p>
 """
 
 
 def make_page(served: list[Served]) -> gr.Blocks:
-    """The page, with the tabs that the models serve."""
+    """The page, with a tab for each kind of model."""
     names = "Models: " + ", ".join(shown(model.name) for model in served)
     with gr.Blocks(title="Mega", analytics_enabled=False, delete_cache=(KEPT, KEPT)) as page:
         gr.HTML(HEAD.format(models=names, version=__version__), elem_classes="head")
@@ -74,7 +74,7 @@ class KeptHere:
 
 
 def make_app(served: list[Served]) -> FastAPI:
-    """The page with its web server's side: headers that keep the browser here, and none of gradio's extras."""
+    """The web application of the page, with `POLICY` and without gradio's extras."""
     app = FastAPI(openapi_url=None)
     app.add_middleware(KeptHere)
     theme = gr.themes.Base(primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=MONOSPACED).set(
@@ -98,13 +98,13 @@ def make_app(served: list[Served]) -> FastAPI:
 
 
 def serve(app: FastAPI, listener: socket.socket) -> None:
-    """Serves the page to those who connect to a socket, until Ctrl-C."""
+    """Serves the page on a socket until Ctrl-C."""
     config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1)
     logging.getLogger("uvicorn.error").addFilter(_is_fault)
     uvicorn.Server(config).run(sockets=[listener])
 
 
 def _is_fault(record: logging.LogRecord) -> bool:
-    """Whether a message of the server's is about more than Ctrl-C, which cuts the connections of open pages."""
+    """Whether to show a message of the server; hides those about connections that Ctrl-C cuts."""
     cut = record.exc_info is not None and isinstance(record.exc_info[1], asyncio.CancelledError)
     return not cut and "graceful shutdown exceeded" not in record.msg

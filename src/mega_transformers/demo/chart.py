@@ -1,4 +1,4 @@
-"""Time and memory against length, as SVG."""
+"""Draws time and memory against length, as SVG."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 
 from .reading import Reading
 
-INK, TIME, MEMORY = "#64748b", "#0d9488", "#c2620e"  # readable on light and on dark
+INK, TIME, MEMORY = "#64748b", "#0d9488", "#c2620e"  # readable on light and dark pages
 SETTINGS: Any = {"svg.fonttype": "none", "svg.hashsalt": "mega", "font.family": "sans-serif", "font.size": 11}
 
 
 def draw(reading: Reading) -> str:
-    """Two pictures side by side, or one below the other; without scripts, fonts or anything else from elsewhere."""
+    """Two pictures side by side, or one below the other on narrow screens; they load nothing from elsewhere."""
     seconds = [point.seconds for point in reading.points]
     memory = [point.memory / 2**20 for point in reading.points]
     pictures = _picture(reading, "seconds", seconds, TIME) + _picture(reading, "memory in MB", memory, MEMORY)

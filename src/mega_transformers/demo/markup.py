@@ -1,4 +1,4 @@
-"""Answers as HTML. Whatever visitors and models wrote is escaped here, and nowhere else."""
+"""Renders answers as HTML. All text of visitors and models is escaped here, and only here."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from ..cli.tables import visible
 from .answers import Choice
 from .reading import Reading
 
-# control characters but tab and line end, marks that turn the direction of writing, halves of characters
+# control characters except tab and line end, marks that change the direction of writing, surrogates
 _HARMFUL = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def shown(text: str) -> str:
-    """A text that can do nothing but be read: its HTML, control characters and marks of direction are shown."""
+    """A text as plain HTML: markup, control characters and marks of direction are shown, not interpreted."""
     return escape(_HARMFUL.sub(lambda found: ascii(found[0])[1:-1], text))
 
 
 def mistake(message: str) -> str:
-    """What is wrong, in a sentence that screen readers say at once."""
+    """An error message, which screen readers announce at once."""
     return f'<p class="mistake" role="alert">{shown(message[:1].upper() + message[1:])}.</p>'
 
 
 def note(message: str) -> str:
-    """Something worth knowing."""
+    """A note."""
     return f'<p class="note" role="status">{shown(message)}</p>'
 
 
 def masks(parts: list[str], choices: list[list[Choice]], swallows_space: bool) -> str:
-    """A text with the likeliest candidate in each mask's place, and all candidates as buttons with bars."""
+    """A text with the most likely candidate for each mask, and all candidates as buttons with bars."""
     text = ""
     for part, candidates in zip(parts, choices):
         before, word = fitted(part, candidates[0].text, swallows_space)
@@ -42,7 +42,7 @@ def masks(parts: list[str], choices: list[list[Choice]], swallows_space: bool) -
         title = f"Mask {index + 1} of {len(choices)}" if len(choices) > 1 else "Candidates"
         rows = "".join(
             f'<li><button type="button" class="bar" data-mask="{index}" data-token="{choice.token}"'
-            f'{_width(choice)} aria-label="Put in {_token(choice.text)}, {choice.probability:.1%}">'
+            f'{_width(choice)} aria-label="Insert {_token(choice.text)}, {choice.probability:.1%}">'
             f"<b>{_token(choice.text)}</b><span>{choice.probability:.1%}</span></button></li>"
             for choice in candidates
         )
@@ -51,7 +51,7 @@ def masks(parts: list[str], choices: list[list[Choice]], swallows_space: bool) -
 
 
 def filled(text: str) -> str:
-    """A text without masks left; takes the focus that the last candidate had."""
+    """A text without masks; takes the focus from the last candidate."""
     return f'<p class="text" tabindex="-1">{shown(text)}</p>' + note("All masks are filled.")
 
 
@@ -76,12 +76,12 @@ def _width(choice: Choice) -> str:
 
 
 def prose(prompt: str, text: str, numbers: str = "") -> str:
-    """A prompt, the text that continues it, and what is to be said about them at the end."""
+    """A prompt, the text that continues it, and finally a note on the numbers."""
     return f'<p class="text"><b>{shown(prompt)}</b>{shown(text)}</p>' + (note(numbers) if numbers else "")
 
 
 def pairs(rows: Iterable[tuple[str, str]], unknown: list[str]) -> str:
-    """Texts beside their outputs."""
+    """A table of texts and their outputs."""
     cells = "".join(f"<tr><th scope='row'>{shown(text)}</th><td>{shown(output)}</td></tr>" for text, output in rows)
     html = f'<table class="pairs"><tbody>{cells}</tbody></table>'
     if unknown:
@@ -90,7 +90,7 @@ def pairs(rows: Iterable[tuple[str, str]], unknown: list[str]) -> str:
 
 
 def reading(answer: Reading, svg: str) -> str:
-    """How far a text is read, as sentence, chart and table."""
+    """The progress of reading a text: a sentence, a chart and a table."""
     last = answer.points[-1]
     done = f"{last.tokens:,} tokens" if answer.finished else f"{last.tokens:,} of {answer.total:,} tokens"
     sentence = (

@@ -1,4 +1,4 @@
-"""The models behind the page, each loaded once by the command that it belongs to."""
+"""The models of the page, each loaded once by the loader of its command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..cli.runtime import UserError, load_libraries
 from ..cli.text2text import load_transducer
 from ..evaluation.streaming import input_limit
 
-MAX_TOKENS = 2048  # of a text, but for the tab that reads long ones
+MAX_TOKENS = 2048  # of a text, except on the tab that reads long texts
 
 
 @dataclass(frozen=True)
@@ -23,16 +23,16 @@ class Served:
     """A model that serves visitors.
 
     Args:
-        name: As it was given.
-        kind: What it can do.
-        ready: What the command's loader returns: `Filler`, `Generator`, `Transducer` or `Classifier`.
+        name: The name as given.
+        kind: The kind of model.
+        ready: The result of the command's loader: `Filler`, `Generator`, `Transducer` or `Classifier`.
     """
 
     name: str
     kind: Kind
     ready: Any
     lock: threading.Lock = field(default_factory=threading.Lock)
-    """Held for each short answer, since a tokenizer must not be used by two threads at once."""
+    """Held during each short answer, since two threads must not use a tokenizer at once."""
 
     @property
     def model(self) -> Any:
@@ -41,7 +41,7 @@ class Served:
 
     @property
     def limit(self) -> int | None:
-        """The most tokens that the model takes at once, or is made for; None for any number."""
+        """The most tokens that the model takes at once, or is made for, or None."""
         config = self.model.config
         own = self.ready.limit if self.kind == MASKED else input_limit(getattr(config, "encoder", config))
         whole = config.model_type == "mega" and not config.use_chunking
@@ -49,10 +49,10 @@ class Served:
         return min((limit for limit in limits if limit is not None), default=None)
 
     def check_tokens(self, tokens: int, subject: str = "the text has") -> None:
-        """Refuses more tokens than the model takes, or the page answers at once; the message begins with `subject`.
+        """Refuses more tokens than the model takes or the page allows; the message begins with `subject`.
 
         Raises:
-            UserError: with the limit.
+            UserError: names the limit.
         """
         limit = min(self.limit or MAX_TOKENS, MAX_TOKENS)
         if tokens > limit:
@@ -60,14 +60,14 @@ class Served:
 
 
 def load_models(names: list[str], device: str, dtype: str) -> list[Served]:
-    """The models of these names, each once, in their order.
+    """Loads the models of these names, each once, in order.
 
     Args:
         names: Bundled models, folders and hub ids.
-        device, dtype: As the command line gives them.
+        device, dtype: The values of `--device` and `--dtype`.
 
     Raises:
-        UserError: for a name that is wrong, before any model is loaded, and for a model that no tab can use.
+        UserError: for an unknown name, before any model is loaded, and for a model that no tab can use.
     """
     places = [locate(name) for name in dict.fromkeys(names)]
     load_libraries()

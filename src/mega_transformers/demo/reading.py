@@ -1,4 +1,4 @@
-"""A whole book read: time and memory against length."""
+"""Reads a whole book and measures time and memory against length."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from .models import Served
 MAX_CHARACTERS = 1_000_000
 PIECE = 1024  # tokens
 _HOW = {
-    CAUSAL: "Each point is a piece of the text, which the model reads with what it kept of the pieces before.",
-    MASKED: "Each point is a beginning of the text, read as a whole, since the model looks both ways.",
+    CAUSAL: "Each point is a piece of the text. The model reads it with the state carried from the pieces before.",
+    MASKED: "Each point is a beginning of the text, read as a whole, since the model reads in both directions.",
 }
 
 
 @dataclass(frozen=True)
 class Point:
-    """Tokens that were read, the seconds they took, and the most bytes in use at the last piece, beside the model."""
+    """The tokens read so far, their seconds, and the peak bytes of the last piece above the model."""
 
     tokens: int
     seconds: float
@@ -41,12 +41,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Reading:
-    """How far a text is read.
+    """The progress of reading a text.
 
     Args:
         total: Tokens to read.
-        points: By length.
-        notes: Sentences about what is shown.
+        points: The measurements, by length.
+        notes: Sentences about the result.
     """
 
     total: int
@@ -55,11 +55,11 @@ class Reading:
 
     @property
     def finished(self) -> bool:
-        """Whether the text is read."""
+        """Whether the whole text is read."""
         return self.points[-1].tokens == self.total
 
     def doublings(self) -> list[Point]:
-        """The points about twice as long as the one before, and the last."""
+        """The points that are about twice as long as the one before, and the last point."""
         chosen = [self.points[0]]
         for point in self.points[1:]:
             if point.tokens >= 2 * chosen[-1].tokens or point is self.points[-1]:
@@ -68,7 +68,7 @@ class Reading:
 
 
 def example() -> str:
-    """The text that comes with the package."""
+    """The bundled text."""
     folder = RECIPES / "sample"
     return "\n".join((folder / f"{name}.txt").read_text("utf-8") for name in ("train", "validation", "test"))
 
@@ -77,19 +77,19 @@ def text_of(file: str) -> str:
     """The text of an uploaded file.
 
     Raises:
-        UserError: if it is not UTF-8.
+        UserError: if it is not valid UTF-8.
     """
     try:
         return read_text(Path(file))
     except RecipeError:
-        raise UserError(f"the file {Path(file).name} is not a text in UTF-8") from None
+        raise UserError(f"the file {Path(file).name} is not valid UTF-8 text") from None
 
 
 def read(served: Served, text: str) -> Iterator[Reading]:
-    """Reads a text, and says after each piece how far it is.
+    """Reads a text and reports the progress after each piece.
 
-    A causal model reads on from piece to piece, in memory that does not grow. A masked one, which looks both ways,
-    reads beginnings of the text of doubling length, each at once.
+    A causal model reads piece by piece in constant memory. A masked model, which reads in both directions, reads
+    beginnings of the text of doubling length, each as a whole.
 
     Raises:
         UserError: for a text that is empty or too long.
@@ -99,12 +99,12 @@ def read(served: Served, text: str) -> Iterator[Reading]:
         raise UserError(f"the tokenizer of {served.name} has no tokenizer.json; save it with a fast tokenizer")
     with served.lock:
         tokens, _ = read_tokens(text, served.ready.tokenizer, [], "lines")
-    first = int(served.kind == CAUSAL)  # which is not predicted
+    first = int(served.kind == CAUSAL)  # the first token is not predicted
     length = len(tokens) - first
     limit = min(served.limit or length, length)
     notes = [_HOW[served.kind]]
     if limit < length:
-        notes.append(f"{served.name} takes at most {limit:,} tokens at once, so it reads these and no more.")
+        notes.append(f"{served.name} takes at most {limit:,} tokens at once, so it reads only these.")
     steps = _continued if served.kind == CAUSAL else _beginnings
     points: tuple[Point, ...] = ()
     for point in steps(served.model, tokens[: limit + first]):
@@ -118,7 +118,7 @@ def _continued(model: Any, tokens: np.ndarray) -> Iterator[Point]:
     for new, _ in score_pieces(model, tokens, Pieces(piece=PIECE)):
         done, seconds = done + new, seconds + time.perf_counter() - began
         yield Point(done, seconds, max(0, peak_memory(model.device) - before))
-        reset_peak_memory(model.device)  # what is drawn in between takes memory and time too
+        reset_peak_memory(model.device)  # drawing in between takes memory and time too
         began = time.perf_counter()
 
 

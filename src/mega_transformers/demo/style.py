@@ -1,4 +1,4 @@
-"""How the page looks, on wide and narrow screens, light and dark. System fonts only."""
+"""The style of the page, for wide and narrow screens, light and dark. System fonts only."""
 
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 MONOSPACED = ("ui-monospace", "Menlo", "Consolas", "monospace")

@@ -1,4 +1,4 @@
-"""The tabs: components of gradio around the functions that answer."""
+"""The tabs: gradio components around the functions of `answers` and `reading`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from .models import Served
 
 Models = dict[str, Served]
 SECONDS_BETWEEN_CHARTS = 0.5
-SECONDS_BETWEEN_PIECES = 0.04  # of text: each costs the server and the browser some work
-# a click on a candidate goes to the server; what comes back takes the place of the button that had the focus
+SECONDS_BETWEEN_PIECES = 0.04  # updates per second: each costs the server and the browser some work
+# a click on a candidate goes to the server; the answer replaces the button that had the focus
 PICK = """
 let picked = false;
 element.addEventListener('click', event => {
@@ -41,13 +41,13 @@ SAMPLE, TYPED, FILE = "The example: speeches and essays", "A text of mine", "A f
 
 
 def told(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, whose answer is HTML, with a visitor's mistakes and used-up memory as sentences in its place."""
+    """`function`, whose answer is HTML; mistakes of a visitor and lack of memory become sentences."""
 
     def sentence(error: Exception) -> str:
         if isinstance(error, (UserError, RecipeError)):
             return markup.mistake(str(error))
         if is_out_of_memory(error):
-            return markup.mistake("there is not enough memory for a text of this length; give a shorter one")
+            return markup.mistake("there is not enough memory for a text of this length; give a shorter text")
         raise error
 
     @wraps(function)
@@ -75,15 +75,15 @@ def _asked(
     at_a_time: int | Literal["default"] | None = "default",
     **options: Any,
 ) -> gr.HTML:
-    """The answer to inputs, of which the second is a text if there are examples; below the buttons that ask and stop.
+    """An answer below the buttons that start and stop it; with examples, the second input is a text.
 
     Args:
-        function: Makes the answer, at once or growing.
+        function: Returns the answer, or yields it as it grows.
         inputs: Its arguments.
-        button: What is on the button.
-        examples: Texts for the second input, asked with a click.
-        at_a_time: Visitors who are answered at the same time.
-        options: Of `gr.HTML`.
+        button: The label of the button.
+        examples: Texts for the second input; a click asks one.
+        at_a_time: Visitors served at the same time.
+        options: Options of `gr.HTML`.
     """
     grows = inspect.isgeneratorfunction(function)
     with gr.Row():
@@ -102,7 +102,7 @@ def _asked(
 
 
 def _why(models: Models, inputs: list[Any]) -> None:
-    """A button that shows which tokens of a text the likeliest answer comes from."""
+    """A button that shows which tokens led to the most likely answer."""
 
     @told
     def explain(name: str, text: str) -> str:
@@ -118,7 +118,7 @@ def _chooser(models: Models) -> gr.Radio:
 
 
 def fill_masks(models: Models) -> None:
-    """Candidates for masks as bars; a click puts one in, and the masks that remain are filled again."""
+    """Candidates for masks as bars; a click inserts one, and the remaining masks are filled again."""
 
     @told
     def fill(name: str, text: str) -> str:
@@ -137,14 +137,14 @@ def fill_masks(models: Models) -> None:
         f"We shall win this {MASK}, and the {MASK} that follows.",
     )
     model = _chooser(models)
-    text = gr.Textbox(examples[0], label=f"Text with {MASK} where a word is missing", max_lines=10)
+    text = gr.Textbox(examples[0], label=f"Text with {MASK} in place of a word", max_lines=10)
     answer = _asked(fill, [model, text], "Fill masks", examples, js_on_load=PICK)
     answer.pick(pick, [model, text], [text, answer], show_progress="hidden", api_visibility="private")
     _why(models, [model, text])
 
 
 def write(models: Models) -> None:
-    """A text that continues, shown as it is made."""
+    """The continuation of a text, shown as it is generated."""
 
     @told
     def write(name: str, prompt: str, length: int, temperature: float, top_p: float) -> Iterator[str]:
@@ -165,14 +165,16 @@ def write(models: Models) -> None:
     text = gr.Textbox(examples[0], label="The beginning of a text", max_lines=10)
     with gr.Row():
         length = gr.Slider(1, answers.MAX_NEW_TOKENS, 100, step=1, label="Length in tokens", min_width=220)
-        temperature = gr.Slider(0, 2, TEMPERATURE, step=0.1, label="Temperature (0: no chance)", min_width=220)
+        temperature = gr.Slider(
+            0, 2, TEMPERATURE, step=0.1, label="Temperature (0: always the most likely token)", min_width=220
+        )
         top_p = gr.Slider(0.05, 1, TOP_P, step=0.05, label="Top-p (1: all tokens)", min_width=220)
     _asked(write, [model, text, length, temperature, top_p], "Write", examples)
     _why(models, [model, text])
 
 
 def text_to_text(models: Models) -> None:
-    """Each line or word beside what the model makes of it."""
+    """Each line or word beside the model's output."""
 
     @told
     def convert(name: str, text: str) -> str:
@@ -180,7 +182,7 @@ def text_to_text(models: Models) -> None:
 
     label, examples = "Texts, one per line", ("The ship left the port.", "How are you?\nThank you, I am well.")
     if DEFAULT_PAIR_MODEL in models:
-        label, examples = "Words, which become phonemes", ("moving average", "A whale of a tale!")
+        label, examples = "Words to convert to phonemes", ("moving average", "A whale of a tale!")
     model = _chooser(models)
     _asked(convert, [model, gr.Textbox(examples[0], label=label, lines=2, max_lines=10)], "Convert", examples)
 
@@ -200,12 +202,12 @@ def classify(models: Models) -> None:
 
 
 def read_long(models: Models) -> None:
-    """Time and memory against length, while a book is read."""
+    """Time and memory against length while the model reads a book."""
 
     @told
     def read(name: str, source: str, typed: str, file: str | None) -> Iterator[str]:
         if source == FILE and file is None:
-            raise UserError("there is no file yet; choose one, or another text")
+            raise UserError("there is no file yet; choose a file, or another text")
         text = reading.example() if source == SAMPLE else typed if source == TYPED else reading.text_of(str(file))
         drawn = float("-inf")
         for answer in reading.read(models[name], text):
@@ -224,11 +226,11 @@ def read_long(models: Models) -> None:
         api_visibility="private",
         show_progress="hidden",
     )
-    # one at a time, since time and memory are measured
+    # one visitor at a time, since time and memory are measured
     _asked(read, [model, source, typed, file], "Read", at_a_time=1)
 
 
-# title of a tab, the kinds of models that serve it, and what makes it
+# title of a tab, the kinds of models that serve it, and its function
 TABS = (
     ("Fill masks", (MASKED,), fill_masks),
     ("Write", (CAUSAL,), write),

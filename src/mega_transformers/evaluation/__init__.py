@@ -1,1 +1,1 @@
-"""Evaluating models: texts of any length piece by piece, outputs beside references, and simple baselines."""
+"""Evaluating models: texts of any length piece by piece, outputs against references, and simple baselines."""

@@ -1,4 +1,4 @@
-"""What counting and copying alone reach: n-gram models of tokens, and the target of the nearest training source."""
+"""Baselines: n-gram models of tokens, and the target of the nearest training source."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class Ngram:
         ordinary[list(never)] = False
         counts = np.bincount(tokens, minlength=vocab_size) * ordinary
         self.unigram = np.where(ordinary, (counts + 1) / (counts.sum() + ordinary.sum()), 0.0)
-        # for each longer n-gram: the n-grams as numbers, their counts, the contexts, their counts and followers
+        # for each longer n-gram: the n-grams as numbers, their counts, the contexts, and the contexts' counts and
+        # followers
         self.tables = []
         for n in range(2, order + 1):
             grams = self._number([tokens[k : len(tokens) - n + 1 + k] for k in range(n)])
@@ -61,7 +62,7 @@ class Ngram:
 
 
 def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """The values of those of sorted `keys` that are `wanted`; 0 for others."""
+    """The values at the `wanted` entries of the sorted `keys`; 0 for missing keys."""
     if not len(keys):
         return np.zeros(len(wanted), dtype=np.int64)
     place = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
@@ -71,7 +72,7 @@ def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.nda
 def nearest_neighbours(sources: Sequence[str], targets: Sequence[str], queries: Sequence[str]) -> list[str]:
     """For each query the target of the most similar training source: the cosine of their tf-idf of character trigrams.
 
-    Of equally similar sources the first one counts.
+    If several sources are equally similar, the first one counts.
     """
     from rich.progress import track
     from sklearn.feature_extraction.text import TfidfVectorizer

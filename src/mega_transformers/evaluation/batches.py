@@ -12,12 +12,12 @@ Advance = Callable[[int], None]
 
 
 def batches_by_length(lengths: Sequence[int], max_tokens: int, max_rows: int | None = None) -> Iterator[list[int]]:
-    """Batches of the inputs' indices, the longest inputs first: what memory cannot hold fails at the start.
+    """Batches of the inputs' indices, the longest inputs first, so that a lack of memory shows at the start.
 
     Args:
         lengths: Tokens of each input.
-        max_tokens: Tokens of a batch at most, padding counted; an input longer than that is alone.
-        max_rows: Inputs of a batch at most; None for any number.
+        max_tokens: Most tokens of a batch, padding included; a longer input is a batch of its own.
+        max_rows: Most inputs of a batch, or None.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     start = 0
@@ -35,12 +35,12 @@ def by_length(
     max_rows: int | None = None,
     description: str = "Reading",
 ) -> list[Result]:
-    """What `compute` makes of each input, in the order of the inputs.
+    """The results of `compute`, in the order of the inputs.
 
     Args:
-        compute: Takes indices of inputs, and what to tell the tokens that are done; returns a result for each input.
+        compute: Takes indices of inputs and a function to report finished tokens; returns one result for each input.
         lengths, max_tokens, max_rows: See `batches_by_length`.
-        description: What the progress bar says.
+        description: The label of the progress bar.
     """
     results: dict[int, Result] = {}
     with LateBar(description, sum(lengths)) as bar:

@@ -9,7 +9,7 @@ import torch
 
 from .batches import batches_by_length
 
-# what looks like a special token is text; what is too long is told elsewhere
+# special tokens in a text are ordinary text; callers report texts that are too long
 PLAIN = {"split_special_tokens": True, "verbose": False}
 DECODING = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 
@@ -29,14 +29,14 @@ def encode_targets(tokenizer: Any, targets: Sequence[str]) -> list[list[int]]:
 def generate_outputs(
     model: Any, tokenizer: Any, sources: Sequence[list[int]], tokens_per_batch: int = 4096, **arguments: Any
 ) -> Iterator[tuple[int, list[str]]]:
-    """Outputs of a model in evaluation mode, as they are made: pairs of a source's index and its outputs, best first.
+    """Yields the outputs of a model in evaluation mode: pairs of a source's index and its outputs, best first.
 
     Args:
         model: A sequence-to-sequence model of transformers.
         tokenizer: Its tokenizer.
         sources: Ids of each source.
-        tokens_per_batch: Source tokens at a time, padding and beams counted.
-        arguments: For `generate`.
+        tokens_per_batch: Most source tokens of a batch, with padding and beams.
+        arguments: Arguments of `generate`.
     """
     beams, outputs = arguments.get("num_beams") or 1, arguments.get("num_return_sequences") or 1
     for batch in batches_by_length([len(ids) for ids in sources], tokens_per_batch // max(beams, outputs)):
@@ -53,5 +53,5 @@ def generate_outputs(
 
 
 def prepared_source(tokenizer: Any, text: str) -> str:
-    """A source text as the tokenizer wants it: in lower case if it says `lowercase_source`."""
+    """A source text as the tokenizer expects it: in lower case if the tokenizer has `lowercase_source`."""
     return text.lower() if tokenizer.init_kwargs.get("lowercase_source") else text

@@ -1,4 +1,4 @@
-"""The most memory that was in use."""
+"""Measures peak memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that were in use: on a GPU by its tensors, on a CPU by the whole process."""
+    """The peak bytes in use: of tensors on a GPU, of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     import resource  # not on Windows
@@ -22,16 +22,15 @@ def peak_memory(device: torch.device) -> int:
 
 
 def reset_peak_memory(device: torch.device) -> int:
-    """Makes `peak_memory` begin anew with what is in use now, which it returns.
+    """Resets `peak_memory` to the bytes in use now, and returns them.
 
-    On a CPU this takes a Linux whose /proc can be written to. Elsewhere `peak_memory` remains that of the process's
-    whole life.
+    On a CPU, this needs a Linux with a writable /proc. Elsewhere `peak_memory` covers the whole life of the process.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:  # glibc: pages that earlier work left would hide what later work needs
+        if trim is not None:  # glibc: pages left by earlier work would hide the needs of later work
             trim(0)
         with suppress(OSError):
             CLEAR_REFS.write_text("5")

@@ -1,4 +1,4 @@
-"""How outputs are evaluated beside their references, by sacrebleu and jiwer."""
+"""Evaluates outputs against references, with sacrebleu and jiwer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import RecipeError
 
 MAX_BEAMS = 1000
-# metric -> whether more is better
+# metric -> whether higher is better
 METRICS = {
     "bleu": True,
     "chrf": True,
@@ -22,12 +22,12 @@ def score(predictions: Sequence[str], references: Sequence[Sequence[str]], metri
     """Scores of outputs.
 
     Args:
-        predictions: An output for each source.
-        references: The right outputs of each source, one or more.
-        metrics: Names of `METRICS`: `"bleu"` and `"chrf"` are sacrebleu's, over the whole, from 0 to 100;
-            `"exact_match"` is the part of the sources whose output is one of the references, and
-            `"sequence_error_rate"` the rest; `"symbol_error_rate"` is the sum of the edit distances to the closest
-            reference, in symbols separated by white space, over the sum of these references' lengths.
+        predictions: One output for each source.
+        references: One or more correct outputs for each source.
+        metrics: Names of `METRICS`: `"bleu"` and `"chrf"` are sacrebleu's corpus scores, from 0 to 100;
+            `"exact_match"` is the share of the sources whose output is one of the references, and
+            `"sequence_error_rate"` is 1 minus that; `"symbol_error_rate"` is the sum of the edit distances to the
+            closest reference, in symbols separated by white space, over the sum of these references' lengths.
 
     Raises:
         RecipeError: for a metric whose package is missing.
@@ -46,7 +46,7 @@ def _score(name: str, predictions: Sequence[str], references: Sequence[Sequence[
 
 
 def signatures(metrics: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, str]:
-    """sacrebleu's descriptions of how its metrics among `metrics` were computed."""
+    """sacrebleu's signatures of its metrics among `metrics`."""
     found = {}
     for name in metrics:
         if name in ("bleu", "chrf"):
@@ -57,7 +57,7 @@ def signatures(metrics: Sequence[str], references: Sequence[Sequence[str]]) -> d
 
 
 def symbol_error_rate(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """See `score`. Of references that are equally close, the first one counts."""
+    """See `score`. If several references are equally close, the first one counts."""
     try:
         from jiwer import process_words
     except ImportError:
@@ -87,6 +87,6 @@ def _missing(metric: str, package: str) -> RecipeError:
 
 
 def _streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
-    """sacrebleu's order: the first references of all sources, the second ones, ...; None where there is none."""
+    """sacrebleu's order: the first references of all sources, the second ones, ...; None for a missing one."""
     most = max(map(len, references))
     return [[some[index] if index < len(some) else None for some in references] for index in range(most)]

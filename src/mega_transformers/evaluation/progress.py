@@ -8,10 +8,10 @@ SECONDS_WITHOUT_BAR = 2
 
 
 class LateBar:
-    """A progress bar on stderr, if that is a terminal, which only appears when the work takes long.
+    """A progress bar on stderr, if that is a terminal; it appears only if the work takes long.
 
     Args:
-        description: What is done: "Embedding".
+        description: The label: "Embedding".
         total: Units of work, such as tokens.
     """
 
@@ -23,7 +23,7 @@ class LateBar:
         columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
         self.progress = Progress(*columns, console=console, transient=True)
         self.task = self.progress.add_task(description, total=total)
-        # not by `advance`: a single step may be what takes long
+        # not in `advance`, since a single step may take long
         self.timer = threading.Timer(SECONDS_WITHOUT_BAR, self.progress.start) if console.is_terminal else None
 
     def __enter__(self) -> LateBar:
@@ -41,5 +41,5 @@ class LateBar:
             self.progress.stop()
 
     def advance(self, units: int) -> None:
-        """Tells that so much more is done."""
+        """Reports that `amount` more units are done."""
         self.progress.advance(self.task, units)

@@ -1,4 +1,4 @@
-"""How a long text is cut into a model's inputs. Imports nothing heavy."""
+"""Cuts a long text into a model's inputs. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ..errors import RecipeError
 
-# modes, and the sizes that each one uses
+# mode -> the sizes that it uses
 USES = {"full": ("piece",), "chunk": ("window",), "sliding": ("window", "stride")}
 
 
@@ -18,12 +18,12 @@ class Reading:
 
     Args:
         mode: `"full"`: every token is predicted from all before it, by a cache that is carried from piece to piece;
-            `"chunk"`: from those before it in its window, at whose start the model knows nothing;
-            `"sliding"`: from those before it in a window that moves on by `stride`, of which the model scores the new
-            tokens only, having read at least `window - stride` before them.
+            `"chunk"`: from those before it in its window, which starts without context;
+            `"sliding"`: from those before it in a window that moves by `stride`; only the new tokens are scored, after
+            at least `window - stride` tokens of context.
         window: Tokens per window.
-        stride: Tokens by which a window moves on; half a window for None.
-        piece: Tokens per forward pass of mode full. They only change time and memory.
+        stride: Tokens by which a window moves. Default: half a window.
+        piece: Tokens per forward pass of mode full. It changes only time and memory.
 
     Raises:
         RecipeError: for an unknown mode, sizes below 1, and a stride above the window.
@@ -36,20 +36,20 @@ class Reading:
 
     def __post_init__(self) -> None:
         if self.mode not in USES:
-            raise RecipeError(f"mode={self.mode!r} is unknown; known are {', '.join(USES)}")
+            raise RecipeError(f"mode={self.mode!r} is unknown; the known modes are {', '.join(USES)}")
         for name in ("window", "stride", "piece"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RecipeError(f"{name}={value} must be at least 1")
         if self.stride is not None and self.stride > self.window:
             raise RecipeError(
-                f"stride={self.stride} is above window={self.window}, so that tokens between two windows would be "
-                "left out; lower the stride to at most the window"
+                f"stride={self.stride} is above window={self.window}, which would skip tokens between windows; lower "
+                f"stride to at most {self.window}"
             )
 
     @property
     def step(self) -> int:
-        """Tokens by which the start of a forward pass moves on."""
+        """The distance in tokens between the starts of two forward passes."""
         if self.mode == "full":
             return self.piece
         return self.window if self.mode == "chunk" else self.stride or max(self.window // 2, 1)

@@ -59,7 +59,7 @@ def read_tokens(text: str, tokenizer: Any, clean: list[str], documents: str) -> 
     """Turns a text into one row of ids (tokens,), and measures its size.
 
     A tokenizer with different tokens for start and end of a document puts them around every document. If it has one
-    token for both, or only one for the end, that token stands before the first document and after every document.
+    token for both, or only one for the end, that token goes before the first document and after every document.
 
     Args:
         text: The text.
@@ -78,7 +78,7 @@ def read_tokens(text: str, tokenizer: Any, clean: list[str], documents: str) -> 
     start = tokenizer.cls_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     before, after = ([] if start in (None, end) else [start]), ([] if end is None else [end])
-    # a document without a token for its start follows the end of the one before
+    # without a start token, a document follows the end token of the one before
     lines = [[] if before else after]
     for batch in encoded_batches(pieces, tokenizer):
         lines.append([token for ids in batch for token in (*before, *ids, *after)])
@@ -113,8 +113,8 @@ def score_tokens(model: Any, tokens: np.ndarray, reading: Reading, description: 
         description: Label of the progress bar, which appears on stderr if this takes longer than two seconds.
 
     Raises:
-        RecipeError: for less than two tokens, for more at a time than the model takes, and in mode full for a model
-            without a cache.
+        RecipeError: for fewer than two tokens, for longer inputs than the model takes, and in mode full for a model
+        without a cache.
     """
     length = len(tokens) - 1
     with LateBar(description, max(length, 1)) as bar:
@@ -126,7 +126,7 @@ def score_tokens(model: Any, tokens: np.ndarray, reading: Reading, description: 
 
 
 def score_pieces(model: Any, tokens: np.ndarray, reading: Reading) -> Iterator[tuple[int, float]]:
-    """What `score_tokens` adds up: for each input, the number of tokens that it predicts, and their nats.
+    """Yields, for each input, the number of tokens that it predicts and their total nats.
 
     Raises:
         RecipeError: as `score_tokens`.
@@ -146,7 +146,7 @@ def score_pieces(model: Any, tokens: np.ndarray, reading: Reading) -> Iterator[t
             ids = torch.from_numpy(tokens[begin : end + 1].astype(np.int64)).to(model.device)
             if few_logits:
                 arguments["logits_to_keep"] = end - new
-            with torch.inference_mode():  # not around the loop: whoever takes the pieces would be in it too
+            with torch.inference_mode():  # not around the loop, which would include the consumer of the pieces
                 logits = model(input_ids=ids[:-1].unsqueeze(0), **arguments).logits[0, new - end :].float()
                 nats = F.cross_entropy(logits, ids[new - end :], reduction="sum").item()
             yield end - new, nats
@@ -155,16 +155,16 @@ def score_pieces(model: Any, tokens: np.ndarray, reading: Reading) -> Iterator[t
 
 
 def input_limit(config: Any) -> int | None:
-    """The most tokens a model takes at once, cache included; None for no limit."""
+    """The most tokens a model takes at once, cache included, or None."""
     if config.model_type != "mega":
         return getattr(config, "max_position_embeddings", None)
     return positions_limit(config)
 
 
 def text_limit(config: Any, tokenizer: Any) -> int | None:
-    """The most tokens of a text that a model takes at once; None for no limit.
+    """The most tokens of a text that a model takes at once, or None.
 
-    Of models that count positions from an offset, such as RoBERTa, only the tokenizer knows it.
+    For models that count positions from an offset, such as RoBERTa, only the tokenizer knows the limit.
     """
     limit = input_limit(config)
     if config.model_type == "mega":
@@ -178,7 +178,7 @@ def _check_limit(config: Any, length: int, reading: Reading) -> None:
         return
     if reading.mode == "full" and length > limit:
         raise RecipeError(
-            f"the text has {length:,} tokens, but the model takes at most {limit:,} before it must forget; use mode "
+            f"the text has {length:,} tokens, but the model takes at most {limit:,} at once; use mode "
             f"sliding or chunk with a window of at most {limit:,}"
         )
     if reading.mode != "full" and min(reading.window, length) > limit:
@@ -189,15 +189,15 @@ def _cache_argument(model: Any) -> str:
     try:
         return cache_argument(model)
     except ValueError as error:
-        raise RecipeError(f"{error}, so that nothing can be carried on; use mode sliding or chunk") from None
+        raise RecipeError(f"{error}, so it cannot carry a state; use mode sliding or chunk") from None
 
 
 def is_causal(model: Any) -> bool:
-    """Whether the first outputs of a model for a few tokens stay the same when a later token changes."""
+    """Whether a model's first outputs stay the same when a later token changes."""
     first, second = (torch.tensor([[0, 1, last]], device=model.device) for last in (0, 1))
     with torch.inference_mode():
         before, after = (model(input_ids=ids, use_cache=False)[0][:, :2] for ids in (first, second))
-    tolerance = max(1e-3, 16 * torch.finfo(before.dtype).eps)  # rounding depends on later tokens too
+    tolerance = max(1e-3, 16 * torch.finfo(before.dtype).eps)  # rounding may depend on later tokens
     return torch.allclose(before, after, rtol=tolerance, atol=tolerance)
 
 
@@ -209,6 +209,6 @@ def check_causal(model: Any) -> None:
     """
     if not is_causal(model):
         raise RecipeError(
-            f"{type(model).__name__} sees the words it is to predict: its predictions change with later words; give a "
-            "causal language model"
+            f"{type(model).__name__} sees the tokens that it predicts: its predictions change with later tokens; "
+            "give a causal language model"
         )

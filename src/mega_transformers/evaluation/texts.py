@@ -18,7 +18,7 @@ _QUOTED = re.compile(r'" ([^"\n]+?) "')
 
 
 def wikitext(text: str) -> str:
-    """WikiText's tokenised text as it was written: no `@-@`, no spaces around punctuation and inside brackets."""
+    """Undoes WikiText's tokenisation: no `@-@`, no spaces around punctuation and inside brackets."""
     text = re.sub(r" @([-,.])@ ", r"\1", text)
     text = _QUOTED.sub(r'"\1"', text)
     text = re.sub(r" ([,.;:!?%)\]}]|n't\b|'(?:s|re|ve|ll|d|m|t)\b)", r"\1", text)
@@ -28,20 +28,20 @@ def wikitext(text: str) -> str:
 
 
 def unwrap(text: str) -> str:
-    """Lines broken at a fixed width joined again: one line per paragraph, blank lines between paragraphs."""
+    """Joins lines that were broken at a fixed width: one line per paragraph, blank lines between paragraphs."""
     paragraphs = re.split(r"\n\s*\n", text)
     return "\n\n".join(re.sub(r"\s*\n\s*", " ", paragraph).strip() for paragraph in paragraphs)
 
 
 def emphasis(text: str) -> str:
-    """Without the signs of plain-text emphasis: `_word_` and ` * words * `."""
+    """Removes the marks of plain-text emphasis: `_word_` and ` * words * `."""
     text = re.sub(r"(?<!\w)_([^_\n]+)_(?!\w)", r"\1", text)
     return re.sub(r" ?\*(?= |$|[.,;:!?])", "", re.sub(r"(^|\s)\* ", r"\1", text))
 
 
 CLEANERS: dict[str, Callable[[str], str]] = {"wikitext": wikitext, "unwrap": unwrap, "emphasis": emphasis}
 
-# how a file or row is cut into documents; None for not at all
+# how to cut a file or row into documents; None does not cut
 SPLITTERS: dict[str, str | None] = {
     "whole": None,
     "lines": r"\n",
@@ -53,22 +53,22 @@ SPLITTERS: dict[str, str | None] = {
 
 
 def check_names(clean: list[str], documents: str) -> None:
-    """Refuses options `--clean` and `--documents` that name nothing.
+    """Refuses unknown values of `--clean` and `--documents`.
 
     Raises:
         RecipeError: with the known names.
     """
     for name in clean:
         if name not in CLEANERS:
-            raise RecipeError(f"--clean {name} is unknown; known are {', '.join(CLEANERS)}")
+            raise RecipeError(f"--clean {name} is unknown; the known values are {', '.join(CLEANERS)}")
     if documents not in SPLITTERS:
-        raise RecipeError(f"--documents {documents} is unknown; known are {', '.join(SPLITTERS)}")
+        raise RecipeError(f"--documents {documents} is unknown; the known values are {', '.join(SPLITTERS)}")
 
 
 def documents_of(text: str, clean: list[str], documents: str) -> list[str]:
-    """The documents of a text: cut, cleaned, stripped of outer blanks, empty ones left out."""
+    """The documents of a text: cut, cleaned and stripped; empty ones are left out."""
     text = text.replace("\r\n", "\n")
-    # cleaning removes the headings that articles begin with; it keeps or makes what ends the others
+    # cut first into articles, since cleaning removes their headings; it keeps or makes all other separators
     pieces = re.split(str(SPLITTERS[documents]), text) if documents == "articles" else [text]
     for name in clean:
         pieces = [CLEANERS[name](piece) for piece in pieces]
@@ -93,7 +93,7 @@ def read_text(path: Path) -> str:
 
 @dataclass
 class TextSize:
-    """How long texts are.
+    """The size of texts.
 
     Args:
         characters: Unicode characters of the documents, cleaned.
@@ -116,7 +116,7 @@ class TextSize:
         return TextSize(self.characters + other.characters, self.words + other.words, self.raw_words + other.raw_words)
 
     def scores(self, nats: float, tokens: int) -> dict[str, float]:
-        """What a model's total cross entropy at so many tokens means per token, character and word."""
+        """A model's total cross entropy over `tokens` tokens, per token, character and word."""
         return {
             "cross_entropy": nats / tokens,
             "perplexity": safe_exp(nats / tokens),
@@ -131,12 +131,12 @@ class TextSize:
 
 
 def safe_exp(value: float) -> float:
-    """exp, infinite where floats end: a text without blanks is one word."""
+    """exp, infinite beyond the range of floats (a text without blanks is one word)."""
     return math.exp(value) if value < 700 else math.inf
 
 
 def encode_documents(tokenizer: Any, documents: list[str]) -> list[list[int]]:
-    """Ids of each document, without special tokens; text that looks like one is plain text."""
+    """Ids of each document, without special tokens; special tokens in the text are ordinary text."""
     backend = tokenizer.backend_tokenizer
     before = backend.encode_special_tokens
     backend.encode_special_tokens = True
@@ -147,7 +147,7 @@ def encode_documents(tokenizer: Any, documents: list[str]) -> list[list[int]]:
 
 
 def encoded_batches(documents: Iterable[str], tokenizer: Any) -> Iterator[list[list[int]]]:
-    """As `encode_documents`, of about a million characters at a time."""
+    """Like `encode_documents`, for about a million characters at a time."""
     batch: list[str] = []
     size = 0
     for document in documents:

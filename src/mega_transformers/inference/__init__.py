@@ -1,1 +1,1 @@
-"""What an encoder says about texts of any length: vectors, labels, tags."""
+"""Encoders for texts of any length: vectors, labels, tags."""

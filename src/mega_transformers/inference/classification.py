@@ -1,4 +1,4 @@
-"""Labels of texts and of pairs of them, and tags of words; of texts of any length."""
+"""Labels for texts and pairs of texts, and tags for words, for texts of any length."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .encoding import MASK, Parts, TextModel, token_counts
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 WORD = re.compile(r"\w+(?:[-'\u2019.,]\w+)*|[^\w\s]")
-"""A run of letters and digits, with hyphens, apostrophes, points and commas inside; any other sign is a word too."""
+"""A run of letters and digits, with hyphens, apostrophes, points and commas inside, or any other single character."""
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Word:
         word: The word.
         start: Its first character in the text.
         end: The character after its last one.
-        tag: Its likeliest tag.
+        tag: Its most likely tag.
         score: Probability of the tag.
     """
 

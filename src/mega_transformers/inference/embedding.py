@@ -1,4 +1,4 @@
-"""A vector for each text: the vectors of its tokens, pooled; of texts of any length."""
+"""A vector for each text of any length: the pooled vectors of its tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..models.mega.modeling_mega_classification import first_real_token, mean_of
 from .encoding import MASK, Parts, TextModel, token_counts
 
 POOLINGS = ("mean", "first", "last", "max")
-PIECE = 4096  # tokens of a long text that are read or pooled at a time
+PIECE = 4096  # tokens of a long text to read or pool at a time
 
 
 def pool(hidden_states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
@@ -29,7 +29,7 @@ def pool(hidden_states: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch
     Args:
         hidden_states: (B, L, d).
         mask: (B, L), 1 at tokens and 0 at padding.
-        pooling: `"mean"` of all tokens, the `"first"` or `"last"` one, or the `"max"` of each feature.
+        pooling: `"mean"` of all tokens, the `"first"` or `"last"` token, or the `"max"` of each feature.
     """
     hidden_states = hidden_states.float()
     if pooling == "max":
@@ -75,14 +75,14 @@ class TokenEncoder(TextModel):
         return vectors.cpu().numpy()
 
     def _read_on(self, ids: torch.Tensor, advance: Advance) -> Iterator[torch.Tensor]:
-        """The hidden states of one row of ids (1, L), piece by piece, each of which sees those before."""
+        """The hidden states of one row of ids (1, L), piece by piece; each piece sees the earlier ones."""
         cache = {cache_argument(self.model): DynamicCache(config=self.model.config), "use_cache": True}
         for piece in ids.split(PIECE, dim=1):
             yield self.model(input_ids=piece, **cache)[0]
             advance(piece.shape[1])
 
     def _read_both_ways(self, ids: torch.Tensor, advance: Advance) -> Iterator[torch.Tensor]:
-        """The same of a model that sees what follows too: its layers read one after the other."""
+        """The same for a bidirectional model: one layer after the other reads all pieces."""
         layers, left = self.model.config.num_hidden_layers, 0
 
         def watch(tokens: int) -> None:
@@ -93,7 +93,7 @@ class TokenEncoder(TextModel):
         yield from encode(self.model, ids, progress=watch).split(PIECE, dim=1)
 
     def _pooled(self, pieces: Iterator[torch.Tensor]) -> torch.Tensor:
-        """The vector (1, d) of a row, from the hidden states (1, n, d) of its pieces."""
+        """The pooled vector (1, d) of a row, from the hidden states (1, n, d) of its pieces."""
         vectors, sizes = [], []
         for hidden_states in pieces:
             mask = torch.ones(hidden_states.shape[:2], dtype=torch.int64, device=hidden_states.device)

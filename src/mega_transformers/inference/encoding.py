@@ -1,4 +1,4 @@
-"""Models with their tokenizers, and texts as batches of ids."""
+"""Models with their tokenizers, and batches of ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..evaluation.texts import CHARACTERS_PER_BATCH
 
 MASK = "attention_mask"
 Parts: TypeAlias = tuple[Any, ...]
-"""A text, (text,), or a pair of texts, (first, second); words in a list are a text too."""
+"""A text as (text,), or a pair of texts as (first, second); a text can be a list of words."""
 
 
 @dataclass
@@ -49,7 +49,7 @@ class TextModel:
 
     @property
     def max_rows(self) -> int | None:
-        """The most texts of a batch; None for any number."""
+        """The most texts of a batch, or None."""
         return None
 
     def count(self, texts: Sequence[Parts]) -> list[int]:
@@ -73,12 +73,12 @@ class TextModel:
 
 
 def token_counts(tokenizer: Any, texts: Sequence[Parts], **options: Any) -> list[int]:
-    """The tokens of each text or pair of texts, special ones counted.
+    """The number of tokens of each text or pair of texts, with special tokens.
 
     Args:
         tokenizer: The tokenizer.
         texts: The texts.
-        options: For the tokenizer.
+        options: Options of the tokenizer.
     """
     counts: list[int] = []
     batch: list[Parts] = []
@@ -93,9 +93,9 @@ def token_counts(tokenizer: Any, texts: Sequence[Parts], **options: Any) -> list
 
 
 def encode(tokenizer: Any, texts: Sequence[Parts], limit: int | None = None, **options: Any) -> Any:
-    """What the tokenizer makes of texts or pairs of them, cut to `limit` tokens.
+    """The tokenizer's output for texts or pairs of texts, cut to `limit` tokens.
 
-    What looks like a special token is text.
+    Special tokens in a text, such as "<s>", are read as ordinary text.
     """
     if limit is not None:
         options |= {"truncation": True, "max_length": limit}
@@ -106,9 +106,9 @@ def padded(encoded: Any, padding: int, device: torch.device) -> dict[str, torch.
     """Tensors (B, L) of rows of unequal lengths, padded on the right.
 
     Args:
-        encoded: Name of a field -> its rows, with `input_ids` among them.
+        encoded: Name of a field -> its rows; includes `input_ids`.
         padding: The id of padding.
-        device: Where the tensors are to be.
+        device: The device of the tensors.
     """
     fields = {name: rows for name, rows in encoded.items() if name in ("input_ids", "token_type_ids")}
     fields[MASK] = [[1] * len(row) for row in fields["input_ids"]]

@@ -1,4 +1,4 @@
-"""Texts, or pairs of them, from files: whole files, their lines, or columns of tables. Imports nothing heavy."""
+"""Reads texts or pairs of texts from files: whole files, lines, or columns of tables. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..evaluation.texts import read_text
 
 TABLES = (".csv", ".tsv", ".jsonl")
 COLUMNS = ("text", "text_pair")
-"""The columns of a table that are read where none are named."""
+"""The default columns of a table."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Text:
     """A text, or a pair of texts.
 
     Args:
-        id: Where it comes from: "3", "book.txt", "rows.csv:7".
+        id: Its origin: "3", "book.txt", "rows.csv:7".
         text: The text, or the first one of a pair.
         pair: The second one of a pair.
-        whole: Whether it is a whole file, which nobody wants to see again.
+        whole: Whether it is a whole file, which is not repeated in the output.
     """
 
     id: str
@@ -36,27 +36,28 @@ class Text:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The text, or both of a pair."""
+        """The text, or both texts of a pair."""
         return (self.text,) if self.pair is None else (self.text, self.pair)
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file is a table by its name, compressed or not."""
+    """Whether a file's name is that of a table, compressed or not."""
     return _ending(path) in TABLES
 
 
 def read_file(path: Path, columns: Sequence[str] = COLUMNS[:1], lines: bool = False) -> list[Text]:
-    """The texts of a file: of a table its columns, else the whole file, or its lines that are not blank.
+    """The texts of a file: the columns of a table, else the whole file, or its lines without blank ones.
 
     Args:
-        path: A .csv, .tsv or .jsonl file, or plain text; with .gz behind, compressed. In a .tsv file quotes are text.
-        columns: Names of one column, or of two for pairs; of .csv and .tsv files without header their numbers, from
-            "1" on. In plain text, two mean that each line is a pair, separated by a tab.
+        path: A .csv, .tsv or .jsonl file, or plain text; with a final .gz, compressed. In a .tsv file, quotes are
+            ordinary characters.
+        columns: Names of one column, or of two for pairs; in .csv and .tsv files without a header, their numbers,
+            counted from "1". In plain text, two columns mean that each line is a pair, separated by a tab.
         lines: Whether each line of plain text is a text.
 
     Raises:
-        RecipeError: naming the file, and the line where there is one, for what cannot be read, is damaged, has no
-            such column or holds no text.
+        RecipeError: names the file, and the line if there is one; for a file that cannot be read, is damaged, has no
+        such column or holds no text.
     """
     content = read_text(path)
     pairs = len(columns) == 2
@@ -74,10 +75,10 @@ def read_file(path: Path, columns: Sequence[str] = COLUMNS[:1], lines: bool = Fa
 
 
 def line_text(id: str, line: str, pair: bool) -> Text:
-    """The text of a line, or its pair of texts, separated by a tab.
+    """The text of a line, or its pair of texts separated by a tab.
 
     Raises:
-        RecipeError: if there are more or fewer than two in a pair, or one is empty.
+        RecipeError: if a pair does not have exactly two texts, or one is empty.
     """
     if not pair:
         return Text(id, line)
@@ -117,8 +118,8 @@ def _json_rows(path: Path, content: str, columns: Sequence[str]) -> Iterator[tup
 
 
 def _csv_rows(path: Path, content: str, columns: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    # the limit of a field is 131,072 characters otherwise, fewer than a book has
-    # of the whole process, for all who read tables: it is only raised
+    # the default limit of a field, 131,072 characters, is too small for a book
+    # the limit is shared by the whole process, so it is only ever raised
     csv.field_size_limit(max(csv.field_size_limit(), min(len(content), 2**31 - 1)))
     form: dict[str, Any] = {"delimiter": ",", "strict": True}
     if _ending(path) == ".tsv":
@@ -139,7 +140,9 @@ def _csv_rows(path: Path, content: str, columns: Sequence[str]) -> Iterator[tupl
             if not row:  # a blank line
                 continue
             if len(row) <= max(places):
-                raise RecipeError(f"{path}, line {first}: there is no column {max(places) + 1}, it has {len(row)}")
+                raise RecipeError(
+                    f"{path}, line {first}: there is no column {max(places) + 1}; the row has {len(row)}"
+                )
             yield first, [row[place] for place in places]
     except csv.Error as error:
         raise RecipeError(f"{path}, line {reader.line_num}: {error}") from None

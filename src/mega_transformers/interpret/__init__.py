@@ -1,1 +1,1 @@
-"""Looking into models: what they have learnt, and why one says what it says."""
+"""Inspects models: what they have learnt, and which tokens lead to an answer."""

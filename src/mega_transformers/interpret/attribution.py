@@ -1,16 +1,16 @@
-"""Which tokens made a model say this: integrated gradients over a text's embeddings, by captum.
+"""Which tokens led to a model's answer: integrated gradients over a text's embeddings, with captum.
 
 Integrated gradients (Sundararajan, Taly and Yan 2017, arXiv 1703.01365) follow a model's output f along the straight
-line from a baseline to the input, and give each token what its embedding contributes on the way. They are complete
-(their proposition 1): the scores add up to f(input) - f(baseline). What is differentiated is a log-probability: then
-the sum is the logarithm of how many times as likely the text makes the answer. A logit's sum says nothing such: what
-adds the same to all logits changes no answer, but would have a score.
+line from a baseline to the input, and give each token the contribution of its embedding. They are complete (their
+proposition 1): the scores add up to f(input) - f(baseline). Here f is a log-probability, so the sum is the logarithm
+of the factor by which the text changes the probability of the answer. Scores of a logit would have no such meaning:
+adding the same number to all logits changes no answer, but would change scores.
 
-The baseline is the text with one token in place of all others but those that say nothing of this text: the tokens for
-its start and end, and masks. These are the same in both and so have a score of exactly 0. The token is padding, which
-stands for no word. But the vector of padding is zero in many models, and a norm makes any direction of zero: the
-output then jumps where the line begins, and a thousand steps may be too few. Such models get the mask, their other
-sign for no word. Without either the vector is zero, the paper's baseline for texts.
+The baseline is the text with all its tokens replaced by a single one. Only masks and the tokens for start and end
+stay; they are equal in both and so have a score of exactly 0. The replacement is the padding token, which means no
+word. In many models the vector of padding is zero, though, and a norm can turn zero into any direction: the output
+then jumps at the start of the line, and a thousand steps may be too few. Such models get the mask token, which also
+means no word. Without either token, the vectors are zero, the paper's baseline for texts.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TABLES = {
     MASKED: "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
     CAUSAL: "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
 }
-"""What a model predicts -> transformers' table of the names of such classes."""
+"""Kind of model -> transformers' table of the names of such classes."""
 
 UNFINISHED = "\ufffd"
 
@@ -82,18 +82,18 @@ class Attribution:
 
     @property
     def measure(self) -> str:
-        """What `value` is."""
+        """The unit of `value`."""
         return "value" if self.probability is None else "log-probability"
 
     def strongest(self, count: int | None = None) -> list[int]:
-        """Indices of pieces by the size of their scores, largest first, without those of 0; at most `count`."""
+        """Indices of at most `count` pieces by the size of their scores, largest first, without scores of 0."""
         order = sorted(range(len(self.scores)), key=lambda index: -abs(self.scores[index]))
         return [index for index in order if self.scores[index]][:count]
 
 
 @dataclass(frozen=True)
 class Question:
-    """A text as a model reads it, and the output of it that is to be explained.
+    """A text as a model reads it, and the output to explain.
 
     Args:
         text: The text.
@@ -101,7 +101,7 @@ class Question:
         kept: (L,) whether a token stays as it is in the baseline.
         pieces: For each piece its end in the text, and its tokens.
         place: Token at which the output is read: a mask, or -1 for the last one; None for a class.
-        outputs: Outputs among which the likeliest is explained; empty for all.
+        outputs: The outputs to choose the most likely from; empty for all.
         blank: Token that replaces others in the baseline; None for a vector of zeros.
     """
 
@@ -129,7 +129,7 @@ def attribute(
             not changed; a model in 16 bits is copied, since gradients are computed in float32.
         tokenizer: Its tokenizer, a fast one.
         text: The text, with one or more masks for a masked language model.
-        target: What to explain: a word of one token, or a label. Default: what the model finds likeliest. For a text
+        target: What to explain: a word of one token, or a label. Default: the most likely answer. For a text
             with several masks, one for all or one for each.
         baseline: Token that replaces the others in the baseline. Default: padding, or the mask.
         settings: As in `explain`.
@@ -138,7 +138,7 @@ def attribute(
         One attribution for each mask, in their order; for other models a single one.
 
     Raises:
-        RecipeError: for a model, text or target that cannot be explained, and without captum.
+        RecipeError: for a model, text or target that cannot be explained, and if captum is missing.
     """
     asked = questions(model, tokenizer, text, target, baseline)
     return [explain(model, tokenizer, question, **settings) for question in asked]
@@ -169,7 +169,7 @@ def questions(
     target: str | Sequence[str] | None = None,
     baseline: str | None = None,
 ) -> list[Question]:
-    """Checks a text and says what is to be explained, without running the model: a question for each mask.
+    """Checks a text and finds the outputs to explain, without running the model: a question for each mask.
 
     Args:
         model, tokenizer, text, target, baseline: As in `attribute`.
@@ -179,11 +179,11 @@ def questions(
     """
     kind = predicts(model)
     if not tokenizer.is_fast:
-        raise RecipeError("the tokenizer has no tokenizer.json, so it does not tell where tokens are in a text")
+        raise RecipeError("the tokenizer has no tokenizer.json, so the places of tokens in a text are unknown")
     shown = repr(shortened(text))
     encoded = tokenizer(text, return_offsets_mapping=True, verbose=False)
     ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
-    if kind == CAUSAL:  # a text that continues is not closed
+    if kind == CAUSAL:  # a text to continue does not end with </s>
         while len(ids) > 1 and ids[-1] in (tokenizer.eos_token_id, tokenizer.sep_token_id):
             ids.pop()
     limit = text_limit(model.config, tokenizer)
@@ -192,7 +192,7 @@ def questions(
     same = {getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "cls", "sep", "mask")}
     places = _masks(tokenizer, ids, shown) if kind == MASKED else [-1 if kind == CAUSAL else None]
     if all(token in same for token in ids):
-        raise RecipeError(f"{shown} has no token beside special ones, so nothing explains an answer")
+        raise RecipeError(f"{shown} has only special tokens, so nothing can explain an answer")
     targets = [target] if target is None or isinstance(target, str) else list(target)
     if len(targets) not in (1, len(places)):
         masks = f"{len(places)} masks" if kind == MASKED and len(places) > 1 else "one place to explain"
@@ -217,7 +217,7 @@ def explain(
     tokens_at_once: int = TOKENS_AT_ONCE,
     watch: Watch | None = None,
 ) -> Attribution:
-    """Answers a question by integrated gradients.
+    """Computes the attribution for a question.
 
     Args:
         model, tokenizer: As in `attribute`.
@@ -231,7 +231,7 @@ def explain(
         watch: Called after each group of steps with how many are done, and how many there are.
 
     Raises:
-        RecipeError: without captum, and where the model gives no finite numbers.
+        RecipeError: if captum is missing, or the model's output is not finite.
     """
     check_package("captum", "an explanation", "explain")
     from captum.attr import IntegratedGradients
@@ -250,7 +250,7 @@ def explain(
             value, before = given[index].item(), values(baseline)[0, index].item()
         if not (math.isfinite(value) and math.isfinite(before)):
             raise RecipeError(
-                f"the model gives no finite numbers for {shortened(question.text)!r}: {value} and {before}"
+                f"the model's output is not finite for {shortened(question.text)!r}: {value} and {before}"
             )
 
         def watched(embeddings: torch.Tensor) -> torch.Tensor:
@@ -276,7 +276,7 @@ def explain(
 
 @contextmanager
 def _ready(model: Any) -> Iterator[Any]:
-    """The model, or a copy in float32, in evaluation mode; as it was, afterwards."""
+    """The model, or a float32 copy, in evaluation mode; restores it afterwards."""
     if any(weights.dtype in (torch.float16, torch.bfloat16) for weights in model.parameters()):
         model = copy.deepcopy(model).float()
     training = [module for module in model.modules() if module.training]
@@ -296,14 +296,14 @@ def _vectors(model: Any, ids: Sequence[int]) -> torch.Tensor:
 
 
 def _path(model: Any, question: Question) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings (1, L, d) of the text, and of its baseline."""
+    """Embeddings (1, L, d) of the text and of its baseline."""
     inputs = _vectors(model, question.ids)
     blank = torch.zeros_like(inputs) if question.blank is None else _vectors(model, [question.blank])
     return inputs, torch.where(torch.tensor(question.kept, device=inputs.device)[:, None], inputs, blank)
 
 
 def _values(model: Any, question: Question, embeddings: torch.Tensor) -> torch.Tensor:
-    """Embeddings (B, L, d) -> what may be explained (B, outputs): log-probabilities, or a regression's numbers."""
+    """Embeddings (B, L, d) -> outputs (B, outputs) to explain: log-probabilities, or the numbers of a regression."""
     options: dict[str, Any] = {}
     if question.place == -1:
         options["use_cache"] = False
@@ -324,7 +324,7 @@ def _gives_numbers(config: Any) -> bool:
 
 
 def _likeliest(values: torch.Tensor, outputs: tuple[int, ...]) -> int:
-    """Of values (outputs,) the index of the largest, or of the largest of some."""
+    """The index of the largest of `values` (outputs,), or of the largest among some outputs."""
     if not outputs:
         return int(values.argmax())
     return outputs[int(values[list(outputs)].argmax())]
@@ -347,7 +347,7 @@ def _attribution(
     error: float,
     steps: int,
 ) -> Attribution:
-    """The answer, with the scores of tokens summed over those of a piece."""
+    """The attribution, with the scores of tokens summed within each piece."""
     place = None
     pieces: list[str] = []
     scores: list[float] = []
@@ -374,9 +374,9 @@ def _attribution(
 
 
 def _pieces(text: str, offsets: Sequence[tuple[int, int]]) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """End in the text, and tokens, of each piece. A cut is where a token ends, and no character is cut by it.
+    """The end in the text, and the tokens, of each piece. Pieces end where a token ends, and never within a character.
 
-    A character is what a reader takes for one (an extended grapheme cluster of Unicode's annex 29).
+    A character here is an extended grapheme cluster (Unicode's annex 29).
     """
     ends = {match.end() for match in regex.finditer(r"\X", text)}
     begin, stop = 0, 0
@@ -392,10 +392,10 @@ def _pieces(text: str, offsets: Sequence[tuple[int, int]]) -> Iterator[tuple[int
 
 def _masks(tokenizer: Any, ids: list[int], shown: str) -> list[int | None]:
     if tokenizer.mask_token_id is None:
-        raise RecipeError("the tokenizer has no mask token, so no masked word can be explained")
+        raise RecipeError("the tokenizer has no mask token, so masked words cannot be explained")
     places: list[int | None] = [place for place, token in enumerate(ids) if token == tokenizer.mask_token_id]
     if not places:
-        raise RecipeError(f"no mask in {shown}: write {tokenizer.mask_token} where a word is to be explained")
+        raise RecipeError(f"no mask in {shown}: write {tokenizer.mask_token} in place of a word")
     return places
 
 
@@ -413,7 +413,7 @@ def _blank(model: Any, tokenizer: Any, baseline: str | None) -> int | None:
 
 
 def _outputs(model: Any, tokenizer: Any, kind: str, target: str | None) -> tuple[int, ...]:
-    """The outputs that a target may mean: a label's, or the tokens of a word with and without a space before it."""
+    """The outputs that a target can mean: a label's, or the tokens of a word with and without a space before it."""
     if target is None:
         return ()
     if kind == CLASSIFIER:
@@ -425,7 +425,7 @@ def _outputs(model: Any, tokenizer: Any, kind: str, target: str | None) -> tuple
     forms = [target] if target[:1].isspace() else [target, " " + target]
     encoded = [tokenizer.encode(form, add_special_tokens=False) for form in forms]
     found = [ids[0] for ids in encoded if len(ids) == 1]
-    named = tokenizer.get_vocab().get(target)  # as a tokenizer writes it: "##s"
+    named = tokenizer.get_vocab().get(target)  # a token as the tokenizer writes it: "##s"
     found = [token for token in [*found, *([] if named is None else [named])] if token != tokenizer.unk_token_id]
     if not target:
         raise RecipeError("target '' is empty; give a word of one token")
@@ -441,6 +441,6 @@ def _outputs(model: Any, tokenizer: Any, kind: str, target: str | None) -> tuple
 
 
 def _written(tokenizer: Any, token: int) -> str:
-    """A token as text; as the tokenizer names it where it is a part of a character."""
+    """A token as text, or as the tokenizer writes it if it is only part of a character."""
     text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
     return text if text and UNFINISHED not in text else str(tokenizer.convert_ids_to_tokens(token))

@@ -1,4 +1,4 @@
-"""Time and memory of a Mega by the length of its input, measured."""
+"""Measures time and memory of a Mega model by the length of its input."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .reading import evaluating, longest_input
 
 FIRST_LENGTH = 256
 MOST_PASSES = 5
-_GROWTH = 2.5  # of the time, where the length doubles: a guess before two lengths are measured
+_GROWTH = 2.5  # growth of the time when the length doubles: a guess until two lengths are measured
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def measure_costs(
 
 
 def _expected(costs: list[Cost]) -> float:
-    """Seconds that a pass of twice the length will take."""
+    """The expected seconds of a pass of twice the length."""
     growth = _GROWTH if len(costs) < 2 else max(2.0, costs[-1].seconds / costs[-2].seconds)
     return growth * costs[-1].seconds
 
@@ -92,7 +92,7 @@ def _measure(model: Any, length: int, seconds: float) -> Cost:
 
 
 def _pass(model: Any, length: int) -> Callable[[], None]:
-    """A forward pass over random tokens or values, which is over when it returns."""
+    """A forward pass over random tokens or values; waits until the device has finished."""
     sides = sides_of(model)
     random = torch.Generator().manual_seed(0)
     inputs: dict[str, dict[str, torch.Tensor]] = {}

@@ -1,10 +1,10 @@
-"""How exactly attributions are computed, unless told otherwise. Imports nothing, so that command lines may say it."""
+"""Default precision of attributions. Imports nothing, so that help texts can name the numbers."""
 
 STEPS = 32
-"""Points of the quadrature to begin with."""
+"""Initial points of the quadrature."""
 MAX_STEPS = 1024
-"""Points up to which they are doubled."""
+"""The most points after doubling."""
 TOLERANCE = 0.01
-"""Relative error of completeness that is good enough."""
+"""Accepted relative error of completeness."""
 TOKENS_AT_ONCE = 4096
-"""Tokens, over all steps computed together, whose activations are in memory at a time."""
+"""Most tokens, over all steps, whose activations are in memory at a time."""

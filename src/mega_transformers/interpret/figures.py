@@ -1,4 +1,4 @@
-"""Pictures of what a Mega has learnt, as SVG by matplotlib: text stays text, ids are unique, nothing is referred to.
+"""Draws what a Mega model has learnt, as SVG with matplotlib: text stays text, ids are unique, nothing is loaded.
 
 Each function takes measures of `inspection`, `reading` or `cost` and returns one `Picture`.
 """
@@ -28,11 +28,11 @@ from .inspection import BACKWARD, FORWARD, HORIZON, PARTS, Bias, ParameterCount,
 from .reading import Attention, LayerReading, Spread
 
 INK = "#1f2328"
-"""Colour of text and axes, which a page may replace by its own."""
+"""Colour of text and axes, which a page may replace."""
 
 MINUS = "\N{MINUS SIGN}"
 
-# Okabe and Ito's palette, which colour-blind readers tell apart
+# Okabe and Ito's palette, which colour-blind readers can tell apart
 BLUE, ORANGE, GREEN, PINK, YELLOW, SKY, GREY = (
     "#0072B2",
     "#D55E00",
@@ -46,9 +46,9 @@ _OF_PART = dict(zip(PARTS, (GREY, ORANGE, BLUE, SKY, GREEN, YELLOW, PINK)))
 _OF_DIRECTION = {FORWARD: BLUE, BACKWARD: ORANGE}
 _DEPTH = LinearSegmentedColormap.from_list("depth", [BLUE, GREEN, YELLOW, ORANGE])
 _WIDTH = 7.0  # inches: the text of a page of two columns
-_MARGIN = 1.0  # inches of that for what stands beside panels
-_FEW_LAYERS = 8  # that a legend can list
-_FEW_TOKENS = 16  # that an axis can name
+_MARGIN = 1.0  # inches of that beside the panels
+_FEW_LAYERS = 8  # most entries of a legend
+_FEW_TOKENS = 16  # most tokens named on an axis
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "mega",
@@ -83,8 +83,8 @@ class Picture:
     """A drawing.
 
     Args:
-        name: Of its file, without ending; its ids begin with it.
-        description: What there is to see, for those who do not.
+        name: The name of its file, without extension; its ids begin with it.
+        description: The alternative text.
         svg: One `<svg>` element, without background.
     """
 
@@ -94,7 +94,7 @@ class Picture:
 
     @property
     def width(self) -> float:
-        """Its width as a share of that of a page."""
+        """Its width as a share of the page's."""
         return float(re.search(r'viewBox="0 0 ([\d.]+)', self.svg)[1]) / (72 * _WIDTH)  # type: ignore[index]
 
     def file(self) -> str:
@@ -105,7 +105,7 @@ class Picture:
 
 
 def _picture(draw: Callable[..., tuple[Figure, str, str]]) -> Callable[..., Picture]:
-    """Makes a picture of the figure, name and description that `draw` returns, in the style of all pictures."""
+    """Makes a picture in the common style from the figure, name and description that `draw` returns."""
 
     @wraps(draw)
     def drawn(*args: Any, **kwargs: Any) -> Picture:
@@ -126,7 +126,7 @@ def _picture(draw: Callable[..., tuple[Figure, str, str]]) -> Callable[..., Pict
 
 
 class _UniqueIds:
-    """Puts a picture's name before its ids, and a number behind those that matplotlib gives to equal elements."""
+    """Prefixes ids with the picture's name, and numbers those that matplotlib gives to equal elements."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -140,7 +140,7 @@ class _UniqueIds:
 
 @_picture
 def parameters(counts: Sequence[ParameterCount]) -> tuple[Figure, str, str]:
-    """How the parameters are spread: a bar for each block and for what stands outside of blocks."""
+    """The distribution of parameters: a bar for each block, and one for parameters outside of blocks."""
     rows: dict[str, dict[str, int]] = {}
     for each in counts:
         where = each.part if each.layer is None else f"layer {each.layer}"
@@ -194,7 +194,7 @@ def kernels(side: Side) -> tuple[Figure, str, str]:
 
 @_picture
 def memory_curves(side: Side) -> tuple[Figure, str, str]:
-    """How much of a kernel's mass lies within so many tokens: a line for each layer, a panel for each direction."""
+    """The share of a kernel's mass within a number of tokens: a line for each layer, a panel for each direction."""
     directions = [memory.direction for memory in side.layers[0].memory]
     figure, axes = _figure(2.1, columns=len(directions), sharey=True)
     axes = [axes] if len(directions) == 1 else axes
@@ -290,7 +290,7 @@ def gates(name: str, layers: Sequence[LayerReading]) -> tuple[Figure, str, str]:
             _spread(right, index + offset, layer.cross_reset, GREEN)
     left.set_xlim(-0.02, 1.02)
     left.set_xlabel("activation (sigmoid): share of what is new")
-    right.set_xlabel("activation (silu): factor of what was attended to")
+    right.set_xlabel("activation (silu): factor of the attention output")
     right.axvline(0, color=GREY, linewidth=0.6)
     for axis, title in ((left, "update gate"), (right, "reset gate")):
         axis.set_title(title)
@@ -316,12 +316,12 @@ def attention(
     chunk: int | None = None,
     crossing: bool = False,
 ) -> tuple[Figure, str, str]:
-    """Heat maps of attention weights, a panel for each layer; chunk borders are lines.
+    """Heat maps of attention weights, one panel for each layer; lines mark chunk borders.
 
     Args:
         name: The side.
-        attentions: Of each layer.
-        queries, keys: The tokens, which name rows and columns where they are few.
+        attentions: The attention of each layer.
+        queries, keys: The tokens, which label rows and columns if there are few.
         chunk: Tokens per chunk.
         crossing: Whether this is cross-attention.
     """
@@ -348,7 +348,7 @@ def attention(
 
 @_picture
 def attention_distances(name: str, layers: Sequence[LayerReading]) -> tuple[Figure, str, str]:
-    """How far attention looks: the share of weight within a distance, and the mean distance of each layer."""
+    """The reach of attention: the share of weight within a distance, and the mean distance of each layer."""
     figure, (left, right) = _figure(max(2.1, 0.7 + 0.2 * len(layers)), columns=2)
     for layer, colour in zip(layers, _depth_colours(len(layers))):
         assert layer.attention.within is not None
@@ -378,7 +378,7 @@ def attention_distances(name: str, layers: Sequence[LayerReading]) -> tuple[Figu
 
 @_picture
 def costs(measured: Sequence[Cost]) -> tuple[Figure, str, str]:
-    """Time and memory over length, beside lines of linear and of quadratic growth."""
+    """Time and memory over length, with lines of linear and quadratic growth."""
     memory = [cost.memory for cost in measured]
     panels: list[tuple[str, list[float]]] = [("seconds", [cost.seconds for cost in measured])]
     if all(memory):
@@ -407,7 +407,7 @@ def costs(measured: Sequence[Cost]) -> tuple[Figure, str, str]:
 
 
 def short_count(value: float) -> str:
-    """A count in few characters: 950, 12.3k, 4.56M."""
+    """A short form of a count: 950, 12.3k, 4.56M."""
     for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= unit:
             return f"{value / unit:.3g}{letter}"
@@ -432,7 +432,7 @@ def _grid(count: int, height: float, columns: int = 4, **arguments: Any) -> tupl
 
 
 def _label_outer(axes: Sequence[Axes], x: str, y: str) -> None:
-    """Names the axes once, and numbers y in the first column only where panels share it."""
+    """Labels the axes once; panels that share y have its numbers only in the first column."""
     figure = axes[0].figure
     figure.supxlabel(x, fontsize=8)
     figure.supylabel(y, fontsize=8)
@@ -447,7 +447,7 @@ def _rows(axis: Axes, names: list[str]) -> None:
 
 
 def _octaves(axis: Any, low: float, high: float) -> None:
-    """Ticks of a logarithmic axis at powers of 2, or of 4, 8 ... where these would be many."""
+    """Ticks of a logarithmic axis at powers of 2, or of 4, 8 ... if these would be many."""
     first, last = math.floor(math.log2(low)), math.ceil(math.log2(high))
     step = math.ceil((last - first + 1) / 8)
     axis.set_major_locator(FixedLocator([2.0**power for power in range(first, last + 1, step)]))
@@ -478,7 +478,7 @@ def _depth_colours(layers: int) -> list[Any]:
 
 
 def _layer_key(figure: Figure, axes: Sequence[Axes], layers: int) -> None:
-    """Which colour is which layer: a legend of few, a scale of many."""
+    """Shows the colours of layers: a legend for few, a scale for many."""
     if layers <= _FEW_LAYERS:
         handles = [Line2D([], [], color=colour) for colour in _depth_colours(layers)]
         axes[-1].legend(handles, [f"layer {index + 1}" for index in range(layers)], loc="lower right")
@@ -513,6 +513,6 @@ def _number(value: float, _: Any = None) -> str:
 
 
 def _visible(token: str) -> str:
-    """A token with its blanks and control characters to be seen, cut to a few characters."""
+    """A token with visible blanks and control characters, cut to a few characters."""
     shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in token).replace(" ", "␣")
     return shown if len(shown) <= 12 else shown[:11] + "…"

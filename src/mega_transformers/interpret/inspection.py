@@ -1,6 +1,6 @@
-"""What a Mega has learnt, read off its weights as plain data: parameters, EMA kernels and half-lives, position biases.
+"""What a Mega model has learnt, from its weights as plain data: parameters, EMA kernels, half-lives, position biases.
 
-All is computed in float64 on the CPU, and nothing of the model is changed.
+All is computed in float64 on the CPU; the model is not changed.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ HALF, MOST = 0.5, 0.95
 HORIZON = 1 << 16
 """Lags up to which a kernel without truncation is summed."""
 
-_BLOCK = 64  # lags whose mass is summed at once
+_BLOCK = 64  # lags to sum at once
 _FIRST_STOP = 256
-_ELEMENTS = 1 << 20  # of kernels at a time: 8 MiB
-_TOLERANCE = 1e-6  # of a kernel's mass: how exactly it is to be known
+_ELEMENTS = 1 << 20  # numbers of kernels at a time: 8 MiB
+_TOLERANCE = 1e-6  # precision of a kernel's mass
 _MOST_PICTURED = 4096
 _MOST_DISTANCE = 1024
 
-# what a configuration says that matters to a reader -> what it means
+# fields of the configuration that matter to a reader -> their meaning
 CONFIG_FIELDS = {
     "num_hidden_layers": "blocks",
     "hidden_size": "width d of the hidden states and of the EMA",
@@ -59,7 +59,7 @@ CONFIG_FIELDS = {
 }
 
 PARTS = ("embeddings", "EMA", "gated attention", "cross-attention", "feed-forward", "norms", "head")
-# parts by the names of parameters, the first that fits; what fits none is the head's
+# parts by the names of parameters; the first match wins, and names without a match belong to the head
 _PART_OF_NAME = {
     r"(^|[._])norm\.": "norms",
     r"(^|\.)embedding_layer\.": "embeddings",
@@ -72,13 +72,13 @@ _PART_OF_NAME = {
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """How many parameters a part has; shared ones count once, where they come first.
+    """The number of parameters of a part; shared parameters count once, at their first place.
 
     Args:
         side: "" or, of two Megas, "encoder" or "decoder"; "" for the head.
         layer: The number of the block, from 1; None outside of blocks.
         part: One of `PARTS`.
-        count: Numbers.
+        count: The number of parameters.
     """
 
     side: str
@@ -89,13 +89,13 @@ class ParameterCount:
 
 @dataclass(frozen=True)
 class EmaMemory:
-    """How far a layer's EMA remembers in one direction.
+    """The reach of a layer's EMA in one direction.
 
     Args:
         direction: `FORWARD` or `BACKWARD`.
         half_lives: (d,) tokens that hold half of the absolute mass of a channel's kernel; infinite beyond `HORIZON`,
             and NaN for a kernel of zeros. See `mass_of_kernels`.
-        reaches: (d,) the same of 95% of the mass.
+        reaches: (d,) the same for 95% of the mass.
         component_half_lives: (d, N) tokens after which each of a channel's exponentials has halved.
         curve: The share of a kernel's mass within the first `Side.curve_lags` lags; mean over channels.
     """
@@ -127,8 +127,8 @@ class LayerWeights:
     Args:
         memory: Per direction.
         kernels: (d, distances) the EMA's response to a 1 that is `Side.kernel_distances` away, both directions added.
-        position_bias: Of self-attention.
-        cross_position_bias: Of cross-attention, in a block that has it.
+        position_bias: The bias of self-attention.
+        cross_position_bias: The bias of cross-attention, if the block has it.
     """
 
     memory: list[EmaMemory]
@@ -139,11 +139,11 @@ class LayerWeights:
 
 @dataclass(frozen=True)
 class Side:
-    """A Mega's weights: those of a whole model, or of an encoder or a decoder.
+    """The weights of a Mega: of a whole model, an encoder or a decoder.
 
     Args:
         name: "", or "encoder" or "decoder".
-        config: What its configuration says, by `CONFIG_FIELDS`.
+        config: The fields of its configuration in `CONFIG_FIELDS`.
         chunk: Tokens per chunk of attention; None without chunks.
         layers: Its blocks.
         kernel_distances: (n,) distances of `LayerWeights.kernels`: below 0 tokens before, above 0 tokens after.
@@ -169,7 +169,7 @@ def sides_of(model: nn.Module) -> dict[str, MegaModel]:
     """
     found = {name: module for name, module in model.named_modules() if isinstance(module, MegaModel)}
     if not found:
-        raise ValueError(f"a {type(model).__name__} holds no Mega; give a model of this package")
+        raise ValueError(f"a {type(model).__name__} contains no Mega module; give a model of this package")
     if len(found) == 1:
         return {"": next(iter(found.values()))}
     return {name.rpartition(".")[2]: module for name, module in found.items()}
@@ -209,7 +209,7 @@ def exact_coefficients(module: MegaMultiDimensionDampedEma) -> list[EMACoefficie
 
 
 class KernelMass(NamedTuple):
-    """What `mass_of_kernels` returns.
+    """The result of `mass_of_kernels`.
 
     Attributes:
         times: (shares, d), in tokens.
@@ -223,10 +223,10 @@ class KernelMass(NamedTuple):
 def mass_of_kernels(
     coefficients: EMACoefficients, shares: Sequence[float] = (HALF, MOST), truncation: int | None = None
 ) -> KernelMass:
-    """How many lags, counted from the current token, hold a share of the absolute mass of each channel's kernel.
+    """The number of lags, from the current token, that hold a share of the absolute mass of each channel's kernel.
 
-    With M(t) = |k_0| + ... + |k_{t-1}|, linear between whole t, that is the least t of M(t) = share * M(all lags). It
-    is infinite beyond `HORIZON`, and NaN where the kernel is zero.
+    With M(t) = |k_0| + ... + |k_{t-1}|, linear between whole t, that is the least t with M(t) = share * M(all lags).
+    It is infinite beyond `HORIZON`, and NaN for a kernel of zeros.
 
     Args:
         coefficients: (d, N), in float64, as `exact_coefficients` returns them.
@@ -251,7 +251,7 @@ def mass_of_kernels(
             rest = (
                 torch.zeros_like(rest) if truncation is not None and truncation <= stop else rest.nan_to_num(nan=0.0)
             )
-            # the mass of all lags that follow lies between these: they are equal where the kernel keeps its sign
+            # bounds of the mass of all later lags; they are equal if the kernel keeps its sign
             least, most = rest.sum(-1).abs(), rest.abs().sum(-1)
             total[some] = mass[:, -1] + least
             settled = (most - least <= _TOLERANCE * total[some]) & (mass[:, -1] >= max(shares) * total[some])
@@ -267,7 +267,7 @@ def mass_of_kernels(
 def _kernel_from(
     coefficients: EMACoefficients, start: torch.Tensor, length: int, truncation: int | None
 ) -> torch.Tensor:
-    """The kernels (d, length) from lag `start` on, (d,) or (1,)."""
+    """The kernels (d, length), starting at lag `start`, (d,) or (1,)."""
     scale = torch.exp(start.unsqueeze(-1) * coefficients.log_decay)
     kernel = ema_kernel(coefficients._replace(input=coefficients.input * scale), length)
     if truncation is not None:
@@ -278,7 +278,7 @@ def _kernel_from(
 def _crossing(
     coefficients: EMACoefficients, ends: torch.Tensor, target: torch.Tensor, truncation: int | None
 ) -> torch.Tensor:
-    """The lag at which mass (d, blocks), known at the ends of blocks, reaches target (d,): by interpolation."""
+    """The lag at which the mass (d, blocks), known at the ends of blocks, reaches target (d,), by interpolation."""
     index = torch.searchsorted(ends, target.unsqueeze(-1))
     block = index.clamp(max=ends.shape[1] - 1)
     before = torch.where(block > 0, ends.gather(-1, (block - 1).clamp(min=0)), 0.0)
@@ -300,7 +300,7 @@ def half_lives_of_components(coefficients: EMACoefficients) -> torch.Tensor:
 
 
 def lags_by_octave(greatest: int) -> np.ndarray:
-    """Whole lags 0 ... greatest, four to an octave where these are whole numbers: what a logarithmic axis can show."""
+    """Whole lags 0 ... greatest, at most four per octave, for a logarithmic axis."""
     steps = range(4 * math.ceil(math.log2(max(greatest, 1))) + 1)
     return np.array(sorted({0, greatest, *(lag for step in steps if (lag := round(2 ** (step / 4))) <= greatest)}))
 
@@ -330,7 +330,7 @@ def inspect_weights(name: str, model: MegaModel) -> Side:
 
 
 def _greatest_pictured(reaches: list[torch.Tensor]) -> int:
-    """The lag up to which kernels are shown: a power of 2 within which all but 1% of the channels have their mass."""
+    """The last lag of pictures of kernels: a power of 2 that holds the mass of 99% of the channels."""
     every = torch.cat(reaches)
     every = every[~every.isnan()]
     reach = every.clamp(max=_MOST_PICTURED).quantile(0.99).item() if len(every) else 1.0
@@ -373,7 +373,7 @@ def _layer(
 
 @torch.no_grad()
 def _bias(bias: RelativeBias, reach: int, both_sides: bool) -> Bias:
-    """A bias at all distances that occur, up to `reach`; in a causal model those to earlier keys only."""
+    """A bias at all distances up to `reach`; in a causal model, only at distances to earlier keys."""
     reach = min(reach, bias.reach, _MOST_DISTANCE)
     high = reach if both_sides else 0
     values = bias.table(-reach, high).values.float().cpu().numpy()

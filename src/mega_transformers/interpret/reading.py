@@ -1,4 +1,4 @@
-"""What happens in a Mega while it reads a text: gates, and what attention looks at."""
+"""Records what a Mega model does while it reads a text: gates and attention."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..models.mega.validation_mega import positions_limit
 from .inspection import sides_of
 
 MOST_TOKENS = 512
-"""The most tokens of a text, whose attention is a matrix of as many rows and columns per layer."""
+"""The most tokens of a text; attention is a matrix of this size in every layer."""
 
 SAMPLE_TOKENS = 320
 SAMPLE_WORD = "transformers"
@@ -32,12 +32,12 @@ _SAMPLE_CHARACTERS = 4 * SAMPLE_TOKENS
 
 @dataclass(frozen=True)
 class Passage:
-    """What a model reads.
+    """The input of a model.
 
     Args:
-        description: What it is, for a reader: "the given text".
+        description: A description for people: "the given text".
         inputs: Side -> ids (1, L), or values (1, L).
-        texts: Side -> its text; nothing for values.
+        texts: Side -> its text; empty for values.
         tokens: Side -> the L tokens as text, or the values.
     """
 
@@ -70,7 +70,7 @@ class Attention:
         shares: (L, S) weights, each row divided by its sum; zeros in a row without any weight.
         effective: Effective number of keys of a query: e to the entropy of its shares, mean over queries.
         distance: Mean distance |key - query|, in tokens, weighted by shares; None in cross-attention.
-        even_distance: The same for even shares of all keys that a query sees.
+        even_distance: The same if a query gave equal shares to all keys that it sees.
         within: (L,) the share of weight at distances up to 0, 1, 2, ...
     """
 
@@ -114,7 +114,7 @@ class Reading:
 
 
 def longest_input(model: nn.Module) -> int | None:
-    """The most tokens that a model reads; None for any number."""
+    """The most tokens that a model reads, or None."""
     limits = []
     for side in sides_of(model).values():
         limits.append(positions_limit(side.config))
@@ -124,10 +124,10 @@ def longest_input(model: nn.Module) -> int | None:
 
 
 def why_unreadable(model: nn.Module, tokenizer: Any) -> str | None:
-    """Why a model cannot read a text on its own, as the end of a sentence; None where it can."""
+    """Why a model cannot read a text on its own, as part of a sentence; None if it can."""
     sides = sides_of(model)
     if len(sides) == 1 and sides[""].config.add_cross_attention:
-        return "it is a decoder that attends to an encoder, which is not part of it"
+        return "it is a decoder that attends to an encoder, which is not part of the model"
     if tokenizer is None and next(iter(sides.values())).config.input_type == "tokens":
         return "its folder has no tokenizer"
     return None
@@ -142,8 +142,8 @@ def prepare_passage(model: Any, tokenizer: Any, text: str | None = None) -> Pass
         text: The text; None for a sample of the package.
 
     Raises:
-        RecipeError: for a text that has no tokens, more than `MOST_TOKENS`, or more than the model takes, and for any
-            text where the model reads values.
+        RecipeError: for a text without tokens, with more than `MOST_TOKENS`, or with more than the model takes; and
+        for any text if the model reads values.
     """
     sides = sides_of(model)
     most = min(longest_input(model) or MOST_TOKENS, MOST_TOKENS)
@@ -152,19 +152,19 @@ def prepare_passage(model: Any, tokenizer: Any, text: str | None = None) -> Pass
             raise RecipeError("the model reads real numbers, not text; leave --text and --text-file out")
         noise = torch.randn(1, min(256, most), generator=torch.Generator().manual_seed(0))
         numbers = [f"{value:.2f}" for value in noise[0].tolist()]
-        return Passage("random numbers, since it is a model of values", {"": noise}, {}, {"": numbers})
+        return Passage("random numbers, since the model reads values", {"": noise}, {}, {"": numbers})
     if text is None:
-        description = "a sample of the package"
+        description = "a bundled sample"
         most = min(most, SAMPLE_TOKENS)
         sample = (RECIPES / "sample" / "test.txt").read_text(encoding="utf-8")[:_SAMPLE_CHARACTERS]
         ids = _encoded(model, tokenizer, sample, most)
-        if tokenizer.unk_token_id in ids:  # a model of single words, say
+        if tokenizer.unk_token_id in ids:  # for example a model of single words
             ids = _encoded(model, tokenizer, SAMPLE_WORD, most)
     else:
         description = "the given text"
         ids = _encoded(model, tokenizer, text)
         if not ids:
-            raise RecipeError("the tokenizer makes no token of the text; give another text")
+            raise RecipeError("the tokenizer finds no token in the text; give another text")
         if len(ids) > most:
             whose = "a report shows" if most == MOST_TOKENS else "the model takes"
             raise RecipeError(f"the text has {len(ids):,} tokens, but {whose} at most {most:,}; shorten it")
@@ -186,7 +186,7 @@ def _encoded(model: Any, tokenizer: Any, text: str, most: int | None = None) -> 
 
 
 def _target(model: Any, source: torch.Tensor, most: int) -> torch.Tensor:
-    """What the decoder reads: what the model writes for the source, greedily; without a head the source."""
+    """The input of the decoder: the model's greedy output for the source, or without a head the source."""
     if not model.can_generate():
         start = torch.full_like(source[:, :1], model.config.decoder_start_token_id or 0)
         return torch.cat([start, source], dim=1)[:, :most]
@@ -223,7 +223,7 @@ def read(model: Any, passage: Passage) -> Reading:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode, and each of its modules afterwards as it was."""
+    """Switches the model to evaluation mode, and restores each module afterwards."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -235,7 +235,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def recording(side: MegaModel) -> Iterator[dict[nn.Module, torch.Tensor]]:
-    """What the linear layers that make the gates of a Mega return, (B, L, features), by layer."""
+    """Records the outputs (B, L, features) of the linear layers of a Mega's gates, by layer."""
     outputs: dict[nn.Module, torch.Tensor] = {}
 
     def keep(module: nn.Module, _: Any, output: torch.Tensor) -> None:
@@ -257,14 +257,14 @@ def recording(side: MegaModel) -> Iterator[dict[nn.Module, torch.Tensor]]:
 def gates(
     layer: MegaMovingAverageGatedAttention | MegaGatedCrossAttention, projected: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The update and the reset gate (..., features each) of what a layer's projection returned, in float32."""
+    """The update and reset gates (..., features each) from a layer's projection, in float32."""
     parts = projected.float().split(layer.split_sizes, dim=-1)
     reset = parts[2] if isinstance(layer, MegaMovingAverageGatedAttention) else parts[1]
     return torch.sigmoid(parts[0]), F.silu(reset)
 
 
 def joined_chunks(weights: torch.Tensor, length: int) -> torch.Tensor:
-    """Attention weights (K, n, n) of K chunks as one matrix (length, length), 0 where nothing is seen."""
+    """Attention weights (K, n, n) of K chunks as one matrix (length, length), 0 at hidden keys."""
     return torch.block_diag(*weights.unbind(0))[:length, :length]
 
 
@@ -303,7 +303,7 @@ def attention_of(weights: torch.Tensor, visible: torch.Tensor | None = None) -> 
     """
     weights = weights.double()
     shares = _shares(weights)
-    some = shares.sum(-1) > 0  # relu2 may leave a query without any weight
+    some = shares.sum(-1) > 0  # with relu2 all weights of a query may be 0
     effective = torch.special.entr(shares[some]).sum(-1).exp().mean().item() if some.any() else 0.0
     matrix = shares.float().numpy()
     if visible is None:

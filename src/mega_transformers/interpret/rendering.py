@@ -1,4 +1,4 @@
-"""How attributions look: colours of scores, and HTML for a page of its own or as a part of another one."""
+"""Renders attributions: colours of scores, and HTML as a page of its own or as part of another page."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from .attribution import Attribution
 
 FOR = (240, 120, 0)
-"""Red, green and blue of what speaks for an answer: orange; with blue, colour-blind people can tell the two apart."""
+"""Red, green and blue for tokens that count for an answer: orange, which colour-blind people can tell from blue."""
 AGAINST = (70, 145, 255)
 STRONGEST = 0.7
-"""Opacity of the largest score: over white black text, and over black white text, can be read on it."""
+"""Opacity of the largest score, at which black text on white and white text on black stay readable."""
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 
 PAGE = """<!DOCTYPE html>
@@ -33,21 +33,19 @@ footer {{ font-size: .85rem; opacity: .8; }}
 <h1>{title}</h1>
 {body}
 <footer>Integrated gradients (Sundararajan, Taly and Yan 2017) along the line from a baseline, in which one token
-stands for all others. The scores add up to what the text changes in the model's answer, but for the completeness
-error.</footer>
-</body>
+replaces all others. The scores add up to the change from the baseline, up to the completeness error.</footer> </body>
 </html>
 """
 
 
 def shares(scores: Sequence[float]) -> list[float]:
-    """Each score in relation to the largest by size: from -1 to 1, 0 for all where all are 0."""
+    """Scores divided by the largest absolute score: from -1 to 1, or all 0."""
     largest = max(map(abs, scores), default=0.0)
     return [score / largest if largest else 0.0 for score in scores]
 
 
 def without_space(piece: str) -> tuple[str, str]:
-    """The white space before a token, and the token, which has the colour; white space alone is one."""
+    """The white space before a token, and the coloured token; white space alone counts as a token."""
     token = piece.lstrip() or piece
     return piece[: len(piece) - len(token)], token
 
@@ -105,7 +103,7 @@ def _coloured(attribution: Attribution) -> str:
 
 
 def _legend(attribution: Attribution) -> str:
-    """A bar from the largest score against the answer to the largest for it, and what they are."""
+    """A bar from the largest score against the answer to the largest for it, with their values."""
     largest = max(map(abs, attribution.scores), default=0.0)
     return (
         '<p style="margin: .5em 0; font-size: .85em; display: flex; flex-wrap: wrap; gap: .2em .6em; '
@@ -122,5 +120,5 @@ def _background(share: float) -> str:
 
 
 def _escaped(text: str) -> str:
-    """As HTML shows it: markup and control characters, which HTML does not allow, are escaped; line ends stay."""
+    """Escapes markup, and control characters, which HTML does not allow; keeps line ends."""
     return html.escape(CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text))

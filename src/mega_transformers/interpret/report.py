@@ -1,4 +1,4 @@
-"""A report of what a model has learnt: one HTML file without any outside reference, and the numbers behind as JSON."""
+"""A report of what a model has learnt: one HTML file that loads nothing, and its numbers as JSON."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ KINDS = {
     "MegaForQuestionAnswering": "a model for question answering",
     "MegaForSequencePairClassification": "a classifier of pairs of sequences",
     "MegaSeq2SeqModel": "an encoder-decoder without a head",
-    "MegaForConditionalGeneration": "an encoder-decoder that writes text for text",
+    "MegaForConditionalGeneration": "an encoder-decoder from text to text",
 }
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Everything that a report is made of.
+    """The contents of a report.
 
     Args:
         name: The model's name.
         architecture: Its class.
         parameters: Counts that add up to all it has.
         sides: The weights of its Mega, or of its encoder and decoder.
-        reading: What happened while it read a text; None where it read none.
-        unread: Why it read none.
-        costs: Time and memory by length; None where they were not measured.
-        surroundings: What it was measured with: title -> value.
+        reading: The record of reading a text; None if it did not read one.
+        unread: Why it did not read a text.
+        costs: Time and memory by length; None if not measured.
+        surroundings: Versions and devices: title -> value.
     """
 
     name: str
@@ -77,16 +77,16 @@ class Section:
         self.html += [f"<p>{escape(paragraph)}</p>" for paragraph in paragraphs]
 
     def explain(self, text: str) -> None:
-        """Adds how to read what follows."""
+        """Adds a paragraph on how to read the next part."""
         self.html.append(f'<p class="how"><strong>How to read it.</strong> {escape(text)}</p>')
 
     def head(self, title: str) -> None:
-        """Adds a heading, where there is a title."""
+        """Adds a heading, if there is a title."""
         if title:
             self.html.append(f"<h3>{escape(title[0].upper() + title[1:])}</h3>")
 
     def show(self, picture: Picture, caption: str) -> None:
-        """Adds a picture, whose text takes the colour of the page."""
+        """Adds a picture whose text has the colour of the page."""
         self.pictures.append(picture)
         svg = picture.svg.replace(INK, "currentColor")
         size = f"min-width: {36 * picture.width:.1f}rem; max-width: {54 * picture.width:.1f}rem"
@@ -94,7 +94,9 @@ class Section:
         self.html.append(f'<figure><div class="wide">{svg}</div><figcaption>{escape(caption)}</figcaption></figure>')
 
     def tabulate(self, header: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1, fold: str = "") -> None:
-        """Adds a table whose first `texts` columns are text and the others numbers; folded under a line, if given."""
+        """Adds a table whose first `texts` columns are text and the others numbers; folded under a summary line, if
+        given.
+        """
 
         def row(cells: Sequence[str], tag: str) -> str:
             kinds = [""] * texts + [' class="number"'] * (len(cells) - texts)
@@ -108,7 +110,7 @@ class Section:
 
 
 def sections_of(inspection: Inspection, tell: Callable[[str], None] = lambda _: None) -> list[Section]:
-    """The sections of a report, with their pictures; `tell` is called with what is about to be drawn."""
+    """The sections of a report, with their pictures; `tell` is called with the title of each."""
     sections = []
     for anchor, title, fill in (
         ("model", "The model", _model),
@@ -144,12 +146,12 @@ def render(inspection: Inspection, sections: Sequence[Section]) -> str:
 
 
 def as_json(inspection: Inspection) -> dict[str, Any]:
-    """The numbers behind, but for matrices of weights; null where a half-life is beyond the horizon."""
+    """The numbers of the report, without matrices of weights; null for a half-life beyond the horizon."""
     return {**_plain(inspection), "total_parameters": inspection.total, "half_life_horizon": HORIZON}
 
 
 def highlights(inspection: Inspection) -> list[tuple[str, str]]:
-    """What is most worth knowing: titles and values, for the head of the page and for a terminal."""
+    """The main facts as titles and values, for the head of the page and for a terminal."""
     shapes = [
         f"{side.config['num_hidden_layers']} {_plural(side.config['num_hidden_layers'], 'layer')} of width "
         f"{side.config['hidden_size']:,}{f' ({side.name})' if side.name else ''}"
@@ -185,8 +187,8 @@ def highlights(inspection: Inspection) -> list[tuple[str, str]]:
 def _model(section: Section, inspection: Inspection) -> None:
     section.say(
         f"{inspection.name} is {KINDS.get(inspection.architecture, 'a model')} with {inspection.total:,} parameters. "
-        "A Mega block is an exponential moving average (EMA) of every channel, gated attention over what it averaged, "
-        "and in most models a feed-forward sub-layer."
+        "A Mega block is an exponential moving average (EMA) of every channel, gated attention over the averaged "
+        "input, and in most models a feed-forward sub-layer."
     )
     sides = inspection.sides
     header = ["field", "what it is", *(side.name or "value" for side in sides)]
@@ -196,9 +198,9 @@ def _model(section: Section, inspection: Inspection) -> None:
     section.tabulate(header, rows, texts=2)
     section.head("Parameters")
     section.explain(
-        "Each bar is a layer, or what stands outside of the layers; colours are parts. The EMA is "
-        "small in every Mega: it has a few numbers for each channel, where attention and feed-forward have matrices. "
-        "Parameters that parts share count once, where they come first: a head tied to the embeddings adds no matrix."
+        "Each bar is a layer; further bars are the parts outside of the layers. Colours are parts. The EMA is small "
+        "in every Mega model: it has a few numbers for each channel, while attention and feed-forward have matrices. "
+        "Shared parameters count once, at their first place: a head tied to the embeddings adds no matrix."
     )
     section.show(figures.parameters(inspection.parameters), "Parameters by layer and part.")
     by_part = {part: sum(each.count for each in inspection.parameters if each.part == part) for part in PARTS}
@@ -239,19 +241,21 @@ def _half_lives(section: Section, inspection: Inspection) -> None:
     section.say(
         "How far a channel remembers: its half-life is the number of tokens, counted from the current one, that hold "
         "half of the absolute mass Σ|k(t)| of its kernel, linear between whole tokens; its reach is the number that "
-        "hold 95%. What the layer adds beside the kernel, a multiple of the current token, does not count. Each of a "
+        "hold 95%. The multiple of the current token that the layer also adds does not count. Each of a "
         "kernel's N exponentials halves after log(1/2) / log(1 − α δ) tokens."  # noqa: RUF001
     )
     section.explain(
         "A curve that rises late belongs to a layer with a long memory; where it crosses the dotted line, half of the "
-        "mass lies within so many tokens, on average over channels. Below, a thick line holds the middle half of the "
-        "channels, a thin one 90% of them, and a tick is the longest. Attention in chunks sees no further than a "
-        "chunk: what is older comes through channels that reach beyond it, layer upon layer."
+        "mass lies within that number of tokens, on average over channels. Below, a thick line holds the middle half "
+        "of the "
+        "channels, a thin one 90% of them, and a tick is the longest. Attention in chunks sees only one chunk: older "
+        "information passes through channels that reach beyond the chunk, layer after layer."
     )
     for side in inspection.sides:
         section.head(side.name)
         section.show(
-            figures.memory_curves(side), f"Share of a kernel's absolute mass within so many tokens{_of(side)}; means."
+            figures.memory_curves(side),
+            f"Share of a kernel's absolute mass within a number of tokens{_of(side)}; means.",
         )
         section.show(figures.half_lives(side), f"Half-lives of channels and of single exponentials{_of(side)}.")
         header = ["layer", "EMA", "half-life: median", "longest", "reach: median", "longest"]
@@ -283,7 +287,7 @@ def _biases(section: Section, inspection: Inspection) -> None:
         section.head(side.name)
         section.show(figures.position_biases(side), f"Position bias by layer{_of(side)}.")
         if side.layers[0].cross_position_bias is not None:
-            caption = "Position bias of cross-attention, over the position in the source less that in the target."
+            caption = "Position bias of cross-attention, over the position in the source minus that in the target."
             section.show(figures.position_biases(side, crossing=True), caption)
 
 
@@ -299,12 +303,13 @@ def _reading(section: Section, inspection: Inspection) -> None:
         title = f"The text of the {name}" if name else "The text"
         section.html.append(f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>")
     section.explain(
-        "The update gate says how much of a feature is replaced by what attention found (1) and how "
-        "much stays (0); the reset gate is the factor by which what was attended to enters, near 0 where it is left "
-        "out. In the heat maps each row is a token and shows which tokens it looks at, as shares that add up to 1 "
-        "(weights of laplace and relu2 are divided by their sum for that); light is much. A light diagonal is "
-        "attention to neighbours, a light column a token that many look at. Lines are the borders of chunks. The "
-        "number of tokens a query attends to effectively is e to the entropy of its shares; open circles are the "
+        "The update gate is the share of a feature that the attention output replaces (1: all, 0: nothing). The reset "
+        "gate is a factor of the attention output; near 0, that output is left out. In the heat maps each row is a "
+        "token and shows which tokens it looks at, as shares that add up to 1 "
+        "(weights of laplace and relu2 are divided by their sum); light colours are large shares. A light diagonal is "
+        "attention to neighbours; a light column is a token that many others attend to. Lines are the borders of "
+        "chunks. The effective number of tokens that a query attends to is e to the entropy of its shares; open "
+        "circles are the "
         "mean distance if all visible tokens had equal shares."
     )
     for side in inspection.sides:
@@ -316,14 +321,12 @@ def _reading(section: Section, inspection: Inspection) -> None:
             figures.attention(side.name, [layer.attention for layer in layers], tokens, tokens, side.chunk),
             f"Attention by layer{_of(side)}.",
         )
-        section.show(
-            figures.attention_distances(side.name, layers), f"The distance that attention looks at{_of(side)}."
-        )
+        section.show(figures.attention_distances(side.name, layers), f"The distance of attention{_of(side)}.")
         crossing = [layer.cross_attention for layer in layers if layer.cross_attention is not None]
         if crossing:
             section.show(
                 figures.attention(side.name, crossing, tokens, passage.tokens["encoder"], crossing=True),
-                "Cross-attention by layer: which tokens of the source (columns) the target (rows) looks at.",
+                "Cross-attention by layer: which tokens of the source (columns) the target (rows) attends to.",
             )
         header = ["layer", "update gate", "reset gate", "distance", "if it were even", "tokens attended to"]
         rows = [[f"{index + 1}", *_of_reading(layer)] for index, layer in enumerate(layers)]
@@ -339,8 +342,7 @@ def _costs(section: Section, inspection: Inspection) -> None:
         return
     section.say(
         "A forward pass of one row of random tokens through the blocks, without the head and without gradients, on "
-        f"{inspection.surroundings['device']}. Time is that of the fastest pass, memory the most that was held at "
-        "once above the weights."
+        f"{inspection.surroundings['device']}. Time is that of the fastest pass, memory is the peak above the weights."
     )
     section.explain(
         "Both axes are logarithmic, so that linear growth is parallel to the dashed line and "
@@ -365,9 +367,9 @@ def _costs(section: Section, inspection: Inspection) -> None:
 
 
 def growth_in_words(costs: Sequence[Cost]) -> list[str]:
-    """How time and memory grow with the length, in sentences."""
+    """Sentences on how time and memory grow with the length."""
     if len(costs) < 3:
-        return ["How time and memory grow is not to be told from fewer than three lengths."]
+        return ["Fewer than three lengths do not show how time and memory grow."]
     sentences = []
     memory = [float(cost.memory or 0) for cost in costs]
     for what, values in (("Time", [cost.seconds for cost in costs]), ("Memory", memory)):
@@ -477,7 +479,7 @@ def _of(side: Side) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Dataclasses and arrays as what JSON knows, numbers to six digits."""
+    """Converts dataclasses and arrays to JSON values, with numbers to six digits."""
     if dataclasses.is_dataclass(value):
         kept: dict[str, Any] = {}
         for field in dataclasses.fields(value):

@@ -36,7 +36,7 @@ class MegaMatrix(nn.Module):
             init.xavier_uniform_(self.weight)
             return
         init.normal_(self.weight, std=self.std)
-        # a row of a weight does not know that it was loaded
+        # a row cannot be marked as loaded, unlike a whole weight
         if self.padding is not None and not getattr(self.weight, "_is_hf_initialized", False):
             init.zeros_(self.weight[self.padding])
 
@@ -61,9 +61,9 @@ class MegaAdaptiveEmbedding(nn.Module):
         super().__init__()
         self.padding_idx = config.pad_token_id
         self.embeddings = nn.ModuleList()
-        bands = config.adaptive_bands(config.embedding_size or config.hidden_size, config.adaptive_input_factor)
+        clusters = config.adaptive_clusters(config.embedding_size or config.hidden_size, config.adaptive_input_factor)
         start = 0
-        for size, width in bands:
+        for size, width in clusters:
             padding = None if self.padding_idx is None else self.padding_idx - start
             words = MegaMatrix(size, width, width**-0.5, padding if padding in range(size) else None)
             self.embeddings.append(nn.ModuleList([words, MegaMatrix(config.hidden_size, width)]))
@@ -80,25 +80,27 @@ class MegaAdaptiveEmbedding(nn.Module):
         Args:
             ids: (...) ids of words.
         """
-        bands = []
-        for band in self.embeddings:
-            words, projection = cast(nn.ModuleList, band)
-            bands.append((words(), projection()))
-        return adaptive_embedding(ids, bands, self.padding_idx)
+        clusters = []
+        for cluster in self.embeddings:
+            words, projection = cast(nn.ModuleList, cluster)
+            clusters.append((words(), projection()))
+        return adaptive_embedding(ids, clusters, self.padding_idx)
 
 
 class MegaTiedHead(nn.Module):
-    """Weights of the head where its words are the first band of the input: these, and those of the clusters."""
+    """The weights of a head that shares its tokens with the first cluster of the input: these, and those of the
+    clusters.
+    """
 
     def __init__(self, words: int, width: int, size: int, clusters: int) -> None:
         super().__init__()
         matrix = MegaMatrix(words, width)
-        # the projection is one of its own, never the input's
+        # the head has its own projection, never the input's
         self.word_proj = matrix if width == size else nn.ModuleList([MegaMatrix(width, size), matrix])
         self.class_proj = MegaMatrix(clusters, size)
 
     def factors(self) -> list[Factors]:
-        """Words and clusters as `ops.adaptive` takes them."""
+        """Tokens and clusters as `ops.adaptive` takes them."""
         if isinstance(self.word_proj, MegaMatrix):
             words: Factors = (self.word_proj(), None)
         else:
@@ -121,15 +123,15 @@ class MegaAdaptiveSoftmax(nn.Module):
         d = config.hidden_size
         self.tied, self.tied_projections = config.tie_adaptive_weights, config.tie_adaptive_projections
         if self.tied:
-            bands = config.adaptive_bands(config.embedding_size or d, config.adaptive_input_factor)
+            clusters = config.adaptive_clusters(config.embedding_size or d, config.adaptive_input_factor)
         else:
-            bands = config.adaptive_bands(d, config.adaptive_softmax_factor)
-        (words, width), *tails = bands
+            clusters = config.adaptive_clusters(d, config.adaptive_softmax_factor)
+        (words, width), *tails = clusters
         self.head = MegaTiedHead(words, width, d, len(tails)) if self.tied else MegaMatrix(words + len(tails), d)
         self.dropout = nn.Dropout(config.adaptive_softmax_dropout_prob)
         self.tail = nn.ModuleList()
         for size, width in tails:
-            # the input's projections are stored the other way round; the authors have their dropout at "1"
+            # the input's projections are stored transposed; index "1" is the authors' dropout
             projection = MegaMatrix(d, width) if self.tied_projections else MegaMatrix(width, d)
             self.tail.append(nn.ModuleDict({"0": projection, "2": MegaMatrix(size, width)}))
 

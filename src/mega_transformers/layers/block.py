@@ -52,7 +52,7 @@ class MegaBlock(GradientCheckpointingLayer):
         Returns:
             (B, L, d).
         """
-        # gradient checkpointing recomputes the whole block: nothing in it twice
+        # gradient checkpointing recomputes the whole block, so no part of it recomputes again
         recompute = False if self.gradient_checkpointing and self.training else None
         pair = cache if isinstance(cache, EncoderDecoderCache) else None
         own = cache if pair is None else pair.self_attention_cache

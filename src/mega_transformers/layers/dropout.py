@@ -14,7 +14,7 @@ class MegaDropout(nn.Module):
 
     Args:
         p: Probability of dropping.
-        featurewise: Whether a feature is dropped at all positions of a sequence or at none (never whole chunks).
+        featurewise: Whether a feature is dropped either at all positions of a sequence or at none (never by chunks).
     """
 
     def __init__(self, p: float, featurewise: bool = False) -> None:

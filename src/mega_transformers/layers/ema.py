@@ -42,7 +42,7 @@ class MegaMultiDimensionDampedEma(nn.Module):
         self.truncation = config.truncation
         channels = config.hidden_size * (2 if config.bidirectional else 1)
         states = config.ema_projection_size
-        # the decays are too close to 1 for half precision, whatever dtype the rest is made in
+        # the decays are too close to 1 for half precision, whatever the dtype of the model
         dtype = torch.promote_types(torch.get_default_dtype(), torch.float32)
         self.damping_factor = nn.Parameter(torch.empty(channels, states, 1, dtype=dtype))
         self.decay_factor = nn.Parameter(torch.empty(channels, states, 1, dtype=dtype))
@@ -102,10 +102,11 @@ class MegaMultiDimensionDampedEma(nn.Module):
             return ema_boundary(_real(x, layout), coefficients, bidirectional=self.bidirectional, reset=layout.reset)
 
     def _continued(self, x: torch.Tensor, coefficients: EMACoefficients, layout: AttentionLayout) -> torch.Tensor:
-        """What the tokens before and after a piece of a row add to its outputs."""
+        """The contribution of the tokens before and after a piece of a row to its outputs."""
         if self.truncation is not None:
             raise ValueError(
-                f"truncation={self.truncation}: pieces exchange states only, by which a truncated EMA cannot forget"
+                f"truncation={self.truncation}: pieces exchange only states, which cannot drop old inputs; set "
+                "truncation=None"
             )
         assert layout.exchange is not None
         with no_autocast(x.device.type):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..models.mega.configuration_mega import MegaConfig
 
 BACKEND_OF_IMPLEMENTATION = {"eager": "reference", "sdpa": None, "flex_attention": "flex"}
-"""`attn_implementation` -> back end of `ops.attention`; None lets that choose the fastest."""
+"""`attn_implementation` -> back end of `ops.attention`; None chooses the fastest."""
 
 
 class MegaMovingAverageGatedAttention(nn.Module):
@@ -92,7 +92,7 @@ class MegaMovingAverageGatedAttention(nn.Module):
         else:
             output, weights = torch.empty_like(hidden_states), None
             for where, piece in pieces:
-                # the last piece holds all that a later token may see
+                # the last piece holds everything that a later token may see
                 remember = cache if where.stop == x.shape[1] else None
                 given = hidden_states[:, where], x[:, where], averaged[:, where]
                 output[:, where], _ = self._attend(*given, piece, False, remember, recompute)
@@ -141,14 +141,14 @@ class MegaMovingAverageGatedAttention(nn.Module):
         gate: torch.Tensor,
         intermediate: torch.Tensor,
     ) -> torch.Tensor:
-        """Old hidden states and new ones, made of what was attended to, mixed by the update gate: (B, L, d)."""
+        """The old hidden states and the new ones from the attention output, mixed by the update gate: (B, L, d)."""
         candidate = self.dropout(self.activation(intermediate + linear(self.h_proj, attended * F.silu(gate))))
         return gated_residual(residual, candidate, update)
 
     def _pieces(
         self, x: torch.Tensor, layout: AttentionLayout, cache_layer: MegaCacheLayer | None
     ) -> list[tuple[slice, AttentionLayout]] | None:
-        """The tokens in pieces of whole chunks, for inference on a CPU; None where they are not to be cut."""
+        """The tokens in pieces of whole chunks, for inference on a CPU; None if they should not be cut."""
         if self.training or not takes_pieces(x) or self.config._attn_implementation == "eager":
             return None
         if cache_layer is not None and (cache_layer.is_initialized or cache_layer.record_past):

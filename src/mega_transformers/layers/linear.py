@@ -12,7 +12,7 @@ _FORWARD = nn.Linear.forward
 
 
 def is_unhooked(module: nn.Module) -> bool:
-    """Whether calling a module does nothing but its forward: it has no hooks of any kind, nor has everything."""
+    """Whether calling a module only runs its forward: neither the module nor PyTorch globally has hooks."""
     return not (
         module._forward_hooks
         or module._forward_pre_hooks
@@ -24,7 +24,7 @@ def is_unhooked(module: nn.Module) -> bool:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether calling a module does nothing but multiply by a plain float matrix and add a bias.
+    """Whether calling a module only multiplies by a plain float matrix and adds a bias.
 
     No hooks, no forward replaced, no quantised or parametrised weight, no subclass.
     """
@@ -38,8 +38,8 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def linear(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`module(x)` for a linear layer or what took its place; for a plain one and few rows by a faster operator."""
+    """`module(x)` for a linear layer or its replacement; a plain layer uses a faster operator for few rows."""
     if are_few_rows(x) and is_plain(module):
         return linear_few_rows(x, module.weight, module.bias)  # type: ignore[arg-type]
-    # the EMA's output is laid out by channels, which bitsandbytes' 4-bit kernel reads as if it were not
+    # the EMA's output is stored by channels; bitsandbytes' 4-bit kernel assumes the usual order
     return module(x if type(module) is nn.Linear else x.contiguous())

@@ -28,7 +28,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor | None, eps: float) -> torch.
     if weight is not None and weight.dtype != x.dtype:
         weight = weight.to(x.dtype)
     if are_few_rows(x) and x.dtype in (torch.float32, torch.float64):
-        # a decoding step: PyTorch's operator takes apart what is half as many calls so
+        # for a decoding step, this takes half as many calls as PyTorch's operator
         norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         scale = torch.addcmul(torch.full_like(norm, eps), norm, norm, value=1.0 / size).rsqrt_()
         return x * scale if weight is None else x * (scale * weight)
@@ -89,7 +89,7 @@ class MegaSequenceNorm(nn.Module):
     def __init__(self, config: MegaConfig, affine: bool | None = None) -> None:
         super().__init__()
         size, affine = config.hidden_size, config.norm_affine if affine is None else affine
-        # what adapters put in place of a batch norm is none itself
+        # adapters may replace a batch norm by another module
         self.over_batch = config.normalization_type in ("batchnorm", "syncbatchnorm")
         self.norm: nn.Module
         if config.normalization_type == "layernorm":

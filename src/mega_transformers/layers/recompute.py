@@ -1,4 +1,4 @@
-"""Trading a little time for memory: work recomputed in the backward pass, or done piece by piece without one."""
+"""Trades a little time for memory: recomputes work in the backward pass, or works piece by piece without one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PIECE = 2048
 
 
 def takes_pieces(x: torch.Tensor) -> bool:
-    """Whether to go through x (B, L, d) piece by piece, where tokens (or chunks) do not depend on each other."""
+    """Whether to process x (B, L, d) piece by piece, if tokens (or chunks) do not depend on each other."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
     return x.shape[0] * x.shape[1] >= 2 * PIECE
@@ -25,14 +25,14 @@ def tokens_per_piece(x: torch.Tensor) -> int:
 
 
 def recomputed(wanted: bool | None, function: Callable[..., torch.Tensor], *tensors: torch.Tensor) -> torch.Tensor:
-    """`function(*tensors)`, keeping only `tensors` for the backward pass where that is wanted.
+    """`function(*tensors)`, which may keep only `tensors` for the backward pass.
 
     Random numbers are replayed. A compiler decides for itself.
 
     Args:
-        wanted: Whether to; None decides by the device: on a CPU, for tensors worth the bookkeeping.
-        function: What to compute.
-        tensors: What it is given.
+        wanted: Whether to recompute; None decides: on a CPU, for tensors large enough to be worth it.
+        function: The function.
+        tensors: Its arguments.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return function(*tensors)

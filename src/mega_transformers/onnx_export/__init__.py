@@ -1,8 +1,8 @@
-"""Models as graphs for ONNX Runtime: `mega export-onnx`.
+"""Exports models to graphs for ONNX Runtime: `mega export-onnx`.
 
-`graphs` says which graphs a model has, `open_cache` holds a decoder's memory as their inputs and outputs, `exporting`
-makes them, `running` runs them, `check` compares them with the model, `quantise` writes them with 8-bit weights, and
-`run` writes the folder.
+`graphs` defines the graphs of a model, `open_cache` is a decoder's cache as inputs and outputs, `exporting` makes the
+graphs, `running` runs them, `check` compares them with the model, `quantise` writes them with 8-bit weights, and `run`
+writes the folder.
 """
 
 from .graphs import ExportError

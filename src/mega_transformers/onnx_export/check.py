@@ -1,4 +1,4 @@
-"""Whether graphs compute what the model does, and how fast: in ONNX Runtime, at six lengths, with padding."""
+"""Compares graphs with the model, in numbers and speed: in ONNX Runtime, at six lengths, with padding."""
 
 from __future__ import annotations
 
@@ -34,30 +34,30 @@ from .graphs import (
 from .running import Decoder, Session
 
 TOLERANCE = 1e-4
-"""The greatest deviation at a real token that is taken for rounding."""
+"""The greatest deviation at a real token that counts as rounding."""
 ROWS = 3
 STEPS = 4
-"""Tokens decoded behind those of each length."""
+"""Tokens to decode after those of each length."""
 GENERATED = 24
-"""Tokens written by themselves, and compared with `generate`."""
+"""Tokens to generate freely, and to compare with `generate`."""
 TIMED = 5
-"""Runs of which the median is given; of one row."""
+"""Timed runs of one row; the median is reported."""
 SPAN = 1024
-"""Tokens of the longest row, where chunks do not make it longer."""
+"""Tokens of the longest row, unless chunks make it longer."""
 LONGEST = 2048
 LONGEST_TARGET = 128
-"""Tokens of a target that are decoded one by one."""
+"""Tokens of a target to decode one by one."""
 
 Stage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was found of a graph at one length.
+    """The findings about a graph at one length.
 
     Attributes:
         graph: `"model"`, `"decoder"` or `"encoder"`.
-        length: Tokens in a row; of a decoder, tokens before the new one.
+        length: Tokens in a row; for a decoder, tokens before the new one.
         deviation: The greatest difference of an output at a real token, in a batch of 1 and of 3 with padding.
         ms: Median milliseconds in ONNX Runtime, for one row and one thread.
         torch_ms: The same in PyTorch.
@@ -75,15 +75,15 @@ def check(model: PreTrainedModel, folder: Path, stage: Stage = lambda _: None, s
 
     Args:
         model: The model, in float32.
-        folder: Where `model.onnx` or the others are.
-        stage: Called with what is being done.
-        suffix: Of the graphs' names: ".int8". Such graphs may write other tokens.
+        folder: The folder of `model.onnx` or the other graphs.
+        stage: Called with the name of each stage.
+        suffix: Suffix of the graphs' names: ".int8". Such graphs may generate other tokens.
 
     Returns:
-        A row for each graph and length. Deviations are not judged here; see `refuse_deviations`.
+        A row for each graph and length. Deviations are not refused here; see `refuse_deviations`.
 
     Raises:
-        ExportError: where tokens that the graphs write by themselves differ from those of `generate`.
+        ExportError: if tokens that the graphs generate differ from those of `generate`.
     """
     sessions = {
         name: Session(folder / f"{name}{suffix}.onnx")
@@ -113,10 +113,10 @@ def refuse_deviations(rows: list[Row]) -> None:
 
 
 def lengths_of(model: PreTrainedModel) -> list[int]:
-    """Six lengths, fewer where a model serves few: 1, below a chunk's edge, at it, beyond it, some chunks, many."""
+    """Six lengths, fewer for a model with few positions: 1, below, at and beyond a chunk's end, some chunks, many."""
     config = cast(Any, model).config
     sides = [getattr(config, "encoder", config), getattr(config, "decoder", config)]
-    # without chunks the edges are those of the blocks in which a graph computes averages
+    # without chunks, the ends are those of the blocks in which a graph computes averages
     edge = max((side.chunk_size for side in sides if side.use_chunking), default=64)
     longest = min(max(SPAN, 4 * edge), LONGEST, longest_row(model) or LONGEST)
     if longest <= edge:
@@ -126,7 +126,7 @@ def lengths_of(model: PreTrainedModel) -> list[int]:
 
 
 def padded(length: int, rows: int) -> Tensor:
-    """(B, L) int64, 0 at padding: on the right of the first row, on the left of the second, nowhere in others."""
+    """(B, L) int64, 0 at padding: on the right of the first row, on the left of the second, none in others."""
     mask = torch.ones(rows, length, dtype=torch.int64)
     if rows > 1:
         mask[0, length - length // 3 :] = 0
@@ -159,11 +159,11 @@ def example_inputs(model: PreTrainedModel, mask: Tensor) -> dict[str, Tensor]:
 
 
 def _check_decoder(model: MegaForCausalLM, sessions: dict[str, Session], stage: Stage, written: bool) -> list[Row]:
-    """Tokens one by one, behind prompts of every length."""
+    """Decodes tokens one by one, after prompts of every length."""
     config, limit, found = model.mega.config, longest_row(model), []
     for length in lengths_of(model):
         length = length if limit is None else min(length, limit - STEPS)
-        stage(f"Checking {DECODER}.onnx behind {length} tokens")
+        stage(f"Checking {DECODER}.onnx after {length} tokens")
         deviation, times = 0.0, (0.0, 0.0)
         for rows in (1, ROWS):
             mask = torch.cat([padded(length, rows), torch.ones(rows, STEPS, dtype=torch.int64)], dim=1)
@@ -195,7 +195,7 @@ def _check_decoder(model: MegaForCausalLM, sessions: dict[str, Session], stage: 
 def _check_pair(
     model: MegaForConditionalGeneration, sessions: dict[str, Session], stage: Stage, written: bool
 ) -> list[Row]:
-    """Sources of every length, and targets as long, one token at a time."""
+    """Sources of every length, and targets of the same length, one token at a time."""
     encoder, decoder = model.model.encoder.config, model.model.decoder.config
     module, start = Source(model).eval(), start_token(model)
     sources, targets = [], []
@@ -266,7 +266,7 @@ def _compare_written(
     """Raises ExportError unless greedy decoding from `first` (B, 1) on gives the tokens of `generate`."""
     count = GENERATED if limit is None else min(GENERATED, limit)
     settings = model.generation_config
-    # nothing but the likeliest tokens, and no end
+    # only the most likely tokens, and no end
     model.generation_config = transformers.GenerationConfig(
         decoder_start_token_id=settings.decoder_start_token_id, pad_token_id=settings.pad_token_id or 0
     )
@@ -278,7 +278,7 @@ def _compare_written(
     for i in range(count):
         if not torch.equal(ids, expected[:, i : i + 1]):
             raise ExportError(
-                f"{DECODER}.onnx writes other tokens than generate, from token {i + 1} of {count} on; nothing was "
+                f"{DECODER}.onnx generates other tokens than the model, from token {i + 1} of {count}; nothing was "
                 "written"
             )
         if i + 1 < count:
@@ -286,19 +286,19 @@ def _compare_written(
 
 
 def start_token(model: MegaForConditionalGeneration) -> int:
-    """The token that a target begins with."""
+    """The first token of a target."""
     start = model.generation_config.decoder_start_token_id
     return cast(int, model.config.decoder_start_token_id if start is None else start)
 
 
 def _deviation(actual: Tensor, expected: Tensor, mask: Tensor | None) -> float:
-    """The greatest absolute difference; of what belongs to tokens, at real ones. Infinite for what is not a number."""
+    """The greatest absolute difference, only at real tokens for outputs per token. Infinite for NaN."""
     if actual.shape != expected.shape:
         return torch.inf
     difference = (actual.to(torch.float32) - expected.to(torch.float32)).abs()
     if mask is not None and difference.shape[: mask.dim()] == mask.shape:
         difference = difference[mask.to(torch.bool)]
-    # of pooled outputs every number counts
+    # for pooled outputs, every number counts
     return difference.nan_to_num(nan=torch.inf).max().item() if difference.numel() else 0.0
 
 
@@ -314,7 +314,7 @@ def _median_ms(run: Callable[[dict[str, Tensor]], object], inputs: dict[str, Ten
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """PyTorch on one thread, as the sessions are."""
+    """Runs PyTorch on one thread, like the sessions."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""A graph of a module, by PyTorch's exporter."""
+"""Makes a graph of a module with PyTorch's exporter."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import torch
 from .graphs import LENGTH, ExportError, Graph
 
 OPSET = 18
-"""The lowest that has everything, and what PyTorch's exporter writes by itself; it only converts to others."""
+"""The lowest version with all operators, and the native one of PyTorch's exporter, which converts to others."""
 LARGEST = 2_000_000_000
-"""Bytes in one file: protobuf ends at 2 GiB, and weights then go beside."""
+"""Most bytes in one file; protobuf is limited to 2 GiB, so larger weights go to a second file."""
 
 
 def write_graph(graph: Graph, path: Path, opset: int) -> None:
-    """Writes a graph; weights go into a file beside where they would not fit into it.
+    """Writes a graph; weights that do not fit go to a second file.
 
     Args:
-        graph: What to export.
+        graph: The graph to export.
         path: The file to write: "OUT/model.onnx".
         opset: Version of ONNX's operators.
 
     Raises:
-        ExportError: where PyTorch cannot make a graph, or ONNX has no operator for it.
+        ExportError: if PyTorch cannot make the graph, or ONNX lacks an operator.
     """
     names = {name for axes in graph.axes.values() for name in axes.values()}
     dims = {name: torch.export.Dim(name, max=graph.longest if name.endswith(LENGTH) else None) for name in names}
@@ -45,19 +45,19 @@ def write_graph(graph: Graph, path: Path, opset: int) -> None:
                 output_names=outputs,
                 verbose=False,
             )
-        except Exception as error:  # whatever PyTorch's and onnxscript's exporters raise
+        except Exception as error:  # the exporters of PyTorch and onnxscript raise many kinds of errors
             reason = " ".join(str(error.__cause__ or error).split())[:400]
             raise ExportError(f"{path.name} cannot be made with --opset {opset}: {reason}") from error
     assert exported is not None
     if exported.model.opset_imports[""] != opset:
-        raise ExportError(f"{path.name} cannot be converted to --opset {opset}; leave it out")
+        raise ExportError(f"{path.name} cannot be converted to --opset {opset}; leave out --opset")
     size = sum(x.nbytes for x in graph.module.state_dict().values())
     exported.save(str(path), external_data=size > LARGEST)
 
 
 @contextmanager
 def quiet(*loggers: str | None) -> Iterator[None]:
-    """Without warnings, and with errors alone of some loggers: of missing torchvision, names of axes, the like."""
+    """Hides warnings, and messages of some loggers below errors: missing torchvision, names of axes and the like."""
     found = [logging.getLogger(name) for name in loggers]
     levels = [logger.level for logger in found]
     for logger in found:

@@ -1,11 +1,11 @@
-"""Which graphs a model is exported as, with what they take and give.
+"""The graphs of a model, with their inputs and outputs.
 
-- `model`: whole texts of any number and length; of a causal language model also the memory after them.
-- `decoder`: one token behind others, with that memory as inputs `past.*` and outputs `present.*`.
-- `encoder`: of an encoder-decoder, a source to what its decoder reads of it, `cross.*`, in every step.
+- `model`: whole texts of any number and length; for a causal language model, also the cache after them.
+- `decoder`: one token after others, with that cache as inputs `past.*` and outputs `present.*`.
+- `encoder`: for an encoder-decoder, from a source to the inputs `cross.*` of every step of its decoder.
 
-A step is a graph of its own, since the EMA of one token is a few products where that of any number of tokens is
-blocks and a scan over them.
+A step is a separate graph, since the EMA of one token is a few products, while that of many tokens is blocks and a
+scan over them.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ MODEL, DECODER, ENCODER = "model", "decoder", "encoder"
 PAST, PRESENT, CROSS = "past.", "present.", "cross."
 BATCH, LENGTH = "batch", "length"
 CHOICES = 3
-"""Of a question, in the example that a graph is made with; a graph takes any number."""
+"""The number of choices in the example that a graph is made with; a graph takes any number."""
 EXAMPLE = 2, 11
 """Rows and tokens of that example."""
 
 
 class ExportError(PublishError):
-    """A model that cannot be exported, or a graph that does not compute what the model does."""
+    """A model cannot be exported, or a graph computes other numbers than the model."""
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A graph to be made.
+    """A graph to make.
 
     Attributes:
         name: `"model"`, `"decoder"` or `"encoder"`.
         module: Takes and returns tensors by name.
         example: Inputs by name.
         axes: Input -> its open axes and their names.
-        longest: The most tokens in a row; None for any number.
+        longest: The most tokens in a row, or None.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Whole(nn.Module):
 
 
 class Prompt(nn.Module):
-    """A causal language model over whole texts, and what it remembers of them."""
+    """A causal language model over whole texts, and its cache."""
 
     def __init__(self, model: MegaForCausalLM) -> None:
         super().__init__()
@@ -133,23 +133,23 @@ class Source(nn.Module):
 
 
 def refuse(model_class: type[Any], config: Any) -> None:
-    """Refuses what has no graph, before weights are read.
+    """Refuses a model without graphs, before weights are read.
 
     Args:
         model_class: The model's class.
         config: Its configuration.
 
     Raises:
-        ExportError: saying why, and what would work.
+        ExportError: names the reason and what would work.
     """
     name = model_class.__name__
     if model_class is MegaSeq2SeqModel:
-        raise ExportError(f"a {name} has no head that writes tokens; export a MegaForConditionalGeneration")
+        raise ExportError(f"a {name} has no language model head; export a MegaForConditionalGeneration")
     if not issubclass(model_class, (MegaForConditionalGeneration, MegaSeq2SeqModel)) and not isinstance(
         config, MegaConfig
     ):
         raise ExportError(
-            f"a {name} has no exporter here: its sides are models of their own; export a MegaForConditionalGeneration"
+            f"a {name} cannot be exported, since its sides are separate models; export a MegaForConditionalGeneration"
         )
     if getattr(config, "add_cross_attention", False):
         raise ExportError(
@@ -158,11 +158,13 @@ def refuse(model_class: type[Any], config: Any) -> None:
         )
     decoder = getattr(config, "decoder", config)
     if decoder.is_decoder and decoder.use_chunking and decoder.chunk_size < 2:
-        raise ExportError("chunk_size=1 lets no token see another, so that a decoder keeps no columns; set 2 or more")
+        raise ExportError(
+            "chunk_size=1 cannot be exported, since a decoder would have no cached columns; it must be at least 2"
+        )
 
 
 def graphs_of(model: PreTrainedModel) -> list[Graph]:
-    """The graphs of a model that `refuse` let through, `encoder` or `model` first."""
+    """The graphs of a model that `refuse` accepts, `encoder` or `model` first."""
     if isinstance(model, MegaForConditionalGeneration):
         encoder = model.model.encoder
         source = Graph(ENCODER, Source(model), *_texts(encoder), positions_limit(encoder.config))
@@ -187,7 +189,7 @@ def graphs_of(model: PreTrainedModel) -> list[Graph]:
 def inputs_of(config: MegaConfig, mask: Tensor, seed: int) -> dict[str, Tensor]:
     """Random inputs of a text model for a mask (B, L) of real tokens, by name.
 
-    Ids of the start of the vocabulary, which special tokens have, are left out where there are others.
+    Leaves out ids at the start of the vocabulary, which special tokens have, if there are others.
     """
     generator = torch.Generator().manual_seed(seed)
     shape = tuple(mask.shape)
@@ -201,7 +203,7 @@ def inputs_of(config: MegaConfig, mask: Tensor, seed: int) -> dict[str, Tensor]:
 
 
 def empty_past(config: MegaConfig, batch: int) -> dict[str, Tensor]:
-    """What a decoder remembers before its first token: zeros, by name."""
+    """A decoder's cache before its first token: zeros, by name."""
     columns = config.chunk_size - 1 if config.use_chunking else 0
     past = {
         f"{PAST}position": torch.zeros(batch, dtype=torch.int64),
@@ -217,7 +219,7 @@ def empty_past(config: MegaConfig, batch: int) -> dict[str, Tensor]:
 
 
 def longest_row(model: Any) -> int | None:
-    """The most tokens in a row that a graph of the model serves, with a step's included; None for no limit."""
+    """The most tokens in a row of a graph, with that of a step, or None."""
     if not isinstance(model, MegaForConditionalGeneration):
         return positions_limit(getattr(model, "mega", model).config)
     encoder, decoder = model.model.encoder.config, model.model.decoder.config
@@ -239,7 +241,7 @@ def _step(model: Any, decoder: MegaModel) -> Graph:
     config, batch = decoder.config, EXAMPLE[0]
     past = empty_past(config, batch)
     axes: dict[str, dict[int, str]] = {name: {0: BATCH} for name in ("input_ids", *past)}
-    if not config.use_chunking:  # one column per token: some, since an axis of 0 or 1 is no open one
+    if not config.use_chunking:  # one column per token: several, since an axis of size 0 or 1 cannot be open
         for name in past:
             if any(part in name for part in ("mask", "keys", "values")):
                 past[name] = past[name].new_zeros(batch, EXAMPLE[1], *past[name].shape[2:])
@@ -256,7 +258,7 @@ def _step(model: Any, decoder: MegaModel) -> Graph:
 
 
 def _layers(config: MegaConfig, inputs: dict[str, Tensor] | None) -> list[Any]:
-    """A layer of memory for every block, from inputs `past.NAME.i`; `past.NAME` belong to the first."""
+    """A cache layer for every block, from inputs `past.NAME.i`; `past.NAME` belong to the first."""
     layers: list[Any] = []
     for i in range(config.num_hidden_layers):
         past = None

@@ -1,9 +1,8 @@
-"""A decoder's memory as plain tensors of a graph, in and out.
+"""A decoder's cache as input and output tensors of a graph.
 
-`MegaCacheLayer` keeps as many columns as the current chunk has, which depends on values, and `MegaStaticCacheLayer`
-writes in place: an exported graph can do neither. Here everything is a function of tensors. With chunks the memory
-has the chunk's length less one, always, so that its shape says nothing; columns that are not there yet are hidden by
-a mask. Without chunks it has one column per token.
+`MegaCacheLayer` keeps a number of columns that depends on values, and `MegaStaticCacheLayer` writes in place: an
+exported graph can do neither. Here everything is a function of tensors. With chunks, the cache always has the chunk's
+length minus one columns, and a mask hides those that are not filled yet. Without chunks, it has one column per token.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ T = TypeVar("T")
 
 
 class BiasMatrix(BiasTable):
-    """A bias whose `values` (B or 1, L, S) are what `tiles` is to return, whatever the distance."""
+    """A bias whose `tiles` always returns `values` (B or 1, L, S), for any distance."""
 
     def tiles(self, distance: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
         """The values."""
@@ -32,13 +31,13 @@ class BiasMatrix(BiasTable):
 
 
 class OpenCacheLayer(MegaCacheState, CacheLayerMixin):
-    """One block's memory in a graph: first tokens of any number, or one token behind others.
+    """The cache of one block in a graph: for any number of first tokens, or for one token after others.
 
     Args:
         config: The decoder's configuration.
         past: `keys` (B, T, z), `values` (B, T, h), `state` (B, d, N) and, with truncation K, `history` (B, K, d) of
-            the tokens before; None for first tokens. In the first layer also `mask` (B, T), False at columns that
-            are padding or not there yet, and `position` (B,), the columns since the row's first real token.
+            the earlier tokens; None for first tokens. In the first layer also `mask` (B, T), False at columns that are
+            padding or not filled yet, and `position` (B,), the columns since the row's first real token.
     """
 
     is_initialized = True
@@ -46,7 +45,7 @@ class OpenCacheLayer(MegaCacheState, CacheLayerMixin):
     is_croppable = False
     is_sliding = False
     record_past = False
-    batch_size = -1  # the rows are not counted in a graph
+    batch_size = -1  # a graph does not depend on the number of rows
 
     def __init__(self, config: MegaConfig, past: dict[str, torch.Tensor] | None) -> None:
         self.owner = config
@@ -63,7 +62,7 @@ class OpenCacheLayer(MegaCacheState, CacheLayerMixin):
         return 0 if self.past is None else self.past["position"]
 
     def remembered(self, name: str, make: Callable[[], T]) -> T:
-        """What `make` gives, in every graph."""
+        """The result of `make`, in every graph."""
         return make()
 
     def begin(
@@ -74,7 +73,7 @@ class OpenCacheLayer(MegaCacheState, CacheLayerMixin):
         chunk_size: int | None,
         device: torch.device,
     ) -> AttentionLayout:
-        """As `MegaCacheLayer.begin`; the mask is that of first tokens, and there is none for a later one."""
+        """As `MegaCacheLayer.begin`; the mask is that of first tokens; a later token has none."""
         length = shape[1]
         if self.past is None:
             assert mask is not None
@@ -95,7 +94,7 @@ class OpenCacheLayer(MegaCacheState, CacheLayerMixin):
         return AttentionLayout(1, kept + 1, True, offset=offset, start=start, stop=stop, real=window)
 
     def _kept(self, new: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
-        """Of columns (B, T, ...) and new ones (B, L, ...) those that a later token may see."""
+        """The columns that a later token may see, of cached (B, T, ...) and new ones (B, L, ...)."""
         if self.chunk_size is None:
             return new if before is None else torch.cat([before, new], dim=1)
         if before is None:
@@ -114,7 +113,7 @@ class OpenCacheLayer(MegaCacheState, CacheLayerMixin):
         return torch.cat([keys, key_states], dim=1), torch.cat([values, value_states], dim=1)
 
     def bias(self, bias: RelativeBias, layout: AttentionLayout) -> RelativeBias | BiasTable:
-        """The bias itself for first tokens; for a later one the numbers at its distances."""
+        """The bias itself for first tokens; for a later token, the numbers at its distances."""
         if self.past is None:
             return bias
         distances = torch.arange(layout.keys) - (layout.keys - 1)
@@ -136,7 +135,7 @@ class OpenCacheLayer(MegaCacheState, CacheLayerMixin):
         """Nothing to do."""
 
     def get_seq_length(self) -> int:
-        """0: what was before is known by `past` alone."""
+        """0: only `past` describes earlier tokens."""
         return 0
 
     def get_max_length(self) -> int:

@@ -1,4 +1,4 @@
-"""Graphs whose linear layers and embeddings have 8-bit weights, and what that costs."""
+"""Writes graphs with 8-bit weights in linear layers and embeddings, and measures the loss of precision."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ from .graphs import CROSS, DECODER, ENCODER, MODEL, ExportError, longest_row
 from .running import Decoder, Session
 
 PIECE = 256
-"""Tokens of the pieces in which a text is read."""
+"""Tokens of a piece of text."""
 PIECES = 16
 WORDS = 64
-"""Sources of an encoder-decoder, where the text is the sample: its first words."""
+"""The number of sources for an encoder-decoder if the text is the sample: its first words."""
 MASKED_EVERY = 7
 IGNORED = -100
 
 
 @dataclass(frozen=True)
 class Loss:
-    """What 8 bits cost.
+    """The cost of 8 bits.
 
     Attributes:
-        measured_on: What the numbers are of.
-        tokens: How many numbers or choices.
-        agreement: Share of them in which the likeliest is the same.
-        loss: Cross entropy in nats a token of the float graph; None where no text says what is right.
-        int8_loss: The same of the 8-bit graph.
+        measured_on: The data of the numbers.
+        tokens: The number of numbers or choices.
+        agreement: The share of them with the same most likely choice.
+        loss: Cross entropy of the float graph in nats per token; None without a text to predict.
+        int8_loss: The same for the 8-bit graph.
     """
 
     measured_on: str
@@ -49,8 +49,8 @@ class Loss:
 def quantise(source: Path, target: Path) -> None:
     """Writes a graph with 8-bit weights: of linear layers, one scale per output, and of embeddings.
 
-    What a linear layer reads is rounded when it is known (dynamic quantisation). Everything else, the parameters of
-    the averages above all, stays as it is.
+    Inputs of linear layers are rounded at run time (dynamic quantisation). Everything else stays as it is, above all
+    the parameters of the averages.
     """
     import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
@@ -72,14 +72,14 @@ def quantise(source: Path, target: Path) -> None:
 
 
 def losses(model: Any, tokenizer: Any, folder: Path, suffix: str, text: str | None) -> Loss:
-    """What the graphs `NAME{suffix}.onnx` of a folder lose against `NAME.onnx`.
+    """The loss of precision of the graphs `NAME{suffix}.onnx` against `NAME.onnx`.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer, or None.
-        folder: Where both are.
+        folder: The folder of both.
         suffix: ".int8".
-        text: What to measure it on; None for a sample that comes with the package.
+        text: The text to measure on. Default: a bundled sample.
 
     Raises:
         ExportError: for a text without a token to predict.
@@ -92,17 +92,17 @@ def losses(model: Any, tokenizer: Any, folder: Path, suffix: str, text: str | No
         if tokenizer is not None and isinstance(model, (MegaForMaskedLM, MegaForCausalLM)):
             return _of_text(model, tokenizer, exact[MODEL], rounded[MODEL], text)
         if isinstance(model, MegaForConditionalGeneration):
-            raise ExportError("--int8 measures what is written for words, but the folder has no tokenizer")
+            raise ExportError("--int8 measures outputs for words, which needs a tokenizer, but the folder has none")
         return _of_random(model, exact[MODEL], rounded[MODEL])
 
 
 def _of_text(model: Any, tokenizer: Any, exact: Session, rounded: Session, text: str | None) -> Loss:
-    """Of words of a text: the next ones, or every seventh under a mask."""
+    """On the tokens of a text: the next ones, or every seventh under a mask."""
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     ids = torch.tensor(tokenizer(text or _sample(), add_special_tokens=False, verbose=False)["input_ids"])
     masked = isinstance(model, MegaForMaskedLM)
     if masked and tokenizer.mask_token_id is None:
-        raise ExportError("--int8 measures the loss of masked words, but the tokenizer has no mask token")
+        raise ExportError("--int8 measures the loss of masked tokens, but the tokenizer has no mask token")
     for piece in ids[: PIECE * PIECES].split(min(PIECE, longest_row(model) or PIECE)):
         given, wanted = piece.clone(), piece.clone()
         if masked:
@@ -115,7 +115,7 @@ def _of_text(model: Any, tokenizer: Any, exact: Session, rounded: Session, text:
             inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
         found.append((exact(inputs)["logits"][0], rounded(inputs)["logits"][0], wanted))
     if not any((wanted != IGNORED).any() for _, _, wanted in found):
-        raise ExportError("--text-file holds too few words: none could be predicted")
+        raise ExportError("--text-file holds too little text: it has no token to predict")
     return _loss("masked words" if masked else "next words", found)
 
 
@@ -126,7 +126,7 @@ def _of_written(
     rounded: dict[str, Session],
     text: str | None,
 ) -> Loss:
-    """Of what the float graphs write for lines of a text: whether 8 bits would have written the same."""
+    """On outputs of the float graphs for lines of a text: whether the 8-bit graphs would choose the same tokens."""
     sources = list(dict.fromkeys(w.strip(".,;:!?\"'-").lower() for w in _sample().split()))[:WORDS]
     if text is not None:
         sources = [line.strip() for line in text.splitlines() if line.strip()]
@@ -150,12 +150,12 @@ def _of_written(
             if token.item() == model.config.eos_token_id:
                 break
     if not found:
-        raise ExportError("--text-file holds no line to write something for")
-    return _loss("tokens that the float graphs write", found)
+        raise ExportError("--text-file holds no line of text")
+    return _loss("tokens generated by the float graphs", found)
 
 
 def _of_random(model: Any, exact: Session, rounded: Session) -> Loss:
-    """Of random inputs, where no text says what is right."""
+    """On random inputs, for models without a text to predict."""
     inputs = example_inputs(model, padded(min(PIECE, longest_row(model) or PIECE), PIECES))
     pairs = [(x, y) for x, y in zip(exact(inputs).values(), rounded(inputs).values())]
     same = torch.cat([(x.argmax(-1) == y.argmax(-1)).flatten() for x, y in pairs])

@@ -1,4 +1,4 @@
-"""A folder of graphs for ONNX Runtime, made of any model's folder, which is not changed."""
+"""Writes a folder of graphs for ONNX Runtime from any model's folder, which is not changed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .running import Session
 SETTINGS = "export.json"
 INT8 = ".int8"
 PREPROCESSOR = "preprocessor_config.json"
-"""What makes a model's inputs where that is no tokenizer."""
+"""Files of preprocessors other than tokenizers."""
 VERSIONS = ("torch", "transformers", "onnxscript", "onnx", "onnxruntime")
 
 
@@ -121,30 +121,30 @@ def export_folder(
 
 
 def check_source(source: Path) -> None:
-    """Refuses a folder whose configuration says that it cannot be exported, before its weights are read.
+    """Refuses a folder that its configuration shows cannot be exported, before its weights are read.
 
     Raises:
-        ExportError: saying why, and what to use instead.
+        ExportError: names the reason and what to use instead.
     """
     if not (source / CONFIG).is_file():
-        return  # reading it tells what is wrong
+        return  # reading the folder reports the fault
     raw = read_json(source / CONFIG)
     kind, named = raw.get("model_type"), raw.get("architectures")
     if isinstance(kind, str) and not kind.startswith("mega") and kind != "encoder-decoder":
         raise ExportError(
-            f"{source} is a model of the type {kind}, not a Mega; export it with `optimum-cli export onnx`"
+            f"{source} is a model of type {kind}, not a Mega model; export it with `optimum-cli export onnx`"
         )
     known = model_classes()
     if isinstance(named, list) and len(named) == 1 and named[0] in known:
         try:
             config = AutoConfig.from_pretrained(source)
-        except Exception:  # loading the model tells what is wrong
+        except Exception:  # loading the model reports the fault
             return
         refuse(known[named[0]], config)
 
 
 def _settings(report: ExportReport, model: Any, folder: Path, opset: int) -> dict[str, Any]:
-    """What export.json holds."""
+    """The contents of export.json."""
     graphs = {}
     for path in sorted(folder.glob("*.onnx")):
         session = Session(path)
@@ -163,7 +163,7 @@ def _settings(report: ExportReport, model: Any, folder: Path, opset: int) -> dic
     if (folder / f"{DECODER}.onnx").is_file():
         settings["cache"] = {
             "first": f"zeros of every input {PAST}*, an axis 'past' of 0",
-            "next": f"every input {PAST}NAME is the output {PRESENT}NAME before",
+            "next": f"every input {PAST}NAME is the output {PRESENT}NAME of the step before",
         }
         first = f"{ENCODER}.onnx" if (folder / f"{ENCODER}.onnx").is_file() else f"{MODEL}.onnx"
         settings["cache"]["from"] = f"{CROSS}* of {first}" if first.startswith(ENCODER) else f"{PRESENT}* of {first}"
@@ -193,8 +193,8 @@ def _version(package: str) -> str | None:
 
 
 def _kinds(folder: Path) -> dict[str, str]:
-    """What each file of a graph is."""
-    what = {MODEL: "whole texts", DECODER: "one token behind others", ENCODER: "source of a decoder"}
+    """The description of each file of a graph."""
+    what = {MODEL: "whole texts", DECODER: "one token after others", ENCODER: "source of a decoder"}
     kinds = {}
     for path in folder.glob("*.onnx*"):
         name, _, rest = path.name.partition(".")

@@ -1,4 +1,4 @@
-"""Graphs in ONNX Runtime, on one thread of the CPU."""
+"""Runs graphs in ONNX Runtime on one CPU thread."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Session:
         self.outputs = {x.name: (x.type, x.shape) for x in self._session.get_outputs()}
 
     def __call__(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Inputs by name -> outputs by name; inputs that the graph does not have are left out."""
+        """Inputs by name -> outputs by name; inputs that the graph lacks are ignored."""
         given = {name: inputs[name].numpy() for name in self.inputs}
         return dict(zip(self.outputs, map(torch.from_numpy, self._session.run(None, given))))
 
 
 class Decoder:
-    """A graph `decoder` and what it remembers.
+    """A graph `decoder` and its cache.
 
     Args:
         session: The graph.

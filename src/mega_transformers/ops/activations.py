@@ -41,8 +41,8 @@ def _relu2_core_derivative(t: torch.Tensor) -> torch.Tensor:
 class ElementwiseActivation(NamedTuple):
     """An activation f, and its parts: f(x) = factor * core(t) with t = slope * (x - shift).
 
-    Slope and shift can be folded into what computes x, and the factor into what uses f(x), which leaves the core for
-    the n x n numbers.
+    Slope and shift can be folded into what computes x, and the factor into what uses f(x), which leaves only the core
+    for the n x n numbers.
 
     Attributes:
         function: f.

@@ -1,7 +1,9 @@
-"""Adaptive input (arXiv 1809.10853) and adaptive softmax (arXiv 1609.04309): a vocabulary in bands of falling width.
+"""Adaptive input (arXiv 1809.10853) and adaptive softmax (arXiv 1609.04309): a vocabulary in clusters of decreasing
+width.
 
-Ids are sorted by frequency and cut into bands; rarer words are narrower vectors, which a projection widens. There is a
-softmax over the words of the first band and a cluster for each other band, a tail, and another one within each tail.
+Ids are sorted by frequency and cut into clusters; rarer tokens have narrower vectors, which a projection widens. One
+softmax is over the tokens of the first cluster and one entry for each other cluster (a tail); another is within each
+tail.
 """
 
 from __future__ import annotations
@@ -17,35 +19,35 @@ from .few_rows import linear_few_rows
 from .layout import is_readable
 
 Factors = tuple[torch.Tensor, torch.Tensor | None]
-"""A matrix (rows, d): itself and None, or the factors (rows, e) and (e, d) of which it is the product."""
+"""A matrix (rows, d) and None, or its two factors (rows, e) and (e, d)."""
 
 
 def adaptive_embedding_reference(
-    ids: torch.Tensor, bands: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    ids: torch.Tensor, clusters: Sequence[tuple[torch.Tensor, torch.Tensor]]
 ) -> torch.Tensor:
-    """What defines `adaptive_embedding`: rows of a table of the whole vocabulary, all of one width."""
-    return torch.cat([words @ projection.t() for words, projection in bands])[ids]
+    """The definition of `adaptive_embedding`: rows of a table of the whole vocabulary, all of one width."""
+    return torch.cat([words @ projection.t() for words, projection in clusters])[ids]
 
 
 def adaptive_embedding(
-    ids: torch.Tensor, bands: Sequence[tuple[torch.Tensor, torch.Tensor]], padding_idx: int | None = None
+    ids: torch.Tensor, clusters: Sequence[tuple[torch.Tensor, torch.Tensor]], padding_idx: int | None = None
 ) -> torch.Tensor:
-    """Vectors of words of unequal width, projected to one.
+    """Token vectors of different widths, projected to one width.
 
-    Every band is read for every id, with zeros for those of other bands: the tails are narrow, so that this costs
-    little, and neither waits for a GPU nor breaks a graph, as to pick out a band's ids would.
+    Every cluster is read for every id, with zeros for ids of other clusters. The tails are narrow, so this costs
+    little; unlike selecting the ids of a cluster, it neither waits for a GPU nor breaks a graph.
 
     Args:
         ids: (...) int64 below the sum of the sizes.
-        bands: For each band its words (size, width) and its projection (d, width).
-        padding_idx: An id whose word gets no gradient.
+        clusters: For each cluster, its token vectors (size, width) and its projection (d, width).
+        padding_idx: An id whose vector gets no gradient.
 
     Returns:
         (..., d).
     """
     parts: list[torch.Tensor] = []
     start = 0
-    for words, projection in bands:
+    for words, projection in clusters:
         size, own = words.shape[0], ids - start
         padding = None if padding_idx is None else padding_idx - start
         vectors = F.embedding(own.clamp(0, size - 1), words, padding if padding in range(size) else None)
@@ -58,26 +60,26 @@ def adaptive_embedding(
 def adaptive_log_probs_reference(
     hidden: torch.Tensor, head: Sequence[Factors], tails: Sequence[Factors]
 ) -> torch.Tensor:
-    """What defines `adaptive_log_probs`: log p(cluster) + log p(word given the cluster), from two softmaxes."""
+    """The definition of `adaptive_log_probs`: log p(cluster) + log p(token given the cluster), from two softmaxes."""
     choices = torch.log_softmax(hidden @ torch.cat([_product(matrix) for matrix in head]).t(), dim=-1)
     words = choices.shape[-1] - len(tails)
-    bands = [choices[..., :words]]
+    clusters = [choices[..., :words]]
     for tail, matrix in enumerate(tails):
         cluster = choices[..., words + tail].unsqueeze(-1)
-        bands.append(cluster + torch.log_softmax(hidden @ _product(matrix).t(), dim=-1))
-    return torch.cat(bands, dim=-1)
+        clusters.append(cluster + torch.log_softmax(hidden @ _product(matrix).t(), dim=-1))
+    return torch.cat(clusters, dim=-1)
 
 
 def adaptive_log_probs(
     hidden: torch.Tensor, head: Sequence[Factors], tails: Sequence[Factors], dropout: float = 0.0
 ) -> torch.Tensor:
-    """Log-probabilities of all words.
+    """Log-probabilities of all tokens.
 
     Args:
         hidden: (..., d).
-        head: Matrices whose rows, one after the other, are the words of the first band and a cluster for each tail.
-        tails: For each tail the matrix of its words.
-        dropout: Of vectors between the factors of a tail.
+        head: Matrices whose rows are, in order, the tokens of the first cluster and one entry for each tail.
+        tails: The matrix of the tokens of each tail.
+        dropout: Dropout between the factors of a tail.
 
     Returns:
         (..., V), float32 at least.
@@ -85,12 +87,12 @@ def adaptive_log_probs(
     scores = torch.cat([_scores(hidden, matrix) for matrix in head], dim=-1)
     choices = scores - torch.logsumexp(scores, dim=-1, keepdim=True)
     words = choices.shape[-1] - len(tails)
-    bands = [choices[..., :words]]
+    clusters = [choices[..., :words]]
     for tail, matrix in enumerate(tails):
         scores = _scores(hidden, matrix, dropout)
         cluster = choices[..., words + tail].unsqueeze(-1)
-        bands.append(scores - (torch.logsumexp(scores, dim=-1, keepdim=True) - cluster))
-    return torch.cat(bands, dim=-1)
+        clusters.append(scores - (torch.logsumexp(scores, dim=-1, keepdim=True) - cluster))
+    return torch.cat(clusters, dim=-1)
 
 
 def adaptive_cross_entropy(
@@ -101,13 +103,13 @@ def adaptive_cross_entropy(
     dropout: float = 0.0,
     ignore_index: int = -100,
 ) -> torch.Tensor:
-    """Sum of -log p(label), where on a CPU a tail is only computed for positions whose label is one of its words.
+    """Sum of -log p(label), on a CPU, a tail is computed only for positions whose label is in it.
 
-    Every matrix gets a gradient, if of zeros: whoever trains on several devices waits for it.
+    Every matrix gets a gradient, even if it is zero: training on several devices waits for all gradients.
 
     Args:
         hidden: (T, d).
-        labels: (T,) int64 below V; `ignore_index` does not count.
+        labels: (T,) int64 below V; `ignore_index` is skipped.
         head, tails, dropout: As in `adaptive_log_probs`.
         ignore_index: The label to ignore.
 

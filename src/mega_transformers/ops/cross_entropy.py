@@ -19,7 +19,7 @@ DEVICE_BUDGET = 1 << 25
 def forward_pass(
     hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor, ignore_index: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The sum, the logits (T, V), and what log-probabilities are normalised by, (T,)."""
+    """The sum, the logits (T, V), and the normalisers (T,) of the log-probabilities."""
     logits = F.linear(hidden, weight, bias)
     wide = torch.promote_types(logits.dtype, torch.float32)
     normalizer = torch.zeros(labels.shape, dtype=wide, device=logits.device)
@@ -79,7 +79,7 @@ def backward_pass(
 
 
 def _rows(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> Iterator[slice | torch.Tensor]:
-    """Pieces of the rows: those that have a label, or, where it would take a synchronisation to know, of all."""
+    """Pieces of the rows with a label, or of all rows if finding them would need a synchronisation."""
     size = max(1, (CPU_BUDGET if logits.device.type == "cpu" else DEVICE_BUDGET) // logits.shape[-1])
     if is_readable(labels):
         counted = (labels != ignore_index).nonzero().squeeze(1)
@@ -91,7 +91,7 @@ def _rows(logits: torch.Tensor, labels: torch.Tensor, ignore_index: int) -> Iter
 
 
 def _plain(hidden: Any, weight: Any, bias: Any, labels: Any, ignore_index: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """What is computed, in differentiable operations."""
+    """The definition, in differentiable operations."""
     logits = F.linear(hidden, weight, bias)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(wide, labels, ignore_index=ignore_index, reduction="sum"), logits
@@ -119,14 +119,14 @@ def linear_cross_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of cross entropies of `F.linear(hidden, weight, bias)`, and these logits.
 
-    Equal to `F.cross_entropy(logits, labels, reduction="sum")` with its gradients, for the logits too; but the
-    log-probabilities and the logits' gradient exist for a few rows, and not at all for ignored ones on a CPU.
+    Equal to `F.cross_entropy(logits, labels, reduction="sum")` and its gradients, including those of the logits. But
+    log-probabilities and the logits' gradient exist for only a few rows at a time, and on a CPU not for ignored rows.
 
     Args:
         hidden: (T, d).
         weight: (V, d).
         bias: (V,) or None.
-        labels: (T,) int64 below V; `ignore_index` does not count.
+        labels: (T,) int64 below V; `ignore_index` is skipped.
         ignore_index: The label to ignore.
 
     Returns:

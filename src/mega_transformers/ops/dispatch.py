@@ -71,7 +71,7 @@ EMA = (
 )
 
 ATTENTION = (
-    # whoever loads an exported graph needs no operator of ours
+    # an exported graph must load without operators of ours
     Row("reference", exported=True),
     Row("reference", one_query=True),
     Row("triton", triton=True),
@@ -124,7 +124,7 @@ def ema_form(device: str, length: int, batch: int, stateful: bool, packed: bool,
 def attention_form(
     device: str, keys: int, one_query: bool, activation: str, fusable: bool, triton: bool = False
 ) -> str:
-    """The form of attention over that many key columns on a type of device."""
+    """The form of attention over this number of key columns on a type of device."""
     asked = {"device": device, "one_query": one_query, "activation": activation, "fusable": fusable, "triton": triton}
     return _first(ATTENTION, keys, **asked)
 

@@ -1,4 +1,4 @@
-"""Dropout whose random bits are drawn 64 at a time on a CPU, where drawing them is most of its cost."""
+"""Dropout that draws random bits 64 at a time on a CPU, where drawing them is most of the cost."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def keep_mask(
     """Independent draws: 1 with probability `kept_share(p)`, else 0.
 
     Args:
-        shape, dtype, device: Of the result.
+        shape, dtype, device: Shape, dtype and device of the result.
         p: Probability of 0.
-        generator: Where random numbers come from; the device's default for None.
+        generator: The random number generator. Default: the device's own.
         out: Memory for the result.
     """
     mask = torch.empty(*shape, dtype=dtype, device=device) if out is None else out
@@ -60,13 +60,13 @@ class _Dropout(torch.autograd.Function):
 
 
 def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
-    """`F.dropout(x, p)` in training: the mask takes a byte an element, and on a CPU a fifth of the time.
+    """`F.dropout(x, p)` in training: the mask takes one byte per element and, on a CPU, a fifth of the time.
 
     Args:
         x: Any shape.
         p: Probability of dropping, on a CPU rounded to 16 bits.
     """
-    transformed = torch._C._functorch.maybe_current_level() is not None  # torch.func decides how random numbers behave
+    transformed = torch._C._functorch.maybe_current_level() is not None  # torch.func controls random numbers
     if x.device.type != "cpu" or torch.compiler.is_compiling() or transformed:
         return F.dropout(x, p)
     return _Dropout.apply(x, p)[0]

@@ -1,4 +1,4 @@
-"""A linear layer for a few rows, as in decoding steps, where reading the weights is all that costs."""
+"""A linear layer for a few rows, as in decoding steps, whose only cost is reading the weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PARTS = 4
 
 
 def are_few_rows(x: torch.Tensor) -> bool:
-    """Whether `linear_few_rows` may have a faster way for x (..., d): a handful of rows on a CPU, no gradient."""
+    """Whether `linear_few_rows` may be faster for x (..., d): a few rows on a CPU, without a gradient."""
     return (
         x.device.type == "cpu"
         and not torch.is_grad_enabled()
@@ -27,7 +27,7 @@ def are_few_rows(x: torch.Tensor) -> bool:
 
 
 def _vendor() -> str:
-    """Who made the processor, as /proc/cpuinfo names it; "" where that cannot be read."""
+    """Who made the processor, as /proc/cpuinfo names it; "" if that cannot be read."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -35,11 +35,11 @@ def _vendor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
 
 
-VENDOR = _vendor()  # not when it is asked for, which may be while a graph is made
+VENDOR = _vendor()  # read at import, since a graph may be under construction later
 
 
 def linear_few_rows(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """`F.linear`, in the form that `ops.dispatch` has for few rows on this processor.
+    """`F.linear`, in the form that `ops.dispatch` chooses for few rows on this processor.
 
     Args:
         x: (..., d).

@@ -1,8 +1,8 @@
-"""Who sees whom: for each query the range of key columns that it may see.
+"""Attention layouts: the range of key columns that each query may see.
 
-A token at position m sees one at position n when all hold: n is no padding; same packed document; same chunk,
+A token at position m sees one at position n if all of these hold: n is not padding; same packed document; same chunk,
 floor(position / chunk_size) with positions counted from the document's first real token; n <= m in a causal model.
-Each of these bounds n by a half-open range of columns, but for padding in the middle of a row, which is a mask.
+Each condition bounds n by a half-open range of columns, except padding in the middle of a row, which needs a mask.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ ALL = slice(None)
 
 
 def is_readable(x: torch.Tensor) -> bool:
-    """Whether to look at values is possible, and free of a synchronisation with a device or a break in a graph."""
+    """Whether values can be read without synchronising with a device or breaking a graph."""
     transformed = torch._C._functorch.maybe_current_level() is not None  # torch.vmap has no values
     return x.device.type == "cpu" and not transformed and not torch.compiler.is_compiling()
 
 
 def is_open(size: int) -> bool:
-    """Whether a graph is being made that is to serve other sizes than this one too, and so must not depend on it."""
+    """Whether a graph is being made for other sizes too, which so must not depend on this one."""
     if not torch.compiler.is_compiling():
         return False
     from torch.fx.experimental.symbolic_shapes import has_static_value
@@ -33,19 +33,19 @@ def is_open(size: int) -> bool:
 
 
 def is_open_export(size: int) -> bool:
-    """The same of exported graphs alone."""
+    """The same, for exported graphs only."""
     return torch.compiler.is_exporting() and is_open(size)
 
 
 def first_tokens(x: torch.Tensor, length: int) -> torch.Tensor:
-    """Of x (B, n, d) the first `length` tokens; in exports by index, as PyTorch cannot prove what a slice needs."""
+    """The first `length` tokens of x (B, n, d); by index in exports, where PyTorch cannot prove a slice valid."""
     if is_open_export(length):
         return x.index_select(1, torch.arange(length, device=x.device))
     return x[:, :length]
 
 
 def dropped_if_full(mask: torch.Tensor | None) -> torch.Tensor | None:
-    """A mask (B, L) of real tokens as bools; None where it is known that all are."""
+    """A mask (B, L) of real tokens as bools; None if all are known to be real."""
     if mask is None:
         return None
     mask = mask.to(torch.bool)
@@ -53,7 +53,7 @@ def dropped_if_full(mask: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def first_real_column(mask: torch.Tensor | None) -> torch.Tensor | None:
-    """(B,) the column of each row's first real token in a mask (B, L), 0 where there is none; None if 0 everywhere."""
+    """(B,) the column of each row's first real token in a mask (B, L), 0 in a row of padding; None if 0 everywhere."""
     if mask is None or (is_readable(mask) and bool(mask[:, 0].all())):
         return None
     return mask.int().argmax(dim=1)
@@ -112,7 +112,7 @@ class AttentionLayout:
     documents: int | None = None
     exchange: Callable[[torch.Tensor, Any], torch.Tensor] | None = None
     plans: ClassVar[dict[Any, Any]]
-    """What a form works out once for all layers: of a layout, but no field, so that copies by fields start afresh."""
+    """Values that a form computes once for all layers; not a field, so that copies of the layout start empty."""
 
     def __post_init__(self) -> None:
         self.__dict__["plans"] = {}
@@ -130,7 +130,7 @@ class AttentionLayout:
 
     @property
     def has_gaps(self) -> bool:
-        """Whether there may be queries that see nothing."""
+        """Whether some queries may see no key."""
         return self.real is not None or self.start is not None
 
     @property
@@ -219,7 +219,7 @@ class AttentionLayout:
         assert isinstance(self.offset, int)
         parts = []
         query, key = 0, 0
-        if self.offset:  # the rest of a chunk that is cached in part
+        if self.offset:  # the rest of a partly cached chunk
             query = min(self.queries, size - self.offset)
             parts.append(self._part(0, query, 0, self.offset + query, 1))
             key = self.offset + query
@@ -272,11 +272,11 @@ class Part:
     layout: AttentionLayout
 
     def queries_of(self, x: torch.Tensor) -> torch.Tensor:
-        """Of x (B, L, ...) the part's tokens: (B * chunks, L / chunks, ...)."""
+        """The part's tokens of x (B, L, ...): (B * chunks, L / chunks, ...)."""
         return _folded(x, self.start, self.stop, self.chunks)
 
     def keys_of(self, x: torch.Tensor) -> torch.Tensor:
-        """Of x (B, S, ...) the part's columns: (B * chunks, S / chunks, ...)."""
+        """The part's columns of x (B, S, ...): (B * chunks, S / chunks, ...)."""
         return _folded(x, self.key_start, self.key_stop, self.chunks)
 
 
@@ -346,7 +346,7 @@ def cached_layout(
         attention_mask: (B, kept + L) bool, True at real columns of the window; None if all are.
         length: New tokens L in a row.
         kept: Cached columns in the window.
-        position: (B or 1,) positions of the first new token, counted from the row's first real one; may be None where
+        position: (B or 1,) positions of the first new token, counted from the row's first real one; may be None if
             `aligned`.
         chunk_size: Tokens per chunk; None for attention over everything.
         aligned: Whether the window begins where a chunk begins, in every row.
@@ -400,6 +400,6 @@ def cross_attention_layout(
             offset = offset - first_target
     bound = 0
     if torch.is_tensor(offset):
-        offset = offset.clone()  # a cache counts on in place
+        offset = offset.clone()  # a cache increments its counter in place
         bound = (start if isinstance(start, int) else start_bound) + keys - 1
     return AttentionLayout(length, keys, offset=offset, offset_bound=bound, real=mask)

@@ -1,6 +1,6 @@
-"""Operators with a backward pass of their own that behave as PyTorch's do: under torch.func, twice, and in graphs.
+"""Operators with their own backward pass that work like PyTorch's: with torch.func, second derivatives and graphs.
 
-Tensors come first, of them those that may get gradients; a gradient or tensor that there is not is None.
+Tensors come first, beginning with those that may get gradients; a missing gradient or tensor is None.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 Outputs = Sequence[torch.Tensor]
 Gradients = Sequence[torch.Tensor | None]
-# a model may bring a copy of this code along, whose operators are its own
+# a model may bring a copy of this code, which registers operators of its own
 NAMESPACE = re.sub(r"\W", "_", __name__)
 
 
@@ -26,16 +26,16 @@ def operator(
     outputs: int = 1,
     keeps: Sequence[int] = (),
 ) -> Callable[..., Outputs]:
-    """Makes an operator of its two passes: a function of tensors, and options as a tuple.
+    """Makes an operator from its two passes: a function of tensors and a tuple of options.
 
     Args:
         forward: (*tensors, *options) to outputs.
         backward: (needs, *tensors, *kept outputs, *gradients of outputs, *options) to the gradients of inputs, where
-            `needs` says which are wanted.
-        definition: As `forward`, in differentiable operations: what second and forward-mode derivatives are those of.
-        inputs: How many tensors may get gradients.
-        outputs: How many outputs, the first ones, have gradients.
-        keeps: Which outputs the backward pass is given.
+            `needs` says which are needed.
+        definition: `forward` in differentiable operations, for second and forward-mode derivatives.
+        inputs: The number of tensors that may get gradients.
+        outputs: The number of outputs, from the first, that have gradients.
+        keeps: The outputs that the backward pass gets.
     """
 
     class Forward(torch.autograd.Function):
@@ -87,7 +87,7 @@ def operator(
 
         @staticmethod
         def definition(ctx: Any) -> tuple[Any, Gradients]:
-            """The pass in differentiable operations, and what it is of: the inputs, and the outputs' gradients."""
+            """The pass in differentiable operations, with its arguments: the inputs and the outputs' gradients."""
             tensors, others = ctx.saved_tensors[:inputs], ctx.saved_tensors[inputs:-outputs]
 
             def defined(*given: Any) -> Gradients:
@@ -127,12 +127,13 @@ def graph_operator(
     outputs: int = 1,
     keeps: Sequence[int] = (),
 ) -> Callable[..., Outputs]:
-    """Makes the same one node of a compiled graph: a compiler that looked in would keep what `backward` recomputes.
+    """Makes the operator a single node of a compiled graph; otherwise the compiler would store what `backward`
+    recomputes.
 
     Args:
-        name: Of the node.
+        name: The name of the node.
         schema: Types and names of the options, as PyTorch writes them.
-        fake: Empty tensors like those of `forward`.
+        fake: Makes empty tensors like those of `forward`.
         forward, backward, inputs, outputs, keeps: As in `operator`.
     """
 
@@ -154,7 +155,7 @@ def graph_operator(
         of_given = [next(found) if need else None for need, there in zip(all_needs, ctx.there) if there]
         return of_given, None, *_nothing(len(ctx.options))
 
-    # no optional tensors in the list: PyTorch gives no gradients to the others then, and does not say so
+    # no optional tensors in the list: with them, PyTorch silently gives no gradients to the others
     signature = f"(Tensor[] given, bool[] there, {schema}) -> Tensor[]"
     node: Any = torch.library.custom_op(f"{NAMESPACE}::{name}", run, mutates_args=(), schema=signature)
     signature = f"(Tensor?[] tensors, bool[] needs, {schema}) -> Tensor[]"
@@ -173,7 +174,7 @@ def graph_operator(
 
 
 def _filled(given: Sequence[Any], there: Sequence[bool]) -> list[Any]:
-    """What is given, in the places where something is `there`, and None in the others."""
+    """The given values in the places that are `there`, and None in the others."""
     rest = iter(given)
     return [next(rest) if some else None for some in there]
 
@@ -207,7 +208,7 @@ def directional(function: Callable[..., Gradients], inputs: Gradients, tangents:
         exists[:] = [result is not None for result in results]
         return tuple(result for result in results if result is not None)
 
-    # forward mode by reverse mode twice, since levels of forward mode do not nest
+    # forward mode through reverse mode twice, since levels of forward mode do not nest
     vjp: Any = torch.func.vjp
     outputs, pull = vjp(run, *(inputs[i] for i in places))
     _, pull_back = vjp(pull, tuple(torch.zeros_like(output) for output in outputs))

@@ -16,7 +16,7 @@ from .layout import is_open
 
 
 class BiasTable(NamedTuple):
-    """A bias at consecutive distances: `values` (n,), of which entry `zero` belongs to distance 0."""
+    """A bias at consecutive distances: `values` (n,), with entry `zero` at distance 0."""
 
     values: torch.Tensor
     zero: int
@@ -24,9 +24,9 @@ class BiasTable(NamedTuple):
     def tile(self, distance: int, rows: int, columns: int) -> torch.Tensor:
         """(1, rows, columns) with the bias at distance `distance + j - i` at row i and column j; a view if rows = 1.
 
-        0 where there is no entry: a matrix may hold keys that no query sees.
+        0 beyond the entries, for keys that no query sees.
         """
-        if is_open(rows + columns):  # where a window ends would tie a graph to a length
+        if is_open(rows + columns):  # the end of a window would tie a graph to one length
             return self.tiles(torch.full((1,), distance, device=self.values.device), rows, columns)
         first, stop = self.span(distance, rows, columns)
         window = self.values[max(first, 0) : max(stop, 0)]
@@ -37,16 +37,16 @@ class BiasTable(NamedTuple):
         return window.view(1, 1, columns) if rows == 1 else toeplitz(window, rows, columns).unsqueeze(0)
 
     def span(self, distance: int, rows: int, columns: int) -> tuple[int, int]:
-        """The entries that `tile` takes, of which there need not be all: the first, and one past the last."""
+        """The range of entries that `tile` reads, which may exceed the existing ones: first, and one past the last."""
         first = self.zero + distance - (rows - 1)
         return first, first + rows + columns - 1
 
     def tiles(self, distance: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-        """`tile` for a distance (B,) per row of the batch: (B, rows, columns); anything beyond the entries."""
+        """`tile` for a distance (B,) per row of the batch: (B, rows, columns); any value beyond the entries."""
         return toeplitz(self.values[self.window(distance, rows, columns)], rows, columns)
 
     def window(self, distance: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-        """The entries that `tiles` takes: (B, rows + columns - 1) indices."""
+        """The entries that `tiles` reads: (B, rows + columns - 1) indices."""
         first = self.zero + distance - (rows - 1)
         index = first.unsqueeze(1) + torch.arange(rows + columns - 1, device=distance.device)
         return index.clamp(0, self.values.shape[0] - 1)
@@ -54,7 +54,7 @@ class BiasTable(NamedTuple):
 
 def toeplitz(diagonals: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     """M[..., i, j] = diagonals[..., rows - 1 + j - i]: (..., rows + columns - 1) to (..., rows, columns)."""
-    if is_open(rows + columns):  # the number of columns of `unfold` is no symbol
+    if is_open(rows + columns):  # the number of columns of `unfold` must not be symbolic
         row, column = (torch.arange(n, device=diagonals.device) for n in (rows, columns))
         return diagonals[..., column - row.unsqueeze(1) + (rows - 1)]
     return diagonals.unsqueeze(-2) if rows == 1 else diagonals.unfold(-1, columns, 1).flip(-2)
@@ -67,7 +67,7 @@ def sum_diagonals(matrix: torch.Tensor, scratch: torch.Tensor | None = None) -> 
     """
     rows, columns = matrix.shape[-2:]
     width = rows + columns - 1
-    # in rows of `width`, row i has to start at column rows - 1 - i
+    # in rows of `width`, row i must start at column rows - 1 - i
     skewed = matrix.new_empty(*matrix.shape[:-2], rows, width) if scratch is None else scratch
     skewed.zero_()
     batch = skewed.view(-1, rows * width)
@@ -89,14 +89,14 @@ def rotation_angles(positions: torch.Tensor, width: int, dtype: torch.dtype) -> 
 
 
 class SimpleBias(NamedTuple):
-    """A learned bias: a vector whose entry `centre` belongs to distance 0."""
+    """A learned bias: a vector with entry `centre` at distance 0."""
 
     rel_pos_bias: torch.Tensor
     centre: int
 
     @property
     def reach(self) -> int:
-        """The greatest distance that has an entry."""
+        """The greatest distance with an entry."""
         return self.centre
 
     def table(self, low: int, high: int) -> BiasTable:
@@ -107,8 +107,8 @@ class SimpleBias(NamedTuple):
         """
         if low < -self.centre or high > self.centre:
             raise ValueError(
-                f"length={max(-low, high) + 1} is more than the {self.centre + 1} positions that this "
-                "relative_positional_bias='simple' holds; shorten the input, use chunking, or use "
+                f"length={max(-low, high) + 1} is more than the {self.centre + 1} positions of "
+                "relative_positional_bias='simple' here; shorten the input, use chunking, or use "
                 "relative_positional_bias='rotary'"
             )
         return BiasTable(self.rel_pos_bias[self.centre + low : self.centre + high + 1], -low)
@@ -145,14 +145,14 @@ class RotaryBias(NamedTuple):
         return cos @ (a1 * b1 + a2 * b2) + sin @ (a2 * b1 - a1 * b2)
 
     def query_features(self, positions: torch.Tensor) -> torch.Tensor:
-        """What to append to queries at integer positions (...): (..., z).
+        """Features to append to queries at integer positions (...): (..., z).
 
-        The bias is an inner product of such features with those of the keys, so any attention kernel can add it.
+        The bias is the inner product of these features with those of the keys, so any attention kernel can add it.
         """
         return self._rotated(self.alpha, positions)
 
     def key_features(self, positions: torch.Tensor) -> torch.Tensor:
-        """What to append to keys at integer positions (...): (..., z)."""
+        """Features to append to keys at integer positions (...): (..., z)."""
         return self._rotated(self.beta, positions)
 
     def _cos_and_sin(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""A model's folder for the model hub, with or without this package's code.
+"""Prepares a model's folder for the model hub, with or without this package's code.
 
 `folder` reads a folder and refuses a damaged one; `run` writes one for the hub, with a card from `card` and code from
 `standalone`, and `hub` uploads it.

@@ -1,4 +1,4 @@
-"""The model card of a published folder: what is there is kept, what the hub needs besides is added."""
+"""The model card of a published folder: keeps the existing card and adds what the hub needs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PIPELINE_TAGS = {name: kind.tag for name, kind in KINDS.items()} | {
 }
 PIPELINES = ("fill-mask", "text-generation")
 MASKED_EXAMPLES = ("The president of the {mask} gave a speech.", "The {mask} of the ship gave an order.")
-# scores of results.json that the hub knows by a type of metric -> that type
+# scores of results.json -> the hub's type of metric
 METRICS = {
     "accuracy": "accuracy",
     "bleu": "bleu",
@@ -43,18 +43,18 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card tells of a model.
+    """The facts about a model for its card.
 
     Args:
-        name: For its title: "mega-prose-5m".
-        location: What loads it: an id of the hub, or a path to fill in.
+        name: Its name, for the title: "mega-prose-5m".
+        location: The argument of `from_pretrained`: a hub id, or a path to fill in.
         architecture: Name of its class.
         mask_token: Its tokenizer's mask token, or None.
         has_tokenizer: Whether it has a tokenizer.
-        standalone: Whether the modelling code is beside it.
-        license: Id of the licence that the user gives, or None.
-        language: Code of the language that the user gives, or None.
-        base_model: What it was trained from, if that is known.
+        standalone: Whether the folder includes the modelling code.
+        license: The user's licence id, or None.
+        language: The user's language code, or None.
+        base_model: The model it was trained from, if known.
         scores: results.json's "scores": text -> model -> metric -> value; "model" is this one.
     """
 
@@ -71,22 +71,22 @@ class Facts:
 
     @property
     def task(self) -> str:
-        """The hub's name of what the model does."""
+        """The hub's name of the model's task."""
         return PIPELINE_TAGS[self.architecture]
 
 
 def complete(text: str | None, facts: Facts) -> tuple[str, list[str]]:
-    """The README.md: `text`, or one made anew for None, with front matter that is complete.
+    """The README.md: `text`, or a new one for None, with complete front matter.
 
     Args:
-        text: The README.md there is. Everything in it stays as it is.
-        facts: About the model.
+        text: The existing README.md. Everything in it is kept.
+        facts: The facts about the model.
 
     Returns:
         The text, and the names of the fields that were added to its front matter.
 
     Raises:
-        PublishError: for front matter that the hub could not read or that contradicts the facts.
+        PublishError: for front matter that the hub cannot read, or that contradicts the facts.
     """
     front, body = _parts(text or "")
     given = front_matter(text or "")
@@ -98,7 +98,7 @@ def complete(text: str | None, facts: Facts) -> tuple[str, list[str]]:
             )
     wanted = _fields(facts)
     missing = {key: value for key, value in wanted.items() if given.get(key) is None and value not in (None, [])}
-    # a field that is there, but empty, would be there twice
+    # an existing empty field would otherwise occur twice
     front = "".join(line for line in front.splitlines(keepends=True) if line.split(":")[0] not in missing)
     if missing:
         front += yaml.safe_dump(missing, sort_keys=False, allow_unicode=True)
@@ -116,7 +116,7 @@ def complete(text: str | None, facts: Facts) -> tuple[str, list[str]]:
 
 
 def _parts(text: str) -> tuple[str, str]:
-    """Front matter, without its borders, and what follows it."""
+    """The front matter without its delimiters, and the text after it."""
     found = FRONT_MATTER.match(text)
     if found is None:
         return "", f"\n{text}" if text else ""
@@ -133,14 +133,14 @@ def front_matter(text: str) -> dict[str, Any]:
     try:
         given = yaml.safe_load(front) or {}
     except yaml.YAMLError as error:
-        raise PublishError(f"README.md: its front matter is no YAML: {' '.join(str(error).split())}") from error
+        raise PublishError(f"README.md: its front matter is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict):
-        raise PublishError(f"README.md: its front matter must be fields and values, but is a {type(given).__name__}")
+        raise PublishError(f"README.md: its front matter must be a mapping of fields, but is a {type(given).__name__}")
     return given
 
 
 def _fields(facts: Facts) -> dict[str, Any]:
-    """Front matter of a card that has none yet; None for what is not known."""
+    """The front matter of a card without any; None for unknown values."""
     tag = facts.task
     mask = facts.mask_token if tag == "fill-mask" else None
     widget = [] if mask is None else [{"text": example.format(mask=mask)} for example in MASKED_EXAMPLES]
@@ -158,7 +158,7 @@ def _fields(facts: Facts) -> dict[str, Any]:
 
 
 def _model_index(facts: Facts, tag: str) -> list[dict[str, Any]]:
-    """The model's own scores in the hub's form."""
+    """The model's own scores in the hub's format."""
     results = [
         EvalResult(
             task_type=tag,
@@ -176,14 +176,14 @@ def _model_index(facts: Facts, tag: str) -> list[dict[str, Any]]:
 
 
 def _check(card: str, expected: dict[str, Any]) -> None:
-    """Reads the card as the hub's own library does.
+    """Reads the card with the hub's own library.
 
     Raises:
-        PublishError: if it cannot, or reads something else than is meant.
+        PublishError: if the library cannot read it, or reads other values.
     """
     try:
         read = ModelCard(card).data.to_dict()
-    except Exception as error:  # KeyError and others for a model-index that is none
+    except Exception as error:  # KeyError and others for an invalid model-index
         reason = " ".join(str(error).split()) or type(error).__name__
         raise PublishError(f"README.md: the hub's library cannot read its front matter: {reason}") from error
     lost = sorted(key for key, value in expected.items() if value not in (None, [], "") and key not in read)
@@ -205,13 +205,13 @@ def _without_package(facts: Facts) -> str:
     return (
         f"{STANDALONE_HEADING}\n\n"
         f"The modelling code is in this folder too: PyTorch, transformers and safetensors{condition} are enough. "
-        "`trust_remote_code=True` runs that code; where mega-transformers is installed and imported, its own is run "
+        "`trust_remote_code=True` runs that code; if mega-transformers is installed and imported, its own code runs "
         "instead.\n\n" + _code(_loading(facts, trusted=True))
     )
 
 
 def _requirements() -> list[str]:
-    """What this package asks of PyTorch and transformers."""
+    """The package's requirements of PyTorch and transformers."""
     try:
         stated = requires(PACKAGE.replace("_", "-")) or []
     except PackageNotFoundError:
@@ -220,7 +220,7 @@ def _requirements() -> list[str]:
 
 
 def _loading(facts: Facts, trusted: bool) -> list[str]:
-    """Python lines that load a model, with this package or by trusting the code beside the model."""
+    """Python lines that load a model, with this package or with the code beside the model."""
     where = f'"{facts.location}"'
     ours = [] if trusted else ["import mega_transformers  # registers the model with transformers"]
     trust = ", trust_remote_code=True" if trusted else ""
@@ -242,7 +242,7 @@ def _loading(facts: Facts, trusted: bool) -> list[str]:
     if loader is not None:
         imports = [*ours, f"from transformers import {', '.join(sorted([loader, *names]))}"]
         return [*imports, "", *lines, f"model = {loader}.from_pretrained({where}{trust})"]
-    # no Auto class is for it
+    # no Auto class loads it
     imports = [f"from transformers import {name}" for name in names]
     if not trusted:
         loading = f"model = {facts.architecture}.from_pretrained({where})"

@@ -1,4 +1,4 @@
-"""What a user is told when a folder cannot be published or exported."""
+"""The error for folders that cannot be published or exported."""
 
 from ..convert.errors import ConversionError
 

@@ -9,10 +9,10 @@ from .errors import PublishError
 
 
 def check_access(repo_id: str | None) -> None:
-    """Refuses, before any work, what cannot be uploaded.
+    """Checks before any work that an upload is possible.
 
     Raises:
-        PublishError: without an id, for one that the hub does not take, and without a token.
+        PublishError: without an id, for an invalid id, and without a token.
     """
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
@@ -26,24 +26,24 @@ def check_access(repo_id: str | None) -> None:
         raise PublishError(f"--repo-id {repo_id}: {error}") from error
     if not get_token():
         raise PublishError(
-            "--push needs a token of the model hub that may write: log in with `hf auth login`, or set HF_TOKEN"
+            "--push needs a token of the model hub with write access: log in with `hf auth login`, or set HF_TOKEN"
         )
 
 
 def push(folder: Path, repo_id: str, private: bool) -> str:
-    """Makes the repository, if there is none, and uploads all files of a folder in one commit.
+    """Creates the repository, if it does not exist, and uploads all files of a folder in one commit.
 
     Args:
-        folder: What to upload.
-        repo_id: Where to.
-        private: Whether only its owner may see the repository.
+        folder: The folder to upload.
+        repo_id: The repository.
+        private: Whether to create the repository as private.
 
     Returns:
         The repository's address.
 
     Raises:
-        PublishError: where the hub refuses or cannot be reached, and for a repository that everyone sees but is to be
-            private. The folder stays.
+        PublishError: if the hub refuses or cannot be reached, and for an existing public repository with `private`.
+        The folder is kept.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
@@ -55,13 +55,13 @@ def push(folder: Path, repo_id: str, private: bool) -> str:
         url = api.create_repo(repo_id, private=private or None, exist_ok=True)
         repo_id = getattr(url, "repo_id", repo_id)
         if private and not api.repo_info(repo_id).private:
-            raise PublishError(f"--private: {repo_id} is there already and public; nothing was uploaded")
+            raise PublishError(f"--private: {repo_id} exists already and is public; nothing was uploaded")
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=f"Upload {folder.name}")
     except PublishError:
         raise
     except HfHubHTTPError as error:
         raise _failed(folder, repo_id, "the model hub refuses", error) from error
-    except Exception as error:  # no connection, a time-out or offline mode, in the words of whichever HTTP client
+    except Exception as error:  # no connection, a time-out or offline mode; the exception depends on the HTTP client
         raise _failed(folder, repo_id, "the model hub cannot be reached", error) from error
     return str(url)
 

@@ -1,4 +1,4 @@
-"""Checks of a card's front matter without the hub, which checks the same when a card is uploaded."""
+"""Checks a card's front matter offline, as the hub checks it at an upload."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z0-9]{2,8})*|code|multilingual")
 TAG = re.compile(r"\S.*")
 TASK = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
-# field -> pattern, whether there may be several, and what would be right
+# field -> pattern, whether several values are allowed, and what would be right
 FIELDS: dict[str, tuple[re.Pattern[str], bool, str]] = {
     "base_model": (HUB_ID, True, "ids of models, NAME/MODEL"),
     "datasets": (DATASET_ID, True, "ids of datasets, NAME/DATASET"),
@@ -28,10 +28,10 @@ FIELDS: dict[str, tuple[re.Pattern[str], bool, str]] = {
 
 
 def check_fields(fields: Mapping[str, Any]) -> None:
-    """Checks the fields that the hub knows, where they are there.
+    """Checks the fields that the hub knows, if present.
 
     Raises:
-        PublishError: naming the field, its value and what would be right.
+        PublishError: names the field, its value and what would be right.
     """
     for name, (pattern, several, right) in FIELDS.items():
         value = fields.get(name)
@@ -47,24 +47,26 @@ def check_fields(fields: Mapping[str, Any]) -> None:
 
 
 def check_masks(fields: Mapping[str, Any], mask: str) -> None:
-    """Checks that the hub's widget can fill the examples of a masked language model whose mask token is `mask`.
+    """Checks that the hub's widget can fill the examples of a masked language model with the mask token `mask`.
 
     Raises:
-        PublishError: for another mask token, and for an example without one or with several.
+        PublishError: for another mask token, and for an example with no mask or several.
     """
     if fields.get("mask_token") not in (None, mask):
         raise PublishError(
-            f"README.md: mask_token: {fields['mask_token']!r} is not the tokenizer's, which is {mask!r}; change it, "
+            f"README.md: mask_token: {fields['mask_token']!r} is not the tokenizer's mask token {mask!r}; change it, "
             "or leave it out"
         )
     for example in fields.get("widget") or []:
         text = example.get("text")
         if not isinstance(text, str) or text.count(mask) != 1:
-            raise PublishError(f"README.md: widget: {text!r} must hold the tokenizer's mask token {mask!r} once")
+            raise PublishError(
+                f"README.md: widget: {text!r} must contain the tokenizer's mask token {mask!r} exactly once"
+            )
 
 
 def remarks(fields: Mapping[str, Any], task: str, reads_text: bool) -> list[str]:
-    """What a complete card would have besides.
+    """The gaps of a card, as notes for the user.
 
     Args:
         fields: The front matter.
@@ -73,12 +75,12 @@ def remarks(fields: Mapping[str, Any], task: str, reads_text: bool) -> list[str]
     """
     found = []
     if not fields.get("license"):
-        found.append("the card names no licence, and without one nobody may use the model: give --license")
+        found.append("the card names no licence, and without a licence nobody may use the model; give --license")
     if reads_text and not fields.get("language"):
-        found.append("the card names no language, by which people look for models: give --language")
+        found.append("the card names no language, which people use to find models; give --language")
     if fields.get("pipeline_tag") not in (None, task):
         found.append(
-            f"the card says pipeline_tag: {fields['pipeline_tag']}, but the model is made for {task}: its page will "
-            "have no widget for that"
+            f"the card says pipeline_tag: {fields['pipeline_tag']}, but the model is made for {task}; the hub's page "
+            "will show the wrong widget"
         )
     return found

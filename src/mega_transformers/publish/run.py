@@ -1,4 +1,4 @@
-"""A folder for the model hub, made of any model's folder, which is not changed."""
+"""Writes a folder for the model hub from any model's folder, which is not changed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .folder import Folder, Stage, check_places, listed, open_folder, save_token
 
 README, RESULTS = "README.md", "results.json"
 CODE = "modelling code"
-# what goes along as it is; other files are left behind: states of a training, logs, what may be private
+# files that are copied; others are left out: training checkpoints, logs, possibly private files
 KEPT = {
-    GENERATION: "settings of generation",
+    GENERATION: "generation settings",
     RESULTS: "scores",
-    "training_log.json": "course of the training",
-    "preprocessor_config.json": "settings of inputs",
+    "training_log.json": "training log",
+    "preprocessor_config.json": "input settings",
     "modules.json": "for sentence-transformers",
     "sentence_bert_config.json": "for sentence-transformers",
     "config_sentence_transformers.json": "for sentence-transformers",
@@ -90,7 +90,7 @@ def publish_folder(
         stage: Called with a description of what is being done.
 
     Returns:
-        What was done.
+        The result.
 
     Raises:
         PublishError: a ConversionError, for a folder that is damaged or cannot be published, before anything is
@@ -101,7 +101,7 @@ def publish_folder(
     if push:
         hub.check_access(repo_id)
     elif private:
-        raise PublishError("--private is for a repository; give --push too")
+        raise PublishError("--private needs --push; give both, or neither")
     check_places(source, output, force)
     folder = open_folder(source, stage)
     _check_decided(folder)
@@ -141,27 +141,25 @@ def publish_folder(
 
 
 def _check_ids(license_id: str | None, language: str | None, base_model: str | None) -> None:
-    """Raises PublishError for what cannot be a licence's or a model's id, or a language's code."""
+    """Raises PublishError for an invalid licence id, model id or language code."""
     if language is not None and not metadata.LANGUAGE.fullmatch(language):
-        raise PublishError(
-            f"--language {language!r} is not the code of a language; the hub has en, fr or multilingual"
-        )
+        raise PublishError(f"--language {language!r} is not a language code; give one such as en, fr or multilingual")
     if license_id is not None and not metadata.LICENSE_ID.fullmatch(license_id):
-        raise PublishError(f"--license {license_id!r} is no id of a licence; the hub has apache-2.0, mit, other")
+        raise PublishError(f"--license {license_id!r} is not a licence id; give one such as apache-2.0, mit or other")
     if base_model is not None and not metadata.HUB_ID.fullmatch(base_model):
-        raise PublishError(f"--base-model {base_model!r} is no id of a model; the hub has them as NAME/MODEL")
+        raise PublishError(f"--base-model {base_model!r} is not the id of a model; give NAME/MODEL")
 
 
 def _check_decided(folder: Folder) -> None:
-    """Refuses a model whose numbers depend on who reads its configuration."""
+    """Refuses a model whose numbers depend on the program that loads it."""
     config = folder.model.config
     for side in (config, getattr(config, "encoder", config), getattr(config, "decoder", config)):
         undecided = getattr(side, "normalization_type", None) == "rmsnorm" and side.legacy_unnormalized_rmsnorm is None
         if undecided and str(folder.raw.get("transformers_version", "")).startswith("4."):
             raise PublishError(
                 f"{folder.path / CONFIG}: normalization_type='rmsnorm' of transformers 4 did not normalise, and the "
-                "folder does not say whether the model was trained so; set legacy_unnormalized_rmsnorm to true, or to "
-                "false for a model that was not"
+                "folder does not say how the model was trained; set legacy_unnormalized_rmsnorm to true if it was "
+                "trained with transformers 4, else to false"
             )
 
 
@@ -174,7 +172,7 @@ def _facts(
     with_code: bool,
 ) -> card.Facts:
     name = folder.path.resolve().name if repo_id is None else repo_id.rpartition("/")[2]
-    # transformers 4 wrote what a model was loaded from
+    # transformers 4 wrote the name that a model was loaded from
     known = str(folder.raw.get("_name_or_path") or "")
     is_id = metadata.HUB_ID.fullmatch(known) is not None and not known.startswith(".") and not Path(known).exists()
     results = read_json(folder.path / RESULTS) if (folder.path / RESULTS).is_file() else {}
@@ -199,12 +197,12 @@ def _read(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise PublishError(f"{path} is no UTF-8: {error.reason} at byte {error.start}") from error
+        raise PublishError(f"{path} is not valid UTF-8: {error.reason} at byte {error.start}") from error
 
 
 def _write_config(folder: Folder, partial: Path, classes: dict[str, str]) -> None:
-    """config.json, the same in what it means, with the classes beside the model or without any."""
-    # read once more: the model's own says in which precision it was loaded
+    """config.json with the same meaning, and with or without the classes beside the model."""
+    # read again, since the loaded model's configuration names the precision of loading
     type(folder.model.config).from_pretrained(folder.path).save_pretrained(partial)
     written = read_json(partial / CONFIG)
     written.pop("auto_map", None)
@@ -214,7 +212,7 @@ def _write_config(folder: Folder, partial: Path, classes: dict[str, str]) -> Non
 
 
 def _left_out(source: Path, output: Path, kept: dict[str, str]) -> list[str]:
-    """Files and folders of the source that have no counterpart."""
+    """Files and folders of the source without a counterpart."""
     there = {path.name for path in output.iterdir()} | {name.partition("/")[0] for name in kept}
     there |= {CONFIG, README, TARGET, *WEIGHTS, *TOKENIZER_FILES}
     shards = re.compile(r"(model|pytorch_model)-\d+-of-\d+\.(safetensors|bin)")
@@ -226,5 +224,5 @@ def _notes(folder: Folder, readme: str, task: str) -> list[str]:
     reads_tokens = getattr(folder.model.config, "input_type", "tokens") == "tokens"
     notes = metadata.remarks(card.front_matter(readme), task, reads_tokens)
     if folder.tokenizer is None and reads_tokens:
-        notes.append("the folder has no tokenizer: the model reads ids only")
+        notes.append("the folder has no tokenizer, so users must supply token ids")
     return notes

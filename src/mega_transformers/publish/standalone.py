@@ -1,9 +1,9 @@
-"""The modelling code of this package as files beside a model, for `trust_remote_code=True` where it is not installed.
+"""Writes this package's modelling code beside a model, for `trust_remote_code=True` without the package.
 
 transformers copies such files, and those they import, from a model's folder or repository into a package of its own.
-It finds imports by their text and knows no sub-packages. So every module that a model needs becomes a file, such as
-`ops_ema_chunked.py`, and keeps its text but for the imports of other modules of this package. No copy of them is kept:
-they are made from the installed sources.
+It finds imports in the text and does not support sub-packages. So every module that a model needs becomes a file, such
+as `ops_ema_chunked.py`, with the same text except for imports of other modules of this package. The files are made
+from the installed sources.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def auto_map(config: Any) -> dict[str, str]:
     """Auto class -> "file.Class", for every class that this package registers for such a configuration.
 
     Raises:
-        PublishError: for a configuration that is transformers' own.
+        PublishError: for a configuration of transformers itself.
     """
     if not type(config).__module__.startswith(PACKAGE):
         raise PublishError(
-            f"{type(config).__name__}: an encoder-decoder of transformers' own loads its two Megas by name, which "
-            "files beside the model cannot serve; leave --standalone out"
+            f"{type(config).__name__}: transformers' encoder-decoder loads its two Mega models by name, which does "
+            "not work with code beside the model; leave out --standalone"
         )
     classes = {"AutoConfig": type(config)}
     for name in ("AutoModel", *sorted(set(AUTO.values()))):
@@ -46,10 +46,10 @@ def auto_map(config: Any) -> dict[str, str]:
 
 
 def modules_of(config: Any) -> dict[str, str]:
-    """File name -> text of all modules that the models of such a configuration consist of.
+    """File name -> text, for all modules that the models of such a configuration need.
 
     Raises:
-        PublishError: for an import that has no counterpart among files of one folder.
+        PublishError: for an import that cannot work among files of one folder.
     """
     entries = sorted({MODELS + reference.partition(".")[0] for reference in auto_map(config).values()} | {PAIRS})
     texts: dict[str, str] = {}
@@ -64,7 +64,7 @@ def modules_of(config: Any) -> dict[str, str]:
 
 
 def flat(module: str) -> str:
-    """The name of a module's file: "ops.ema.chunked" -> "ops_ema_chunked"; models keep theirs."""
+    """The name of a module's file: "ops.ema.chunked" -> "ops_ema_chunked"; models keep their names."""
     return module.removeprefix(MODELS).replace(".", "_")
 
 
@@ -83,7 +83,7 @@ def _source(module: str) -> tuple[str, str]:
 
 
 def _flattened(module: str) -> tuple[str, list[str]]:
-    """The text of a module as a file among others, and the modules it imports."""
+    """The text of a module as a file beside the model, and the modules that it imports."""
     file, text = _source(module)
     parts = PurePosixPath(file).parent.parts[1:]
     lines, imported = text.splitlines(keepends=True), []
@@ -97,11 +97,13 @@ def _flattened(module: str) -> tuple[str, list[str]]:
         rewritten = re.sub(r"^from\s+[.\w]+", f"from .{flat(target)}", line[start:])
         lines[node.lineno - 1] = line[:start] + rewritten
         imported.append(target)
-    header = f"# {file} of mega-transformers {__version__}, but for its imports; SPDX-License-Identifier: Apache-2.0\n"
+    header = (
+        f"# {file} of mega-transformers {__version__}, except for its imports; SPDX-License-Identifier: Apache-2.0\n"
+    )
     return header + "".join(lines), imported
 
 
 def _imports_of(modules: list[str]) -> str:
-    """Imports that never run: of the files beside a model, transformers copies those that are imported by others."""
+    """Imports that never run: transformers copies only those files beside a model that other files import."""
     lines = [f"    from .{flat(module)} import __name__ as _\n" for module in modules if module != CONFIGURATION]
     return "\n\nif False:  # all files of the model stay together when transformers copies one\n" + "".join(lines)

@@ -85,7 +85,7 @@ def build(recipe: Recipe, task: Task, output_dir: Path, **decided: Any) -> Any:
         "dataloader_pin_memory": torch.cuda.is_available(),
         "logging_steps": 10,
         "lr_scheduler_type": "cosine",
-        # transformers refuses bfloat16 on a machine without an accelerator unless it is told that this is meant
+        # transformers refuses bfloat16 on a machine without an accelerator unless the recipe asks for it
         "use_cpu": not torch.accelerator.is_available(),
         "ddp_find_unused_parameters": False,
         **({} if recipe.early_stopping is None else {"load_best_model_at_end": True}),

@@ -1,4 +1,4 @@
-"""Running text as blocks of ids, and batches of them: what the tasks masked-lm and causal-lm train on."""
+"""Blocks of ids of running text, and batches of them, for the tasks masked-lm and causal-lm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .trainer import Epoch
 
 
 def documents(recipe: LanguageModelRecipe, role: str, data_dir: Path) -> list[data.Rows]:
-    """For each source with this role, its cleaned documents in a column `text`."""
+    """The cleaned documents of each source with this role, in a column `text`."""
     found = []
     for source in recipe.data:
         rows = data.by_role(recipe.model_copy(update={"data": [source]}), data_dir, (role,)).get(role)
@@ -33,13 +33,14 @@ def _documents(batch: dict[str, list[str]], clean: list[str], splitter: str) -> 
 
 
 def blocks_of(recipe: LanguageModelRecipe, role: str, tokenizer: Any, data_dir: Path) -> data.Rows | None:
-    """Blocks of exactly `sequence_length` tokens, `<s>` and `</s>` around every document; None if the role is empty.
+    """Blocks of exactly `sequence_length` tokens, with `<s>` and `</s>` around every document; None if the role is
+    empty.
 
-    Rows have `input_ids`, `index` (a number for each block) and, where documents are isolated, `position_ids`, which
-    start at 0 with every document, and with what is left of one at the start of a block. The tokens after the last
-    full block are not used. Texts that fill no block raise a RecipeError.
+    Rows have `input_ids`, `index` (the number of the block) and, for isolated documents, `position_ids`, which start
+    at 0 with every document and at the start of a block. Tokens after the last full block are not used. Texts too
+    short for one block raise a RecipeError.
     """
-    # of a list, datasets would give each element to a generator of its own
+    # datasets would pass each element of a list to a generator of its own
     sources = tuple(
         rows.map(_tokens, batched=True, remove_columns="text", fn_kwargs={"tokenizer": tokenizer})
         for rows in documents(recipe, role, data_dir)
@@ -78,20 +79,20 @@ def _packed(sources: tuple[data.Rows, ...], length: int, isolated: bool, role: s
                 index += 1
             left = line[:, full:]
     if not index:
-        raise RecipeError(f"the {role} texts fill no block of sequence_length={length} tokens")
+        raise RecipeError(f"the {role} texts are shorter than one block of sequence_length={length} tokens")
 
 
 def positions(starts: np.ndarray) -> np.ndarray:
-    """Where documents start (tokens,), 1 or 0 -> the distance of each token from the last start or the beginning."""
+    """Document starts (tokens,), 1 or 0 -> the distance of each token from the last start or the beginning."""
     place = np.arange(len(starts), dtype=np.int32)
     return place - np.maximum.accumulate(np.where(starts > 0, place, 0)).astype(np.int32)
 
 
 class NextTokenCollator:
-    """Blocks with themselves as labels; nothing predicts the first token of a block or of an isolated document."""
+    """Blocks that are their own labels; the first token of a block or of an isolated document is not predicted."""
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Blocks -> `input_ids`, `labels` and, where documents are isolated, `position_ids`, each (B, L)."""
+        """Blocks -> `input_ids`, `labels` and, for isolated documents, `position_ids`, each (B, L)."""
         batch = _stacked(features)
         labels = batch["input_ids"].clone()
         labels[:, 0] = -100
@@ -101,17 +102,17 @@ class NextTokenCollator:
 
 
 class MaskingCollator:
-    """Blocks with some of their tokens hidden, as BERT's.
+    """Blocks with some tokens masked, as in BERT.
 
-    What is drawn for a token depends on the seed, the epoch, the block's number and the token's place alone: it is the
-    same for any batch size, number of processes and workers, and after an interruption. transformers' own collator
+    The mask of a token depends only on the seed, the epoch, the block's number and the token's place: it is the same
+    for any batch size and any number of processes and workers, and after an interruption. transformers' own collator
     draws from a generator, whose state depends on all of these.
 
     Args:
         tokenizer: The tokenizer.
-        masking: Which tokens are hidden.
-        seed: The recipe's.
-        epoch: Of the training; None for evaluations, which are always the same.
+        masking: The settings of the masks.
+        seed: The recipe's seed.
+        epoch: The epoch of the training; None for evaluations, whose masks are fixed.
     """
 
     def __init__(self, tokenizer: Any, masking: Masking, seed: int, epoch: Epoch | None) -> None:
@@ -121,7 +122,7 @@ class MaskingCollator:
         self.special[tokenizer.all_special_ids] = True
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """As `NextTokenCollator`; labels are -100 where nothing is predicted."""
+        """As `NextTokenCollator`; labels are -100 at tokens that are not predicted."""
         batch = _stacked(features)
         masking, ids = self.masking, batch["input_ids"]
         epoch = 0 if self.epoch is None else self.epoch.number
@@ -131,7 +132,7 @@ class MaskingCollator:
         )
         hidden = masking.probability if self.epoch is not None else masking.evaluation_probability
         plain = ~self.special[ids]
-        # at least one in a row, however short: a batch without any would have no loss
+        # at least one in every row: a batch without any would have no loss
         least = torch.where(plain, chosen, 2.0).amin(1, keepdim=True)
         predicted = plain & (chosen <= least.clamp(min=hidden))
         labels = torch.where(predicted, ids, -100)

@@ -1,4 +1,4 @@
-"""The model card of a trained model, through huggingface_hub."""
+"""The model card of a trained model, made with huggingface_hub."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _title(report: Report, key: str) -> str:
 
 
 def _scores(report: Report) -> str:
-    """One row for each text and system: the model, what is to be compared with, and the models trained alike."""
+    """One row for each text and system: the model, the baselines, and models trained with the same recipe."""
     own = {**report.results, "name": report.task.recipe.name}
     rows: list[tuple[str, str, str, dict[str, float]]] = []
     for role in own["scores"]:
@@ -108,7 +108,7 @@ def _compared(report: Report) -> str:
         architecture = str(one["model"].get("architecture", "mega"))
         numbers = [f"{one['parameters']:,}", f"{one['steps']:,}", f"{one['hours']:.2f}"]
         rows.append([one["name"], architecture, *numbers])
-    text = "Trained with the same recipe; what differs is the architecture and its peak learning rate:\n\n"
+    text = "Trained with the same recipe; only the architecture and its peak learning rate differ:\n\n"
     return text + _table(["model", "architecture", "parameters", "steps", "hours"], rows) if others else ""
 
 
@@ -143,7 +143,7 @@ def _training(report: Report) -> str:
         "parameters": f"{results['parameters']:,}",
         "steps": f"{results['steps']:,}",
         "examples seen": f"{results['examples_seen']:,} ({results['epochs']:.2f} epochs)",
-        "wall clock of the last run": f"{results['hours']:.2f} hours, evaluations while training included",
+        "wall clock of the last run": f"{results['hours']:.2f} hours, including evaluations during training",
         "hardware": _hardware(args.device) + (f", {args.world_size} processes" if args.world_size > 1 else ""),
         "precision": f"float32 weights, {half} autocast" if half else "float32",
         "software": f"Python {platform.python_version()}, mega-transformers {__version__}, "
@@ -155,8 +155,8 @@ def _training(report: Report) -> str:
     values = {key: value for key, value in plain(recipe).items() if key not in ("card", "data", "name", "task")}
     return (
         _table(["", ""], [[name, value] for name, value in rows.items()])
-        + "\n\nWeights are stored in float16, the EMA's parameters in float32; both load as float32. The losses over "
-        f"time are in training_log.json.\n\n```yaml\n{yaml.safe_dump(values, sort_keys=False)}```"
+        + "\n\nWeights are stored in float16, the EMA's parameters in float32; both load as float32. "
+        f"training_log.json holds the losses over time.\n\n```yaml\n{yaml.safe_dump(values, sort_keys=False)}```"
     )
 
 
@@ -170,7 +170,7 @@ def _hardware(device: torch.device) -> str:
 
 
 def _commit() -> str:
-    """The revision of this package where it is run from a clone; else "a release"."""
+    """The revision of this package if it runs from a clone, else "a release"."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()

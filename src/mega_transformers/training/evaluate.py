@@ -1,6 +1,6 @@
-"""Evaluating a finished model as its task's training does, and saying beforehand what a training will take.
+"""Evaluates a finished model as its task's training does, and estimates the cost of a training.
 
-What cannot be read, loaded or trained raises a RecipeError.
+A RecipeError reports anything that cannot be read, loaded or trained.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ TIMED_STEPS, STEPS_BEFORE = 4, 2
 def evaluate_model(
     recipe: Recipe, data_dir: Path, tokenizer: Any = None, model: Any = None, **arguments_: Any
 ) -> dict[str, Any]:
-    """What `Task.evaluate` returns for a model on the validation and test rows of a recipe.
+    """The result of `Task.evaluate` for a model on the validation and test rows of a recipe.
 
     Args:
         recipe: The recipe, with a `model.checkpoint`.
-        data_dir: Folder that its files are in.
-        tokenizer, model: The checkpoint's, if they are loaded already.
-        arguments_: Fields of `TrainingArguments` in place of the recipe's.
+        data_dir: Folder of its files.
+        tokenizer, model: Those of the checkpoint, if already loaded.
+        arguments_: Fields of `TrainingArguments` that override the recipe's.
     """
     if hasattr(recipe, "sequence_parallel"):  # every process reads whole blocks
         recipe = recipe.model_copy(update={"sequence_parallel": 1})
@@ -54,9 +54,9 @@ def evaluate_model(
 
 
 def dry_run(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
-    """What a training will take, by a few of its steps. Nothing is kept.
+    """Estimates the cost of a training from a few steps. Nothing is kept.
 
-    `hours` are without evaluations, `memory` is the most that was used, in bytes.
+    `hours` excludes evaluations; `memory` is the peak in bytes.
     """
     task = task_of(recipe, data_dir)
     whole = arguments.build(recipe, task, Path("."), report_to="none")
@@ -71,7 +71,7 @@ def dry_run(recipe: Recipe, data_dir: Path) -> dict[str, Any]:
         times = StepTimes(synchronize=True)
         trainer.add_callback(times)
         trainer.train()
-    per_step, steps = statistics.median(times.seconds[STEPS_BEFORE:]), whole.max_steps
+    per_step, steps = statistics.median(times.seconds[-TIMED_STEPS:]), whole.max_steps
     if steps <= 0:
         batches = len(trainer.get_train_dataloader())
         steps = int(math.ceil(batches / whole.gradient_accumulation_steps) * whole.num_train_epochs)

@@ -1,4 +1,4 @@
-"""A finished model as a folder: half-precision weights, tokenizer, model card, course of the training."""
+"""A finished model as a folder: half-precision weights, tokenizer, model card, training log."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FLOAT32_PARAMETERS = "ema_gate."
 
 @dataclass
 class Report:
-    """What the model card tells: see `card.render`."""
+    """The contents of the model card; see `card.render`."""
 
     task: Task
     results: dict[str, Any]
@@ -26,17 +26,17 @@ class Report:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes beside, then renames."""
+    """Writes to a temporary name, then renames."""
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(path)
 
 
 def export_model(model: Any, tokenizer: Any, folder: Path, report: Report) -> int:
-    """Writes a model to be published, in place of an older one in `folder`; returns the bytes written.
+    """Writes a model for publication, which replaces an older one in `folder`; returns the bytes written.
 
-    Weights are stored in float16, but for the EMA's parameters, whose decays are too close to 1 for it; the
-    configuration says float32, so that loading gives float32.
+    Weights are stored in float16, except the EMA's parameters, whose decays are too close to 1 for it; the
+    configuration names float32, so that loading gives float32.
     """
     from .card import render
 
@@ -46,7 +46,7 @@ def export_model(model: Any, tokenizer: Any, folder: Path, report: Report) -> in
     try:
         report.task.save(model, tokenizer, partial)
         _halve_weights(partial)
-        for path in partial.rglob("tokenizer.json"):  # without its white space
+        for path in partial.rglob("tokenizer.json"):  # without white space
             value = json.loads(path.read_text(encoding="utf-8"))
             path.write_text(json.dumps(value, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
         log = [entry for entry in report.log if "loss" in entry or "eval_loss" in entry]
@@ -81,7 +81,7 @@ def _halve_weights(folder: Path) -> None:
 
 
 def _plot(log: list[dict[str, float]], path: Path) -> bool:
-    """The course of the losses as a picture, if matplotlib is there."""
+    """Draws the losses over the steps, if matplotlib is installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

@@ -1,7 +1,7 @@
-"""The Long Range Arena as data: readers of one file or folder of its public parts, MNIST and speech.
+"""Readers for data of the Long Range Arena: its public files and folders, MNIST and speech.
 
 Rows have `label`, and `text`, `text` and `text_pair`, or `values`: pixels (uint8, row by row) or sound (float32 in
-[-1, 1]). `GENERATORS` make rows without any files.
+[-1, 1]). `GENERATORS` make rows without files.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from .lra_generators import GENERATORS, LISTOPS_VOCABULARY, Row, listops_tokeniz
 Reader = Callable[[Path], Iterator[Row]]
 READERS: dict[str, Reader] = {}
 CIFAR_ROW = 1 + 3 * 1024
-# it has no bytes in the release
+# empty in the release
 EMPTY_IMAGE = ("pathfinder32", "curv_baseline", "imgs", "0", "sample_172.png")
 
 
 def _reader(read: Reader) -> Reader:
-    """Makes `read_name` one of the `READERS`: with a RecipeError for what cannot be opened, or holds nothing."""
+    """Makes `read_name` one of the `READERS`: a file that cannot be opened or is empty raises a RecipeError."""
 
     @functools.wraps(read)
     def checked(path: Path) -> Iterator[Row]:
@@ -48,7 +48,7 @@ def _reader(read: Reader) -> Reader:
 
 
 def _check(right: bool, where: str | Path, wanted: str, found: Any = None) -> None:
-    """Refuses a file, or a line of it, that is not as it must be."""
+    """Refuses an invalid file or line."""
     if not right:
         raise RecipeError(f"{where}: {wanted}" + ("" if found is None else f"; got {str(found)[:80]!r}"))
 
@@ -58,24 +58,26 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """The lines of a text, each behind its name for errors; only a line feed ends one: texts hold other signs."""
+    """The lines of a text, each after its name for errors; only a line feed ends a line, since texts hold other
+    separators.
+    """
     with _opened(path) as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}, line {number}"
             try:
                 yield where, line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
-                raise RecipeError(f"{where}: it is not UTF-8 ({error.reason})") from None
+                raise RecipeError(f"{where}: it is not valid UTF-8 ({error.reason})") from None
 
 
 def _files(path: Path, pattern: str) -> list[Path]:
-    """A file; or those of a folder and of the folders in it, sorted."""
+    """A file, or all files below a folder, sorted."""
     return sorted([*path.glob(pattern), *path.glob(f"*/{pattern}")]) if path.is_dir() else [path]
 
 
 @_reader
 def read_listops(path: Path) -> Iterator[Row]:
-    """`basic_{train,val,test}.tsv`. Parentheses, which only group in pairs, go as in the arena's own pipeline."""
+    """`basic_{train,val,test}.tsv`. Parentheses, which only group, are removed as in the arena's own pipeline."""
     lines = _lines(path)
     for where, line in islice(lines, 1):
         _check(line == "Source\tTarget", where, "it must name the columns Source and Target", line)
@@ -99,7 +101,7 @@ def read_imdb(path: Path) -> Iterator[Row]:
 
 @_reader
 def read_aan(path: Path) -> Iterator[Row]:
-    """`new_aan_pairs.{train,eval,test}.tsv`: label, two ids and two texts, without names of columns and quotes."""
+    """`new_aan_pairs.{train,eval,test}.tsv`: label, two ids and two texts, without column names and quotes."""
     for where, line in _lines(path):
         fields = line.split("\t")
         _check(len(fields) == 5, where, f"it must have 5 columns, separated by tabs; got {len(fields)}")
@@ -108,20 +110,20 @@ def read_aan(path: Path) -> Iterator[Row]:
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles plain values and arrays only: a pickle may otherwise run any code."""
+    """Unpickles only plain values and arrays, since a pickle can run any code."""
 
     def find_class(self, module: str, name: str) -> Any:
         if name == "_reconstruct" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            # the function has moved between releases of NumPy; an array knows where it is
+            # the function has moved between releases of NumPy; an array refers to the current one
             return np.zeros(0).__reduce__()[0]
         if module == "numpy" and name in ("ndarray", "dtype"):
             return getattr(np, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is no array")
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not an array")
 
 
 @_reader
 def read_cifar10(path: Path) -> Iterator[Row]:
-    """`data_batch_1.bin` (the binary version), or `data_batch_1` (the Python version), and so on; in grey."""
+    """`data_batch_1.bin` (binary version) or `data_batch_1` (Python version), and so on, converted to grey."""
     with path.open("rb") as file:
         try:
             if path.suffix == ".bin":
@@ -132,23 +134,25 @@ def read_cifar10(path: Path) -> Iterator[Row]:
                 labels, pixels = np.asarray(batch[b"labels"]), batch[b"data"]
             colours = pixels.reshape(len(labels), 3, 1024)
             if pixels.dtype != np.uint8 or labels.dtype.kind not in "iu":
-                raise ValueError("its arrays have other types")
-        except Exception as error:  # what is no such pickle may raise anything
-            raise RecipeError(f"{path} is no batch of CIFAR-10: {error}") from None
+                raise ValueError("its arrays have unexpected types")
+        except Exception as error:  # reading any other file may raise any error
+            raise RecipeError(f"{path} is not a batch of CIFAR-10: {error}") from None
     for row, (label, channels) in enumerate(zip(labels, colours), start=1):
         _check(0 <= label <= 9, f"{path}, row {row}", "the label must be 0 to 9", label)
         yield {"values": grey(*channels), "label": int(label)}
 
 
 def grey(red: np.ndarray, green: np.ndarray, blue: np.ndarray) -> np.ndarray:
-    """Luma of ITU-R BT.601 in fixed point: the authors' pixels, and TensorFlow's (the arena's) within one level."""
+    """Luma of ITU-R BT.601 in fixed point: equal to the authors' pixels, and within one level of TensorFlow's (the
+    arena's).
+    """
     red, green, blue = (colour.astype(np.uint32) for colour in (red, green, blue))
     return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16).astype(np.uint8)
 
 
 @_reader
 def read_pathfinder(path: Path) -> Iterator[Row]:
-    """A folder such as `pathfinder32/curv_contour_length_14`, or one of its files `metadata/*.npy`, which are text."""
+    """A folder such as `pathfinder32/curv_contour_length_14`, or one of its text files `metadata/*.npy`."""
     folder, files = path.parent.parent, [path]
     if path.is_dir():
         folder, files = path, sorted((path / "metadata").glob("*.npy"), key=lambda file: (len(file.name), file.name))
@@ -175,7 +179,7 @@ def _pixels(path: Path, where: str) -> np.ndarray:
 @_reader
 def read_idx(path: Path) -> Iterator[Row]:
     """`train-images-idx3-ubyte` and such, `.gz` too, with `train-labels-idx1-ubyte` beside it."""
-    _check("images" in path.name, path, "it must have images in its name, in whose place its labels have labels")
+    _check("images" in path.name, path, "its name must contain images; the file of its labels has labels instead")
     plain = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1").removesuffix(".gz"))
     images, labels = _idx_array(path, 3), _idx_array(plain if plain.exists() else Path(f"{plain}.gz"), 1)
     _check(len(images) == len(labels), path, f"it has {len(images)} images, but {len(labels)} labels beside it")
@@ -189,15 +193,15 @@ def _idx_array(path: Path, dimensions: int) -> np.ndarray:
     start = 4 + 4 * dimensions
     shape = [int.from_bytes(data[at : at + 4], "big") for at in range(4, start, 4)]
     right = data[:4] == bytes([0, 0, 8, dimensions]) and len(data) == start + math.prod(shape)
-    _check(right, path, f"it is no idx file of {dimensions} dimensions of bytes, or it is cut off")
+    _check(right, path, f"it is not an idx file with {dimensions} dimensions of bytes, or it is cut off")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
 @_reader
 def read_wav(path: Path) -> Iterator[Row]:
-    """A folder with a folder per class, that of one class, or one file: the folder that a file lies in is its label.
+    """A folder with one folder per class, the folder of one class, or one file; the folder of a file is its label.
 
-    Folders whose names begin with `_`, as that of Speech Commands' background noise, are left out.
+    Folders whose names begin with `_`, such as Speech Commands' background noise, are left out.
     """
     for file in _files(path, "*.wav"):
         if not (path.is_dir() and file.parent.name.startswith("_")):
@@ -208,17 +212,17 @@ def wav_samples(file: str | IO[bytes], where: str) -> np.ndarray:
     """The samples of a wav file, as float32 in [-1, 1].
 
     Raises:
-        RecipeError: for what is no mono sound in PCM, beginning with `where`.
+        RecipeError: for a file that is not mono PCM sound; the message begins with `where`.
     """
     try:
         with wave.open(file) as sound:
             channels, size = sound.getnchannels(), sound.getsampwidth()
             data = sound.readframes(sound.getnframes())
     except (wave.Error, EOFError) as error:
-        raise RecipeError(f"{where} is no sound in PCM: {error}") from None
+        raise RecipeError(f"{where} is not PCM sound: {error}") from None
     right = channels == 1 and size in (1, 2, 4) and len(data) > 0 and len(data) % size == 0
-    _check(right, where, "it must be a mono sound of 8, 16 or 32 bits, and not empty or cut off")
-    # samples of one byte have no sign, others do
+    _check(right, where, "it must be mono sound of 8, 16 or 32 bits, not empty and not cut off")
+    # samples of one byte are unsigned, others are signed
     samples = np.frombuffer(data, "u1" if size == 1 else f"<i{size}") / 2.0 ** (8 * size - 1)
     return (samples - (size == 1)).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Rows for classification that need no files: ListOps by its published rules, and stand-ins for pixels."""
+"""Generates rows for classification without files: ListOps by its published rules, and stand-ins for pixel tasks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FUNCTIONS: dict[str, Callable[[list[int]], int]] = {
 OPERATORS = tuple(_FUNCTIONS)
 LISTOPS_VOCABULARY = (*"0123456789", *OPERATORS, "]")
 OPERATOR_PROBABILITY = 0.25
-# draws without a new row after which the bounds of `listops` are taken to leave none
+# after this many draws without a new row, the bounds of `listops` count as exhausted
 MAX_MISSES = 20_000
 
 
@@ -39,18 +39,18 @@ def listops(
     The median of an even number of values is rounded down.
 
     Args:
-        count, seed: Rows, of which no two are equal, and what decides about them.
+        count, seed: The number of rows, all different, and the seed.
         min_length, max_length: Tokens, without parentheses; both are excluded, as in the arena.
-        max_depth: Levels of nodes, of which the lowest has digits only.
-        max_args: Arguments of an operator, at most; at least two.
+        max_depth: Levels of nodes; the lowest has only digits.
+        max_args: Most arguments of an operator; the least is two.
 
     Raises:
-        RecipeError: if so many different expressions cannot be found.
+        RecipeError: if there are not enough different expressions.
     """
     if max_depth < 2 or max_args < 2:
         raise RecipeError(f"listops: max_depth={max_depth} and max_args={max_args} must be at least 2")
     rng, misses = random.Random(seed), 0
-    seen: set[bytes] = set()  # digests, because rows have kilobytes
+    seen: set[bytes] = set()  # digests, since rows take kilobytes
     while len(seen) < count:
         tokens, value = _expression(rng, max_length, max_depth, max_args)
         text = " ".join(tokens)
@@ -69,7 +69,7 @@ def listops(
 def _expression(rng: random.Random, max_length: int, max_depth: int, max_args: int) -> tuple[list[str], int]:
     """Tokens and value; no tokens if there would be `max_length` or more."""
     draw, tokens = rng.random, []
-    least = 1  # tokens that there will be if no more operators come
+    least = 1  # the number of tokens if no more operators come
 
     def node(depth: int) -> int:
         nonlocal least
@@ -92,7 +92,7 @@ def _expression(rng: random.Random, max_length: int, max_depth: int, max_args: i
 
 
 def listops_tokenizer(max_length: int = 2002) -> Any:
-    """A tokenizer of `LISTOPS_VOCABULARY`, behind `<s>`, `<pad>`, `</s>` and `<unk>`; a text ends with `</s>`."""
+    """A tokenizer of `<s>`, `<pad>`, `</s>`, `<unk>` and `LISTOPS_VOCABULARY`; a text ends with `</s>`."""
     words = {word: index for index, word in enumerate((*PAIR_SPECIAL_TOKENS, *LISTOPS_VOCABULARY))}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -100,9 +100,9 @@ def listops_tokenizer(max_length: int = 2002) -> Any:
 
 
 def pathfinder(count: int, seed: int, size: int = 32) -> Iterator[Row]:
-    """A stand-in for Pathfinder, and not its data: are two dots the ends of one dashed line (1), or of two (0)?
+    """A stand-in for Pathfinder, not its data: are two dots the ends of one dashed line (1) or of two lines (0)?
 
-    The ends that the second dot may be at are equally far from the first one. A side has `size` pixels, at least 32.
+    Both possible places of the second dot are equally far from the first dot. A side has `size` pixels, at least 32.
     """
     if size < 32:
         raise RecipeError(f"pathfinder: size={size} must be at least 32")
@@ -120,13 +120,13 @@ def pathfinder(count: int, seed: int, size: int = 32) -> Iterator[Row]:
             image[line, columns] = np.where(columns % 3 == 2, 0, 160)
         for y, x in ((first[0], columns[0]), ((first if label else second)[-1], columns[-1])):
             image[y - 1 : y + 2, x - 1 : x + 2] = 255
-        # else the side that the second dot is on would tell
+        # otherwise the side of the second dot would reveal the label
         image = np.rot90(image[:: rng.choice([-1, 1])], int(rng.integers(4)))
         yield {"values": image.reshape(-1), "label": label}
 
 
 def images(count: int, seed: int, size: int = 32) -> Iterator[Row]:
-    """A stand-in for CIFAR-10, and not its data: noisy stripes, whose direction is one of ten classes."""
+    """A stand-in for CIFAR-10, not its data: noisy stripes in one of ten directions."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size] / size
     for _ in range(count):

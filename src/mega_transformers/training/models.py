@@ -1,6 +1,6 @@
-"""A recipe's `model` as a model: a new Mega, another architecture to compare with, or a checkpoint to go on from.
+"""Makes the model of a recipe: a new Mega, another architecture to compare with, or a checkpoint to continue from.
 
-What is unknown or refused, does not fit the task or cannot be loaded raises a RecipeError.
+A RecipeError reports fields that are unknown or invalid, and models that do not fit the task or cannot be loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ..assets import model_path
 from ..errors import RecipeError, did_you_mean
 from .recipe import Recipe
 
-# read here: what stands in `model` beside fields of the configuration
+# keys of `model` besides fields of the configuration
 CHECKPOINT, ARCHITECTURE, LEARNING_RATE = "checkpoint", "architecture", "learning_rate"
 SIDES = ("encoder", "decoder")
 WHOLE = ("share_embeddings", "tie_word_embeddings")
@@ -50,7 +50,7 @@ def _model_type(architecture: str, recipe: Recipe) -> str:
 
 
 def learning_rate_of(recipe: Recipe) -> dict[str, Any]:
-    """The learning rate that an architecture's mapping gives, as a field of `TrainingArguments`; else nothing."""
+    """The learning rate in an architecture's mapping, as a field of `TrainingArguments`; else empty."""
     return {key: value for key, value in section_of(recipe)[1].items() if key == LEARNING_RATE}
 
 
@@ -59,7 +59,7 @@ def build_config(recipe: Recipe, **decided: Any) -> Any:
 
     Args:
         recipe: The recipe.
-        decided: Fields that tokenizer, labels and task decide; those that the architecture lacks are left out.
+        decided: Fields set by tokenizer, labels and task; those that the architecture lacks are left out.
     """
     architecture, fields = section_of(recipe)
     fields.pop(LEARNING_RATE, None)
@@ -79,7 +79,7 @@ def build_config(recipe: Recipe, **decided: Any) -> Any:
     known = {*_fields(kind), "num_labels", *OF_LABELS}
     try:
         return kind(**{key: value for key, value in decided.items() if key in known} | fields)
-    except Exception as error:  # the base class of what @strict raises differs between versions of huggingface_hub
+    except Exception as error:  # the base class of the errors of @strict differs between versions of huggingface_hub
         raise RecipeError(f"{where}: {' '.join(str(error).split())}") from None
 
 
@@ -96,7 +96,7 @@ def _check_fields(fields: Mapping[str, Any], kind: Any, where: str, more: tuple[
 
 
 def _both_sides(fields: dict[str, Any], where: str, vocab_size: int) -> dict[str, Any]:
-    """Fields for both sides, those of one side under `encoder` and `decoder`, and those of the whole."""
+    """Fields for both sides, fields of one side under `encoder` and `decoder`, and fields of the whole model."""
     _check_fields(fields, MegaConfig, where, (*SIDES, *WHOLE))
     whole = {key: fields[key] for key in WHOLE if key in fields}
     shared = {key: value for key, value in fields.items() if key not in (*SIDES, *WHOLE)}
@@ -122,7 +122,7 @@ def build_model(recipe: Recipe, kind: Any, config: Any) -> Any:
     Args:
         recipe: The recipe.
         kind: Name of the Auto class of the task, or a class of Mega models.
-        config: Of `build_config`.
+        config: The result of `build_config`.
     """
     auto = getattr(transformers, kind) if isinstance(kind, str) else kind
     if type(config) not in getattr(auto, "_model_mapping", (MegaConfig,)):
@@ -133,7 +133,7 @@ def build_model(recipe: Recipe, kind: Any, config: Any) -> Any:
 
 
 def special_ids(tokenizer: Any) -> dict[str, Any]:
-    """The configuration's fields that the tokenizer decides."""
+    """The fields of the configuration that the tokenizer sets."""
     start = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
     end = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
     return {

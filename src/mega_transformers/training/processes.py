@@ -1,4 +1,4 @@
-"""Several processes: which of them prepares first, and errors that all of them end with."""
+"""Several processes: which one prepares first, and how all end after an error."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ T = TypeVar("T")
 
 
 def meet(training: dict[str, Any]) -> int:
-    """Connects the processes that torchrun or accelerate started, as transformers would do later.
+    """Connects the processes of torchrun or accelerate, as transformers would do later.
 
-    The recipe's `use_cpu`, `ddp_backend` and `ddp_timeout` decide how. Returns this one's number; all but the first
-    show no progress.
+    The recipe's `use_cpu`, `ddp_backend` and `ddp_timeout` decide how. Returns the number of this process; only the
+    first shows progress.
     """
     options: dict[str, Any] = {}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -39,9 +39,9 @@ def meet(training: dict[str, Any]) -> int:
 
 
 def in_turn(make: Callable[[], T]) -> T:
-    """What `make` returns: called in the first process, then in the first of every other machine, then in the rest.
+    """The result of `make`: called in the first process, then in the first of every other machine, then in the rest.
 
-    So what the first leaves in caches and folders is there for the others. An error of one ends them all.
+    So the others find the caches and folders of the first. An error in one process ends them all.
     """
     state = PartialState()
     mine = 0 if state.is_main_process else 1 if state.is_local_main_process else 2
@@ -58,7 +58,7 @@ def in_turn(make: Callable[[], T]) -> T:
 
 
 class BatchNormOfAll(nn.BatchNorm1d):
-    """A batch norm over all processes on a CPU, where PyTorch's `SyncBatchNorm` refuses to work."""
+    """A batch norm over all processes on a CPU, which PyTorch's `SyncBatchNorm` does not support."""
 
     running_mean: Any
     running_var: Any
@@ -81,7 +81,7 @@ class BatchNormOfAll(nn.BatchNorm1d):
 
 
 def synchronised(model: nn.Module, device: torch.device) -> nn.Module:
-    """A model whose batch norms take their statistics over the rows of all processes."""
+    """Makes the batch norms of a model use statistics over the rows of all processes."""
     if device.type != "cpu":
         return nn.SyncBatchNorm.convert_sync_batchnorm(model)
     for module in model.modules():

@@ -1,6 +1,6 @@
-"""Recipes: what a YAML file of `recipes/` may say. Imports nothing heavy; pydantic checks keys, types and ranges.
+"""Recipes: the schema of the YAML files in `recipes/`. Imports nothing heavy; pydantic checks keys, types and ranges.
 
-What cannot work raises a RecipeError, which names the key, what is wrong and the value.
+A RecipeError names the key, the fault and the value.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from ..evaluation.texts import CLEANERS
 
 ROLES = ("train", "validation", "test")
 
-# keys of older recipes -> where they are now
+# keys of older recipes -> their replacement
 MOVED = {
-    "schedule": "it is now in training: max_steps or num_train_epochs, warmup_steps, lr_scheduler_type",
-    "pairs": "it is now data",
-    "package": "it is now both reader and divide",
-    "validation_blocks": "it is now validation_examples",
-    "validation_examples": "it now stands beside generation",
+    "schedule": "it is now part of training: max_steps or num_train_epochs, warmup_steps, lr_scheduler_type",
+    "pairs": "it is now named data",
+    "package": "it is now split into reader and divide",
+    "validation_blocks": "it is now named validation_examples",
+    "validation_examples": "it is now a key of the recipe, next to generation",
 }
 
 
 class Section(BaseModel):
-    """A mapping of a recipe. An unknown key is answered with the known one that it resembles."""
+    """A mapping in a recipe. The error for an unknown key suggests a similar known key."""
 
     model_config = ConfigDict(validate_default=True, allow_inf_nan=False)
 
@@ -51,7 +51,7 @@ class Section(BaseModel):
         known = cls.model_fields
         for key in value if isinstance(value, Mapping) else []:
             if key not in known:
-                hint = MOVED.get(key) or did_you_mean(str(key), known, f"known are {', '.join(known)}")
+                hint = MOVED.get(key) or did_you_mean(str(key), known, f"the known keys are {', '.join(known)}")
                 raise ValueError(f"unknown key {key!r}; {hint}")
         return value
 
@@ -65,20 +65,20 @@ def _among(known: Collection[str]) -> AfterValidator:
     def check(names: list[str]) -> list[str]:
         for name in names:
             if name not in known:
-                raise ValueError(f"{name!r} is unknown; known are {', '.join(known)}")
+                raise ValueError(f"{name!r} is unknown; the known values are {', '.join(known)}")
         return names
 
     return AfterValidator(check)
 
 
-# one stands for a list of one
+# a single value means a list of one
 Strings = Annotated[list[str], BeforeValidator(_strings)]
-# in tsv and csv files without a header a number from 1 on
+# in tsv and csv files without a header, a number counted from 1
 Column = str | int
 
 
 class Source(Section):
-    """Rows to train or evaluate on: files, a data set of the Hugging Face hub, or what a reader makes of files.
+    """Rows to train or evaluate on: files, a data set of the Hugging Face hub, or rows that a reader makes from files.
 
     `train`, `validation`, `test` and `divide` name files below the data folder (globs and `.gz` work), splits of the
     data set, or what the reader takes: a generator the number of rows, a reader of a Python package its name.
@@ -113,7 +113,7 @@ class Source(Section):
     divide: Strings = []
     group: Column | None = None
 
-    # the task's names of columns
+    # the task's column names
     columns: ClassVar[tuple[str, ...]]
 
     @model_validator(mode="after")
@@ -131,12 +131,12 @@ class Source(Section):
 
     @property
     def roles(self) -> list[str]:
-        """The roles its rows play."""
+        """The roles of its rows."""
         return [role for role in ROLES if self.divide or getattr(self, role)]
 
     @property
     def column_names(self) -> dict[str, Column]:
-        """What the task calls a column -> what the user's rows call it, for those they have."""
+        """The task's name of each column -> the name in the user's rows."""
         names = {name: getattr(self, name) for name in (*self.columns, "group")}
         return {name: column for name, column in names.items() if column is not None}
 
@@ -265,7 +265,8 @@ class TokenizerRecipe(Section):
     def _one_way(self) -> TokenizerRecipe:
         if (self.vocab_size is not None) + (self.path is not None) != (self.kind == "bpe"):
             raise ValueError(
-                "give one of vocab_size (to train a tokenizer), path (to use one) and a kind that needs neither"
+                "give one of vocab_size (to train a tokenizer), path (an existing one) and kind (one that needs "
+                "neither)"
             )
         return self
 
@@ -400,7 +401,9 @@ class Recipe(Section):
         if self.tokenizer is None and "checkpoint" not in self.model and getattr(self, "input", "tokens") == "tokens":
             raise ValueError("tokenizer is missing; only a model.checkpoint has its own")
         if any(source.streaming for source in self.data) and not self.training.get("max_steps", 0) > 0:
-            raise ValueError("training.max_steps is missing: the end of streamed rows is not known")
+            raise ValueError(
+                "training.max_steps is missing: it is required for streamed rows, whose number is not known"
+            )
         return self
 
 
@@ -513,7 +516,7 @@ RECIPES_OF_TASKS: dict[str, type[Recipe]] = {
 
 
 def parse(kind: Any, value: Any, where: str = "", to_train: bool = True) -> Any:
-    """`value` as `kind` by pydantic."""
+    """`value` parsed as `kind` by pydantic."""
     try:
         return TypeAdapter(kind).validate_python(value, context={"to_train": to_train})
     except ValidationError as error:
@@ -537,10 +540,10 @@ def recipe_of(values: Any, to_train: bool = True) -> Recipe:
         RecipeError: naming each key that is wrong, and its value.
     """
     if not isinstance(values, Mapping):
-        raise RecipeError(f"a recipe is a mapping of keys such as name and task; got {values!r:.80}")
+        raise RecipeError(f"a recipe must be a mapping of keys such as name and task; got {values!r:.80}")
     task = values.get("task")
     if task not in RECIPES_OF_TASKS:
-        hint = did_you_mean(str(task), RECIPES_OF_TASKS, f"known are {', '.join(RECIPES_OF_TASKS)}")
+        hint = did_you_mean(str(task), RECIPES_OF_TASKS, f"the known tasks are {', '.join(RECIPES_OF_TASKS)}")
         raise RecipeError(f"task={task!r} is unknown; {hint}")
     kind = RECIPES_OF_TASKS[task]
     for key in values:
@@ -596,7 +599,7 @@ def _set(values: Any, keys: list[str], value: Any, where: str) -> None:
     for index, key in enumerate(keys):
         place: Any = int(key) if isinstance(values, list) and key.isdigit() else key
         if not isinstance(values, dict) and not (isinstance(values, list) and place in range(len(values))):
-            raise RecipeError(f"--set {where}: there is no {'.'.join(keys[: index + 1])} in the recipe")
+            raise RecipeError(f"--set {where}: the recipe has no {'.'.join(keys[: index + 1])}")
         if index == len(keys) - 1:
             values[place] = value
         elif isinstance(values, dict) and values.get(place) is None:
@@ -605,5 +608,5 @@ def _set(values: Any, keys: list[str], value: Any, where: str) -> None:
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:
-    """The recipe in values that JSON and YAML know."""
+    """The recipe as plain JSON or YAML values."""
     return json.loads(recipe.model_dump_json())

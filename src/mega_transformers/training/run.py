@@ -75,7 +75,8 @@ def run(recipe: Recipe, options: RunOptions, console: Console | None = None) -> 
         be continued.
 
     Raises:
-        RecipeError: before any work, for what cannot work; for a loss that is not finite; and where the disk is full.
+        RecipeError: before any work, for an invalid recipe or option; for a loss that is not finite; and where the
+        disk is full.
     """
     first = meet(recipe.training) == 0
     console = (console or Console()) if first else Console(quiet=True)
@@ -188,7 +189,7 @@ def _alone_in(output: Path) -> Iterator[None]:
             f"--output-dir {output}: another run is writing to it; wait until it has ended, or name another folder"
         ) from None
     except (OSError, RuntimeError, SafetensorError) as error:
-        # only Python's own errors say by their number that a file could not be written for want of space
+        # only Python's own errors say by their number that a file could not be written for lack of space
         full = any(words in str(error) for words in FULL_DISK)
         if isinstance(error, OSError):
             full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

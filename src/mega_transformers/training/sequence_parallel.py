@@ -97,7 +97,7 @@ class SequenceParallelTrainer(Trainer):
             are added up over the pieces and take the place of logits. None: logits of whole rows, as without cuts.
 
     Raises:
-        ValueError: for what cannot be cut.
+        ValueError: for a model or rows that cannot be cut.
     """
 
     def __init__(

@@ -1,6 +1,7 @@
 """Tokenizers: byte-level BPEs for running text and for pairs, and one of symbols for words and phonemes.
 
-`max_length` is always the tokens that the model is trained for. What cannot be trained or loaded raises a RecipeError.
+`max_length` is the number of tokens that the model is trained for. A RecipeError reports tokenizers that cannot be
+trained or loaded.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ def train_tokenizer(
 ) -> Any:
     """A byte-level BPE trained on texts, of exactly `vocab_size` entries.
 
-    The special tokens have ids 0 to 4 in the order of `SPECIAL_TOKENS`. `<mask>` takes the space before it, so that
-    it stands for a word with its space, as in "The <mask> of".
+    The special tokens have ids 0 to 4 in the order of `SPECIAL_TOKENS`. `<mask>` includes the space before it, so that
+    it replaces a word with its space, as in "The <mask> of".
 
     Args:
         texts: Documents.
-        vocab_size: Entries, special tokens and the 256 bytes included.
+        vocab_size: Entries, including special tokens and the 256 bytes.
         max_length: Tokens of the model's texts.
-        add_eos: Whether it puts `<s>` and `</s>` around a text, as a `RobertaTokenizer` does; else only `<s>` before
+        add_eos: Whether to put `<s>` and `</s>` around a text, like a `RobertaTokenizer`; otherwise only `<s>` before
             it, for models that continue a text.
         add_prefix_space: Whether a word at the start of a text is the same token as after a space.
     """
@@ -59,14 +60,14 @@ def train_tokenizer(
     backend.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.cls_token_id)]
     )
-    # a RobertaTokenizer would put the </s> back when it is loaded
+    # a RobertaTokenizer would add the </s> again when it is loaded
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, model_max_length=max_length, **tokenizer.special_tokens_map
     )
 
 
 def byte_tokenizer(max_length: int, add_eos: bool = True, add_prefix_space: bool = False) -> Any:
-    """As `train_tokenizer`, with one token a byte: nothing is learnt."""
+    """As `train_tokenizer`, with one token per byte and no training."""
     return train_tokenizer([], len(SPECIAL_TOKENS) + 256, max_length, add_eos, add_prefix_space)
 
 
@@ -75,7 +76,7 @@ def _trained(texts: Iterable[str], vocab_size: int, special: tuple[str, ...], ad
     trained.train_from_iterator(texts, vocab_size, 2, show_progress=True, special_tokens=list(special))
     if trained.get_vocab_size() < vocab_size:
         raise RecipeError(
-            f"tokenizer.vocab_size={vocab_size}, but the train texts only give {trained.get_vocab_size()} entries; "
+            f"tokenizer.vocab_size={vocab_size}, but the train texts give only {trained.get_vocab_size()} entries; "
             "lower it, or give more text"
         )
     return trained._tokenizer
@@ -87,20 +88,20 @@ def load_tokenizer(path: Path | str) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(model_path(str(path)))
     except (OSError, ValueError, KeyError) as error:
         raise RecipeError(f"no tokenizer can be loaded from {path}: {error}") from None
-    # what transformers makes of a configuration alone
+    # transformers made a tokenizer from a configuration alone
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise RecipeError(f"no tokenizer can be loaded from {path}: there is none beside the model")
+        raise RecipeError(f"no tokenizer can be loaded from {path}: the model's folder has no tokenizer")
     if not tokenizer.is_fast:
         raise RecipeError(f"the tokenizer in {path} has no tokenizer.json; save it with a fast tokenizer")
     return tokenizer
 
 
 def put_space_before_words(tokenizer: Any) -> None:
-    """Makes words that come one by one, as if each began a text, the same tokens as behind a space in a text."""
+    """Gives words that are tokenised one by one the same tokens as after a space in a text."""
     words = tokenizer.backend_tokenizer.pre_tokenizer
     if hasattr(words, "add_prefix_space"):
         words.add_prefix_space = True
-        # both are saved
+        # both settings are saved
         tokenizer.add_prefix_space = tokenizer.init_kwargs["add_prefix_space"] = True
 
 
@@ -108,7 +109,7 @@ def train_pair_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int)
     """A byte-level BPE for sources and targets, of exactly `vocab_size` entries.
 
     The special tokens have ids 0 to 3 in the order of `PAIR_SPECIAL_TOKENS`. A text ends with `</s>`. A word at its
-    start is the same token as behind a space; what is decoded has no space at its start.
+    start is the same token as after a space; decoded text does not start with a space.
     """
     backend = _trained(texts, vocab_size, PAIR_SPECIAL_TOKENS, add_prefix_space=True)
     backend.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
@@ -116,12 +117,12 @@ def train_pair_tokenizer(texts: Iterable[str], vocab_size: int, max_length: int)
 
 
 def symbol_tokenizer(texts: Iterable[str], max_length: int) -> Any:
-    """A tokenizer for pairs of words and symbols, such as "cat" and "K AE T": no part of it is learnt.
+    """A tokenizer for pairs of words and symbols, such as "cat" and "K AE T", without training.
 
-    A run of capital letters is a token, and so is any other character that is no white space; the entries are those of
-    `texts`, in alphabetical order behind `PAIR_SPECIAL_TOKENS`, and others become `<unk>`. A text ends with `</s>`.
-    Decoding puts spaces between tokens. The tokenizer says `lowercase_source=True` (in `init_kwargs`): a word with
-    capitals is to be written small before it is given to it.
+    A run of capital letters is a token, and so is any other character except white space. The entries are
+    `PAIR_SPECIAL_TOKENS`, then those of `texts` in alphabetical order; others become `<unk>`. A text ends with `</s>`.
+    Decoding puts spaces between tokens. The tokenizer says `lowercase_source=True` (in `init_kwargs`): convert words
+    to lower case before you pass them to it.
     """
     single = pre_tokenizers.Split(Regex("[^A-Z]"), "isolated")
     split = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), single])
@@ -133,7 +134,7 @@ def symbol_tokenizer(texts: Iterable[str], max_length: int) -> Any:
 
 
 def eos_tokenizer(backend: Tokenizer, max_length: int, **fields: Any) -> Any:
-    """A fast tokenizer of `backend`, which has `PAIR_SPECIAL_TOKENS`; it ends every text with `</s>`."""
+    """A fast tokenizer of `backend`, which has `PAIR_SPECIAL_TOKENS`; every text ends with `</s>`."""
     backend.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", backend.token_to_id("</s>"))]
     )

@@ -1,9 +1,9 @@
-"""What a causal Mega remembers between forward passes: keys and values that may still be seen, and the EMA's state.
+"""The cache of a causal Mega: keys and values that later tokens may see, and the EMA's state.
 
 Importing this registers the layers with transformers' caches: `DynamicCache(config=config)` and
 `StaticCache(config=config, max_cache_len=...)` (`static_cache_mega`) make them for a `MegaConfig`, and so does
-`generate`. A forward pass first calls `begin` of the cache's first layer, which alone knows what was padding, and gets
-the layout for all layers.
+`generate`. A forward pass first calls `begin` of the cache's first layer, which alone stores the padding, and gets the
+layout for all layers.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SLACK = 64
-"""Least number of distances by which a remembered bias grows."""
+"""Least number of distances by which a cached bias grows."""
 
 
 class Padding(NamedTuple):
-    """What a cache knows of padding, once for all its layers.
+    """The padding of cached tokens, stored once for all layers.
 
     Attributes:
-        real: (B, T) bool, True at the stored columns that are no padding; None if all are.
-        first: (B,) columns before the row's first real token, all so far if there was none; None if always 0.
+        real: (B, T) bool, True at stored columns that are real; None if all are.
+        first: (B,) columns before the row's first real token, all columns so far if there was none; None if always 0.
     """
 
     real: torch.Tensor | None = None
@@ -46,7 +46,7 @@ class Padding(NamedTuple):
 
 
 class _Record(NamedTuple):
-    """What it takes to go back to an earlier EMA state: the one at the start, and the inputs since."""
+    """The data to restore an earlier EMA state: the state at the start and the inputs since."""
 
     state: torch.Tensor | None
     history: torch.Tensor | None
@@ -56,10 +56,10 @@ class _Record(NamedTuple):
 
 
 class MegaCacheState:
-    """What both kinds of layers remember of the EMA, and of what they computed from weights.
+    """Shared by both kinds of layers: the EMA's memory, and values computed from weights.
 
     `state` (B, d, N), float32 at least; with truncation K `history` (B, K, d), the EMA's last inputs. `owner` is the
-    configuration that the cache was last found to fit.
+    configuration that the cache was last checked against.
     """
 
     chunk_size: int | None = None
@@ -69,7 +69,7 @@ class MegaCacheState:
     _memory: dict[str, Any]
 
     def remembered(self, name: str, make: Callable[[], T]) -> T:
-        """What `make` gives, made once: what is cached belongs to the weights it was made with."""
+        """The result of `make`, computed once: a cache belongs to the weights it was made with."""
         if torch.is_grad_enabled():
             return make()
         if name not in self._memory:
@@ -127,7 +127,7 @@ class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
 
     @property
     def first_real(self) -> torch.Tensor | None:
-        """`Padding.first` as it is after the tokens that `begin` was last told of."""
+        """`Padding.first` after the tokens of the last `begin`."""
         return self.padding.first if self._next is None else self._next[2].first
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -141,14 +141,14 @@ class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
         chunk_size: int | None,
         device: torch.device,
     ) -> AttentionLayout:
-        """Makes the cache's layers, of which this is the first, ready for new tokens, and returns their layout.
+        """Prepares all layers of the cache, of which this is the first, for new tokens, and returns their layout.
 
         Args:
             layers: All layers of the cache.
-            mask: (B, L), 1 or True at new tokens that are no padding; None if all are.
+            mask: (B, L), 1 or True at real new tokens; None if all are.
             shape: (B, L) of the new tokens.
             chunk_size: Tokens per chunk; None for attention over everything.
-            device: Where the layout is to be.
+            device: The device of the layout.
         """
         length = shape[1]
         mask = dropped_if_full(mask)
@@ -159,7 +159,7 @@ class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
             first = None
         window, total = kept + length, seen + length
         aligned = first is None and (chunk_size is None or kept == seen % chunk_size)
-        # a layout of its own counts chunks from the first real token, and needs no column before
+        # this layout counts chunks from the first real token, and needs no earlier column
         fresh = kept == 0 and (seen == 0 or (mask is None and aligned))
         if fresh:
             layout = self_attention_layout(mask, length, chunk_size=chunk_size, causal=True)
@@ -179,7 +179,7 @@ class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
         return layout
 
     def _window(self, mask: torch.Tensor | None, kept: int, length: int) -> torch.Tensor | None:
-        """(B, kept + L) bool, True at columns that are no padding; None if all are."""
+        """(B, kept + L) bool, True at real columns; None if all are."""
         before = self.padding.real
         if mask is None and before is None:
             return None
@@ -193,10 +193,10 @@ class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
     def update(  # type: ignore[override]
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Stores new columns and returns those of the layout: what was kept of the cached ones, then the new ones.
+        """Stores new columns and returns those of the layout: the kept cached columns, then the new ones.
 
         Args:
-            key_states, value_states: (B, n, z) and (B, n, h); of a first pass the last columns are enough.
+            key_states, value_states: (B, n, z) and (B, n, h); in a first pass the last columns are enough.
         """
         assert self._next is not None
         keep, self.chunk_size, self.padding = self._next
@@ -208,7 +208,7 @@ class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
         return keys, values
 
     def bias(self, bias: RelativeBias, layout: AttentionLayout) -> RelativeBias | BiasTable:
-        """The relative position bias; of cached columns as a table that is computed rarely."""
+        """The relative position bias; for cached columns, a table that is rarely recomputed."""
         if torch.is_grad_enabled() or layout.offset == 0:
             return bias
         low, high = layout.distances
@@ -221,7 +221,7 @@ class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
     def advance(
         self, x: torch.Tensor, state: torch.Tensor | None, coefficients: EMACoefficients, truncation: int | None
     ) -> None:
-        """Stores the EMA's state after the inputs x (B, n, d), and of these what truncation or a roll-back needs."""
+        """Stores the EMA's state after the inputs x (B, n, d), and the inputs that truncation or a rollback needs."""
         if self.record_past:
             if self._record is None:
                 detached = EMACoefficients(*(c.detach() for c in coefficients))
@@ -233,7 +233,7 @@ class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
             self.history = last_inputs(self.history, x, truncation)
 
     def get_seq_length(self) -> int:
-        """Columns seen so far, whether their keys are still stored or not."""
+        """Columns seen so far, including those whose keys are no longer stored."""
         return self.seen
 
     def get_max_length(self) -> int:
@@ -252,10 +252,10 @@ class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
         """Forgets the last `-tokens_to_remove` columns: keys, values, EMA state and padding as if never seen.
 
         Args:
-            tokens_to_remove: Zero or negative; 0 only lets go of what was recorded.
+            tokens_to_remove: Zero or negative; 0 only drops the recorded inputs.
 
         Raises:
-            ValueError: for a positive number, or one that goes back behind where recording began.
+            ValueError: for a positive number, or one that goes back beyond the start of the recording.
         """
         if tokens_to_remove > 0:
             raise ValueError(f"crop({tokens_to_remove}): give minus the number of tokens to remove")
@@ -268,8 +268,9 @@ class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
             recorded = 0 if record is None else sum(x.shape[1] for x in record.inputs)
             if record is None or count > recorded:
                 raise ValueError(
-                    f"crop({tokens_to_remove}): of the last tokens {recorded} are recorded, and an EMA's state cannot "
-                    "be reversed; call cache.activate_past_recording() before the forward passes to be undone"
+                    f"crop({tokens_to_remove}): only the last {recorded} tokens are recorded, and the EMA's state "
+                    "cannot be computed backwards; call cache.activate_past_recording() before the forward passes "
+                    "that you want to undo"
                 )
             self._roll_back(record, recorded - count)
             self.seen -= count
@@ -297,7 +298,7 @@ class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
         self._clear()
 
     def _take_rows(self, index: torch.Tensor) -> None:
-        """Row i of everything stored becomes the former row `index[i]`."""
+        """Row i of all stored tensors becomes the former row `index[i]`."""
 
         def taken(x: torch.Tensor | None) -> torch.Tensor | None:
             return None if x is None else x.index_select(0, index.to(x.device))
@@ -342,7 +343,7 @@ class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
         self._move(torch.device("cpu"))
 
     def prefetch(self) -> None:
-        """Moves them back to where the state is."""
+        """Moves them back to the device of the state."""
         if self.state is not None:
             self._move(self.state.device)
 
@@ -354,7 +355,7 @@ class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
 class MegaCrossCacheLayer(CacheLayerMixin):
     """One block's keys (B, 1, S, z) and values (B, 1, S, d) of an encoder's states, stored once.
 
-    `real` (B, S) bool is True at source tokens that are no padding; None if all are.
+    `real` (B, S) bool is True at real source tokens; None if all are.
     """
 
     is_compileable = False
@@ -391,7 +392,7 @@ class MegaCrossCacheLayer(CacheLayerMixin):
         return self.keys.shape[0] if self.is_initialized else -1
 
     def bias(self, bias: RelativeBias, layout: AttentionLayout) -> RelativeBias | BiasTable:
-        """The relative position bias at all distances of the layout; a table of it is computed rarely."""
+        """The relative position bias at all distances of the layout, from a table that is rarely recomputed."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return bias
         (low, high), table = layout.distances, self._table
@@ -436,14 +437,14 @@ def _with_head(columns: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def first_true(mask: torch.Tensor) -> torch.Tensor:
-    """(B,) the first column of a mask (B, L) that is True; L where there is none."""
+    """(B,) the first column of a mask (B, L) that is True; L if none is."""
     return torch.where(mask.any(dim=1), mask.int().argmax(dim=1), mask.shape[1])
 
 
 def first_real_after(
     before: torch.Tensor | None, seen: int, mask: torch.Tensor | None, length: int
 ) -> torch.Tensor | None:
-    """`Padding.first` after `length` new tokens behind `seen` others."""
+    """`Padding.first` after `length` new tokens that follow `seen` others."""
     if mask is None:
         return before
     if before is None:

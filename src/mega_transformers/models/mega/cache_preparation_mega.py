@@ -1,4 +1,4 @@
-"""Which cache a forward pass uses: a new one, or what it is given, checked."""
+"""The cache of a forward pass: a new one, or the given one, checked."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ PAIR_REMEDY = "; make one with EncoderDecoderCache(DynamicCache(config=model.con
 
 
 def prepare_cache(cache: Any, config: MegaConfig, batch: int, device: torch.device) -> Cache:
-    """The cache to use in a forward pass: a new one for None, else what was given, checked.
+    """The cache of a forward pass: a new one for None, else the given one, checked.
 
     Args:
         cache: A `Cache`, with cross-attention an `EncoderDecoderCache` or the self-attention part of one;
             None; or the tuple that transformers 4.40.2 returned: for every layer keys (B, T, z), values (B, T, h) and
             the EMA's state (B, d, N), with cross-attention also keys (B, S, z) and values (B, S, d) of the encoder.
         config: The model's configuration.
-        batch, device: Of the new tokens.
+        batch, device: Batch size and device of the new tokens.
 
     Raises:
         ValueError: for a cache of another kind, model, batch size or device.
@@ -33,8 +33,8 @@ def prepare_cache(cache: Any, config: MegaConfig, batch: int, device: torch.devi
         cache = DynamicCache(config=config)
     if isinstance(cache, (tuple, list)):
         warnings.warn(
-            "a cache as tuples of transformers 4 is deprecated; pass a DynamicCache(config=model.config), or "
-            "what a forward pass here returned",
+            "a cache as tuples of transformers 4 is deprecated; pass a DynamicCache(config=model.config), or the "
+            "cache that a forward pass returned",
             FutureWarning,
             stacklevel=3,
         )
@@ -55,7 +55,7 @@ def prepare_cache(cache: Any, config: MegaConfig, batch: int, device: torch.devi
 
 
 def _prepare_own(cache: Cache, config: MegaConfig, batch: int, device: torch.device) -> None:
-    """Makes an empty cache one of self-attention, and checks any other."""
+    """Turns an empty cache into one of self-attention, and checks any other."""
     if isinstance(cache, EncoderDecoderCache):
         raise ValueError(
             "cache is an EncoderDecoderCache, but this model has no cross-attention "
@@ -65,7 +65,7 @@ def _prepare_own(cache: Cache, config: MegaConfig, batch: int, device: torch.dev
         check_rows(cast(MegaCacheLayer, cache.layers[0]), batch)
         return
     if not cache.layers and cache.layer_class_to_replicate is not None:
-        # made without a configuration: nothing is stored yet, so it can still become one of ours
+        # made without a configuration; nothing is stored yet, so its layers can still be replaced by ours
         cache.layers = [MegaCacheLayer() for _ in range(config.num_hidden_layers)]
     elif not any(cast(Any, layer).is_initialized for layer in cache.layers):
         cache.layers = [_own_layer(layer) for layer in cache.layers]
@@ -73,9 +73,9 @@ def _prepare_own(cache: Cache, config: MegaConfig, batch: int, device: torch.dev
 
 
 def _own_layer(layer: Any) -> Any:
-    """The layer, or one of ours in place of an empty one of that name from another copy of this code.
+    """The layer, or one of ours if it is an empty layer of that name from another copy of this code.
 
-    A model may bring this code along (`trust_remote_code`), and transformers makes layers of the copy that came last.
+    A model may bring a copy of this code (`trust_remote_code`), and transformers uses the layers of the last copy.
     """
     for own in (MegaCacheLayer, MegaStaticCacheLayer):
         if type(layer).__name__ == own.__name__ and type(layer) is not own:
@@ -86,7 +86,7 @@ def _own_layer(layer: Any) -> Any:
 
 
 def _prepare_cross(cache: Cache, config: MegaConfig, batch: int) -> None:
-    """Makes an empty cache one of cross-attention, whatever its layers, and checks any other."""
+    """Turns an empty cache of any kind into one of cross-attention, and checks any other."""
     if not any(cast(Any, layer).is_initialized for layer in cache.layers):
         if not all(isinstance(layer, MegaCrossCacheLayer) for layer in cache.layers) or not cache.layers:
             cache.layers = [MegaCrossCacheLayer() for _ in range(config.num_hidden_layers)]
@@ -107,7 +107,7 @@ def check_cache(cache: Cache, config: MegaConfig, batch: int, device: torch.devi
     if kinds:
         raise ValueError(
             f"cache belongs to another model: it has layers of {', '.join(sorted(kinds))}{REMEDY}. If this is PEFT's "
-            "prefix tuning: Mega has no cache of keys and values alone; use LoRA or prompt tuning"
+            "prefix tuning: Mega's cache also holds the EMA's state; use LoRA or prompt tuning"
         )
     layers = cast(list[MegaCacheLayer], cache.layers)
     if len(layers) != config.num_hidden_layers:
@@ -117,7 +117,7 @@ def check_cache(cache: Cache, config: MegaConfig, batch: int, device: torch.devi
         )
     first = layers[0]
     if not first.is_initialized:
-        first.owner = config  # who fills it
+        first.owner = config  # the model that fills it
         return
     keys, values, state = (cast(torch.Tensor, x) for x in (first.keys, first.values, first.state))
     found = (keys.shape[-1], values.shape[-1], *state.shape[1:])

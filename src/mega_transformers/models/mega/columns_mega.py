@@ -1,4 +1,4 @@
-"""Columns of keys or values in memory allocated ahead."""
+"""Columns of keys or values, in memory allocated ahead."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Columns:
         return None if self.buffer is None else self.buffer[:, self.start : self.stop]
 
     def append(self, new: torch.Tensor, limit: int | None) -> torch.Tensor:
-        """The columns with `new` at their end; `limit` is the most that will ever be kept, if there is one."""
+        """The columns with `new` at their end; `limit` is the most columns that will ever be kept, or None."""
         if self.buffer is None:
             self._set(new)
             return new
@@ -46,7 +46,7 @@ class Columns:
     def _append_in_place(self, new: torch.Tensor, limit: int | None) -> None:
         buffer = cast(torch.Tensor, self.buffer)
         kept, added = self.length, new.shape[1]
-        # a graph still needs its tensors, and what was made in inference mode cannot be written outside of it
+        # a graph still needs its tensors, and tensors of inference mode cannot be written outside of it
         frozen = buffer.requires_grad or (buffer.is_inference() and not torch.is_inference_mode_enabled())
         if frozen or self.stop + added > buffer.shape[1]:
             grown = max(SLACK, (kept + added) // 4) if limit is None else max(SLACK, limit // 4)
@@ -59,7 +59,7 @@ class Columns:
         self.stop += added
 
     def keep(self, start: int, stop: int) -> None:
-        """Drops all columns but `start ... stop - 1`, and memory of which most would never be seen again."""
+        """Drops all columns except `start ... stop - 1`, and reallocates if most of the memory would be unused."""
         kept, length = stop - start, self.length
         if kept < length and length > 2 * max(kept, SLACK):
             self._set(cast(torch.Tensor, self.view)[:, start:stop].clone())

@@ -25,13 +25,13 @@ CACHE_NAME = "cache" if "cache" in _STEP_ARGUMENTS else OLD_CACHE_NAME
 
 
 def rename_cache(kwargs: dict[str, Any], name: str = "cache") -> None:
-    """Renames the cache among keyword arguments, in place, whether it is called by its old or its new name.
+    """Renames the cache among keyword arguments, in place, from its old or new name.
 
     From 5.24 on the old name is deprecated, as in transformers; before, transformers itself uses it.
 
     Args:
         kwargs: The arguments.
-        name: What it is to be called.
+        name: The new name.
 
     Raises:
         ValueError: if both names are there.
@@ -44,7 +44,7 @@ def rename_cache(kwargs: dict[str, Any], name: str = "cache") -> None:
         return
     if kwargs.get(name) is not None:
         raise ValueError(
-            "cache and past_key_values are both given, and are two names of the same argument; give cache alone"
+            "cache and past_key_values are both given, but are two names of the same argument; give only cache"
         )
     kwargs[name] = given
     if other == OLD_CACHE_NAME and CACHE_NAME == "cache" and not torch.compiler.is_compiling():
@@ -52,9 +52,9 @@ def rename_cache(kwargs: dict[str, Any], name: str = "cache") -> None:
 
 
 def takes_either_name(function: Function, unread: Iterable[str] = ()) -> Function:
-    """A function of transformers that takes the cache under either name, whatever the release calls it.
+    """A function of transformers that accepts the cache under either name.
 
-    Arguments named in `unread` go no further.
+    Arguments named in `unread` are dropped.
     """
 
     @functools.wraps(function)
@@ -68,10 +68,10 @@ def takes_either_name(function: Function, unread: Iterable[str] = ()) -> Functio
 
 
 def cache_argument(model: Any) -> str:
-    """What any causal language model calls its cache, as an argument.
+    """The argument name of any causal language model's cache.
 
     Raises:
-        ValueError: if it takes none.
+        ValueError: if it does not take a cache.
     """
     known = inspect.signature(model.forward).parameters
     for name in ("cache", OLD_CACHE_NAME):
@@ -88,7 +88,7 @@ if CACHE_NAME == "cache":
 else:  # before 5.24: outputs have the field `past_key_values` only
 
     class _HasCache:
-        """Has a `cache`, which these releases look for under its old name."""
+        """Outputs with a `cache`, which these releases read under its old name."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             rename_cache(kwargs, OLD_CACHE_NAME)

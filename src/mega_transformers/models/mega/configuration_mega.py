@@ -21,11 +21,11 @@ INPUT_TYPES = ("tokens", "values")
 
 
 class InvalidMegaConfigError(StrictDataclassError, ValueError):
-    """A field of a wrong type or value, or fields that contradict each other."""
+    """A field has a wrong type or value, or fields contradict each other."""
 
 
 def raising_value_errors(cls):
-    """Makes the class raise `InvalidMegaConfigError`, with the message of what failed."""
+    """Makes the class raise `InvalidMegaConfigError` with the message of the failed check."""
     init = cls.__init__
 
     @functools.wraps(init)
@@ -129,7 +129,7 @@ class MegaConfig(PreTrainedConfig):
         input_type: What a model reads: `"tokens"` (ids), or `"values"` (real numbers such as pixels or samples).
         classifier_head: `"tanh"`, the two layers of 4.40.2, or `"blocks"`: a linear layer, dropout and
             `classifier_activation` for each of `classifier_hidden_sizes`, then a projection without bias.
-        classifier_hidden_sizes: Widths of the blocks; an empty list for none, None for one of `hidden_size`.
+        classifier_hidden_sizes: Widths of the blocks; an empty list for no block, None for one of `hidden_size`.
         classifier_activation: Activation of the blocks; any name of `transformers.activations.ACT2FN`.
         recompute_activations: Addition to 4.40.2. Whether training recomputes gates and activations in the backward
             pass, which saves about a third of the memory and costs little time. None does so on a CPU for large
@@ -224,10 +224,10 @@ class MegaConfig(PreTrainedConfig):
             self.cross_attention_max_positions = self.chunk_size
         if self.adaptive_input or self.adaptive_softmax:
             self.tie_word_embeddings = False
-        # transformers keeps what is not a field, whatever it is
+        # transformers also keeps keywords that are not fields
         for name in kwargs:
             for close in difflib.get_close_matches(name, MegaConfig.__annotations__, n=1, cutoff=0.85):
-                logger.warning(f"MegaConfig has no field {name}, which changes nothing; did you mean {close}?")
+                logger.warning(f"MegaConfig has no field {name}, so this value has no effect; did you mean {close}?")
         super().__post_init__(**kwargs)
 
     def positions_of_simple_bias(self, crossing: bool = False) -> int:
@@ -237,33 +237,33 @@ class MegaConfig(PreTrainedConfig):
         return self.chunk_size if self.chunk_size > 0 else self.max_positions
 
     def check_tied_width(self) -> None:
-        """Raises ValueError where word embeddings are too narrow or wide to be an output projection too."""
+        """Raises ValueError if the width of the token embeddings does not allow them as output projection."""
         if self.embedding_size not in (None, self.hidden_size):
             raise ValueError(
                 f"tie_word_embeddings=True needs embedding_size={self.embedding_size} to be "
                 f"hidden_size={self.hidden_size}, or None; set tie_word_embeddings=False"
             )
 
-    def adaptive_bands(self, width: int, factor: float) -> list[tuple[int, int]]:
-        """Words and width of every band of the vocabulary, each `factor` times narrower than the one before."""
+    def adaptive_clusters(self, width: int, factor: float) -> list[tuple[int, int]]:
+        """Size and width of every cluster of the vocabulary, each `factor` times narrower than the one before."""
         borders = [0, *(self.adaptive_cutoffs or [])]
         if borders[-1] < self.vocab_size:
             borders.append(self.vocab_size)
-        return [(end - start, int(width // factor**band)) for band, (start, end) in enumerate(pairwise(borders))]
+        return [(end - start, int(width // factor**cluster)) for cluster, (start, end) in enumerate(pairwise(borders))]
 
     @property
     def layer_types(self) -> list[str]:
-        """What transformers' caches go by to make a layer of `cache_mega` for every block."""
+        """The layer types from which transformers' caches make a layer of `cache_mega` for every block."""
         return ["mega"] * self.num_hidden_layers
 
     def validate_layer_type(self):
-        """Nothing to check: `layer_types` is no field."""
+        """Nothing to check: `layer_types` is not a field."""
 
     def validate_architecture(self):
         """Refuses fields that are unknown, out of range or contradict each other.
 
         Raises:
-            ValueError: naming the field, its value and what would be right.
+            ValueError: names the field, its value and what would be right.
         """
         super().validate_architecture()
         for name, known in (
@@ -277,7 +277,9 @@ class MegaConfig(PreTrainedConfig):
             ("classifier_activation", ACT2FN.keys()),
         ):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; known are {', '.join(sorted(known))}")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is unknown; the known values are {', '.join(sorted(known))}"
+                )
         for name in (
             "vocab_size",
             "hidden_size",
@@ -330,22 +332,23 @@ class MegaConfig(PreTrainedConfig):
             )
         if self.classifier_hidden_sizes is not None and min(self.classifier_hidden_sizes, default=1) < 1:
             raise ValueError(
-                f"classifier_hidden_sizes={self.classifier_hidden_sizes} must be widths of at least 1, or None"
+                f"classifier_hidden_sizes={self.classifier_hidden_sizes} must be a list of widths of at least 1, or "
+                "None"
             )
         if self.input_type == "values":
             self._validate_values()
         self._validate_adaptive()
 
     def _validate_values(self) -> None:
-        """Refuses what only words have, in a model that reads real numbers."""
+        """Refuses fields for tokens in a model that reads real numbers."""
         for name in ("embedding_size", "adaptive_cutoffs"):
             if getattr(self, name) is not None:
-                raise ValueError(f"{name}={getattr(self, name)} needs input_type='tokens': values are no words")
+                raise ValueError(f"{name}={getattr(self, name)} needs input_type='tokens': values are not tokens")
         if self.add_token_type_embeddings:
-            raise ValueError("add_token_type_embeddings=True needs input_type='tokens': values have no types")
+            raise ValueError("add_token_type_embeddings=True needs input_type='tokens': values have no token types")
 
     def _validate_adaptive(self) -> None:
-        """Refuses bands that are none, and fields of adaptive input and softmax that contradict each other."""
+        """Refuses invalid cutoffs, and fields of adaptive input and softmax that contradict each other."""
         cutoffs = self.adaptive_cutoffs
         if not self.adaptive_input and not self.adaptive_softmax:
             for name in ("adaptive_cutoffs", "tie_adaptive_weights", "tie_adaptive_projections"):
@@ -357,7 +360,7 @@ class MegaConfig(PreTrainedConfig):
             return
         if not cutoffs:
             raise ValueError(
-                f"adaptive_cutoffs={cutoffs} must name the ids at which bands of the vocabulary begin, with "
+                f"adaptive_cutoffs={cutoffs} must be the ids at which clusters of the vocabulary begin, with "
                 "adaptive_input=True or adaptive_softmax=True"
             )
         ascending = all(low < high for low, high in pairwise([0, *cutoffs]))
@@ -374,11 +377,11 @@ class MegaConfig(PreTrainedConfig):
                 continue
             if factor < 1:
                 raise ValueError(f"{name}={factor} must be at least 1")
-            bands = self.adaptive_bands(width, factor)
-            if bands[-1][1] < 1:
+            clusters = self.adaptive_clusters(width, factor)
+            if clusters[-1][1] < 1:
                 raise ValueError(
-                    f"{name}={factor} leaves no width to the last of {len(bands)} bands: {width} // {factor}**"
-                    f"{len(bands) - 1} is 0; lower it, or give fewer adaptive_cutoffs"
+                    f"{name}={factor} leaves no width to the last of {len(clusters)} clusters: {width} // {factor}**"
+                    f"{len(clusters) - 1} is 0; lower it, or give fewer adaptive_cutoffs"
                 )
         if self.tie_adaptive_projections and not self.tie_adaptive_weights:
             raise ValueError("tie_adaptive_projections=True needs tie_adaptive_weights=True")

@@ -60,7 +60,7 @@ class MegaSeq2SeqConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _fields(self, name: str) -> dict[str, Any]:
-        """What the user gave for one of the two."""
+        """The user's value for encoder or decoder."""
         given = getattr(self, name)
         if given is None:
             return {}
@@ -69,7 +69,7 @@ class MegaSeq2SeqConfig(PreTrainedConfig):
 
     @property
     def vocab_size(self) -> int:
-        """Size of the decoder's vocabulary, which is that of the logits. Setting it sets that of shared embeddings."""
+        """Size of the decoder's vocabulary, and so of the logits. Setting it also sets that of shared embeddings."""
         return cast(MegaConfig, self.decoder).vocab_size
 
     @vocab_size.setter
@@ -78,10 +78,10 @@ class MegaSeq2SeqConfig(PreTrainedConfig):
             cast(MegaConfig, side).vocab_size = value
 
     def validate_architecture(self):
-        """Refuses shared and tied embeddings of different shapes, and values or bands for a vocabulary.
+        """Refuses shared and tied embeddings of different shapes, and inputs of values or adaptive cutoffs.
 
         Raises:
-            ValueError: naming the fields, their values and what would be right.
+            ValueError: names the fields, their values and what would be right.
         """
         super().validate_architecture()
         encoder, decoder = cast(MegaConfig, self.encoder), cast(MegaConfig, self.decoder)
@@ -98,7 +98,8 @@ class MegaSeq2SeqConfig(PreTrainedConfig):
         shapes = [(side.vocab_size, side.embedding_size or side.hidden_size) for side in (encoder, decoder)]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                f"share_embeddings=True needs word embeddings of one shape, but the encoder's are {shapes[0]} and the "
+                f"share_embeddings=True needs token embeddings of the same shape, but the encoder's are {shapes[0]} "
+                "and the "
                 f"decoder's {shapes[1]} (vocab_size, embedding_size or hidden_size); make them equal, or set "
                 "share_embeddings=False"
             )

@@ -1,4 +1,4 @@
-"""What `generate` needs to know of the causal language model and of the encoder-decoder."""
+"""Support for `generate`, for the causal language model and the encoder-decoder."""
 
 from typing import Any, cast
 
@@ -9,10 +9,10 @@ from .validation_mega import check_generated_length
 
 
 class MegaGenerationMixin(GenerationMixin):
-    """transformers' `GenerationMixin` for decoders whose cache remembers what was padding."""
+    """transformers' `GenerationMixin`, for decoders whose cache stores the padding."""
 
     generate = takes_either_name(GenerationMixin.generate)
-    # `generate` hands the tokenizer of its stop strings on to every step
+    # `generate` passes the tokenizer of its stop strings to every step
     prepare_inputs_for_generation = takes_either_name(
         GenerationMixin.prepare_inputs_for_generation, unread=("tokenizer", "assistant_tokenizer")
     )
@@ -20,7 +20,7 @@ class MegaGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ):
-        """As in `GenerationMixin`; first refuses lengths that a `"simple"` bias does not serve."""
+        """As in `GenerationMixin`; first refuses lengths beyond the positions of a `"simple"` bias."""
         decoder = cast(Any, self).config.get_text_config(decoder=True)
         check_generated_length(decoder, generation_config, max_cache_length)
         return super()._prepare_cache_for_generation(  # type: ignore[misc]
@@ -29,5 +29,5 @@ class MegaGenerationMixin(GenerationMixin):
 
     @staticmethod
     def create_masks_for_generate(config, inputs_embeds, attention_mask, *args, **kwargs):
-        """What a static cache is given: the new tokens' part of the mask, since the cache remembers the rest."""
+        """For a static cache, the new tokens' part of the mask, since the cache stores the rest."""
         return None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :]

@@ -1,4 +1,4 @@
-"""What stands before the first block: embeddings, and where packed documents start."""
+"""The input of the first block: embeddings, and the starts of packed documents."""
 
 import math
 
@@ -31,7 +31,7 @@ class MegaValueEmbeddings(nn.Module):
 
 
 class MegaEmbeddings(nn.Module):
-    """Embeddings of words or values, and what the configuration adds: scale, projection, types, norm, dropout."""
+    """Embeddings of tokens or values, with optional scale, projection, types, norm and dropout."""
 
     def __init__(self, config: MegaConfig) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ def document_starts_of(
     cu_seq_lens: torch.Tensor | None,
     seq_idx: torch.Tensor | None,
 ) -> tuple[torch.Tensor | None, int | None]:
-    """Where packed documents start, from what `DataCollatorWithFlattening` gives.
+    """The starts of packed documents, from the output of `DataCollatorWithFlattening`.
 
     Args:
         shape: (batch, length).
@@ -93,8 +93,8 @@ def document_starts_of(
         seq_idx: (B, L) numbers of documents.
 
     Returns:
-        (B, L) bool, True at the first token of every document, or None for one document a row; and an upper bound of
-        the documents in a row, which `cu_seq_lens` alone gives without a look at values.
+        (B, L) bool, True at the first token of every document, or None for one document per row; and an upper bound of
+        the documents in a row, which only `cu_seq_lens` gives without reading values.
     """
     bound = None
     if seq_idx is not None:
@@ -115,6 +115,6 @@ def document_starts_of(
         )
     if values_can_be_checked(starts) and not bool(starts[:, 1:].any()):
         return None, None
-    if bound is None:  # the one look at a device's values, as transformers itself takes for position_ids
+    if bound is None:  # the only read of a device's values, as in transformers itself for position_ids
         bound = int(starts.sum(dim=1).max())
     return starts.expand(shape), bound

@@ -1,4 +1,4 @@
-"""Mega models: the encoder or causal decoder, and the masked and the causal language model over it.
+"""Mega models: the encoder or causal decoder, and the masked and the causal language model on top of it.
 
 Read on in `layers/block.py`, then `layers/gated_attention.py` and `ops/*/reference.py`.
 """
@@ -56,7 +56,7 @@ logger = logging.get_logger(__name__)
 
 
 def warn_of_unnormalized_rmsnorm(config: MegaConfig) -> None:
-    """Says that a checkpoint of transformers 4.x with rmsnorm computes other numbers here."""
+    """Warns that a checkpoint of transformers 4.x with rmsnorm computes other numbers here."""
     saved_by = config.transformers_version or ""
     undecided = config.normalization_type == "rmsnorm" and config.legacy_unnormalized_rmsnorm is None
     if undecided and saved_by.startswith("4."):
@@ -68,7 +68,7 @@ def warn_of_unnormalized_rmsnorm(config: MegaConfig) -> None:
 
 
 def last_real_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """The hidden states (B, d) of each row's last token that is no padding."""
+    """The hidden states (B, d) of each row's last real token."""
     if attention_mask is None:
         return hidden_states[:, -1]
     column = torch.arange(hidden_states.shape[1], device=hidden_states.device)
@@ -79,7 +79,7 @@ def last_real_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | 
 class MegaPooler(nn.Module):
     """tanh(dense(first token)); the token at position 0 even if that is padding, as in 4.40.2.
 
-    In a decoder, whose first token sees nothing else, the last token that is no padding.
+    In a decoder, whose first token sees only itself, the last real token.
     """
 
     def __init__(self, config: MegaConfig) -> None:
@@ -117,7 +117,7 @@ class MegaPreTrainedModel(PreTrainedModel):
         "hidden_states": MegaBlock,
         "attentions": MegaMovingAverageGatedAttention,
     }
-    # what `config.input_type` may be
+    # allowed values of `config.input_type`
     _input_types: tuple[str, ...] = ("tokens",)
 
     def __init__(self, config: PreTrainedConfig, *args, **kwargs) -> None:
@@ -156,13 +156,13 @@ class MegaPreTrainedModel(PreTrainedModel):
         """
         if not isinstance(self.get_input_embeddings(), nn.Embedding):
             raise ValueError(
-                "this model has no table of word embeddings that could be resized: it has an adaptive input "
-                "(adaptive_input=True), or reads values (input_type='values')"
+                "this model has no token embedding table to resize: it has an adaptive input (adaptive_input=True), "
+                "or reads values (input_type='values')"
             )
         if isinstance(self.get_output_embeddings(), MegaAdaptiveSoftmax):
             raise ValueError(
-                "adaptive_softmax=True: a vocabulary in bands cannot be resized, since ids decide about bands; make a "
-                "new model with other adaptive_cutoffs"
+                "adaptive_softmax=True: an adaptive vocabulary cannot be resized, since ids determine the clusters; "
+                "make a new model with other adaptive_cutoffs"
             )
         return super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
 
@@ -211,7 +211,7 @@ class MegaModel(MegaPreTrainedModel):
 
     def __init__(self, config: MegaConfig, add_pooling_layer: bool = True) -> None:
         if config.add_cross_attention:
-            # read when a model is made; others have no such output
+            # read when a model is created; other models have no such output
             self._can_record_outputs = {**self._can_record_outputs, "cross_attentions": MegaGatedCrossAttention}
         super().__init__(config)
         warn_of_unnormalized_rmsnorm(config)
@@ -234,7 +234,7 @@ class MegaModel(MegaPreTrainedModel):
     def _input_embeddings_name(self) -> str:
         return "value_embeddings" if self.config.input_type == "values" else "word_embeddings"
 
-    # generate hands an encoder what it hands the whole model
+    # generate passes an encoder the arguments of the whole model
     @checked_keywords(unread=("labels", "logits_to_keep"))
     @merge_with_config_defaults
     @capture_outputs
@@ -287,12 +287,12 @@ class MegaModel(MegaPreTrainedModel):
         given = cache
         if given is not None and self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             raise ValueError(
-                "a cache is given, but gradient checkpointing runs every block twice, so that it cannot continue one; "
-                "leave it out, or switch checkpointing off"
+                "a cache is given, but gradient checkpointing runs every block twice and cannot update a cache; leave "
+                "out the cache, or switch off gradient checkpointing"
             )
         if config.is_decoder and (use_cache or given is not None):
             batch = leading_shape(input_ids, inputs_embeds, input_values)[0]
-            # not self.device, which walks through all modules to find a parameter
+            # not self.device, which searches all modules for a parameter
             cache = prepare_cache(given, config, batch, cast(Any, self.get_input_embeddings()).weight.device)
         own = cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
         cache_layers = [] if own is None else cast(list[MegaCacheLayer], own.layers)
@@ -322,7 +322,7 @@ class MegaModel(MegaPreTrainedModel):
         cross_layout = None
         if config.add_cross_attention:
             if reset is not None:
-                raise ValueError("packed documents cannot attend to an encoder: give one target a row")
+                raise ValueError("packed documents cannot attend to an encoder; give one target per row")
             cross_layout = self._cross_layout(
                 encoder_hidden_states, encoder_attention_mask, attention_mask, seen, hidden_states, cache
             )
@@ -350,7 +350,7 @@ class MegaModel(MegaPreTrainedModel):
         hidden_states: torch.Tensor,
         cache: Cache | None,
     ) -> AttentionLayout:
-        """The layout of new tokens, hidden_states (B, L, d), behind `seen` others, over the encoder's states."""
+        """The layout of new tokens, hidden_states (B, L, d), that follow `seen` others, over the encoder's states."""
         batch, length, _ = hidden_states.shape
         stored = None
         if isinstance(cache, EncoderDecoderCache):
@@ -376,7 +376,7 @@ class MegaModel(MegaPreTrainedModel):
 
 
 class MegaLanguageModel(MegaPredictionMixin, MegaPreTrainedModel):
-    """What the masked and the causal language model share: a trunk, and an optional tanh layer."""
+    """Shared by the masked and the causal language model: a trunk, and an optional tanh layer."""
 
     def __init__(self, config: MegaConfig) -> None:
         super().__init__(config)
@@ -402,7 +402,7 @@ class MegaForMaskedLM(MegaLanguageModel):
         if config.is_decoder:
             raise ValueError("is_decoder=True: a masked language model must see both sides; set is_decoder=False")
         if config.adaptive_softmax:
-            raise ValueError("adaptive_softmax=True: only MegaForCausalLM predicts words in bands; set it to False")
+            raise ValueError("adaptive_softmax=True: only MegaForCausalLM has an adaptive softmax; set it to False")
         super().__init__(config)
         self.mlm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
@@ -555,7 +555,7 @@ class MegaForCausalLM(MegaLanguageModel, MegaGenerationMixin):
         if labels is not None:
             check_labels("labels", labels, leading_shape(input_ids, inputs_embeds), self.config.vocab_size)
             check_all_logits(logits_to_keep)
-            # who asks for a loss does not go on from there
+            # a forward pass for a loss is not continued
             use_cache = bool(use_cache)
         source = encoder_hidden_states, encoder_attention_mask
         outputs = self.mega(

@@ -1,4 +1,4 @@
-"""Mega models with heads for classes of sequences (of words, or of values) and tokens, choices and spans."""
+"""Mega models with heads for classes of sequences (of tokens or values) and tokens, for choices and for spans."""
 
 from itertools import pairwise
 from typing import cast
@@ -22,7 +22,7 @@ from .validation_mega import check_labels, checked_keywords, leading_shape
 
 
 def first_real_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """The hidden states (B, d) of each row's first token that is no padding."""
+    """The hidden states (B, d) of each row's first real token."""
     if attention_mask is None:
         return hidden_states[:, 0]
     first = attention_mask.to(hidden_states.device, torch.int64).argmax(dim=1)
@@ -30,7 +30,7 @@ def first_real_token(hidden_states: torch.Tensor, attention_mask: torch.Tensor |
 
 
 def mean_of_real_tokens(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """The mean (B, d) of each row's hidden states that are no padding, summed in float32 at least."""
+    """The mean (B, d) of each row's hidden states at real tokens, summed in float32 or wider."""
     wide = torch.promote_types(hidden_states.dtype, torch.float32)
     if attention_mask is None:
         return hidden_states.mean(dim=1, dtype=wide).to(hidden_states.dtype)
@@ -45,10 +45,10 @@ def pooled(
     attention_mask: torch.Tensor | None,
     input_ids: torch.Tensor | None,
 ) -> torch.Tensor:
-    """The vector (B, d) of each row that a head is to read, as `config.classifier_pooling` says.
+    """The vector (B, d) of each row for the head, by `config.classifier_pooling`.
 
-    The last token of a causal model is looked for as in `GPT2ForSequenceClassification`: without a mask it is the last
-    id that is none of padding.
+    The last token of a causal model is found as in `GPT2ForSequenceClassification`: without a mask, it is the last id
+    that is not padding.
     """
     if config.classifier_pooling == "mean":
         return mean_of_real_tokens(hidden_states, attention_mask)
@@ -60,14 +60,14 @@ def pooled(
 
 
 class MegaClassificationHead(nn.Module):
-    """What gives classes (or numbers) for a vector of each sequence.
+    """A head that gives classes (or numbers) from one vector per sequence.
 
     With `classifier_head="tanh"`, dropout, `dense`, tanh, dropout and `out_proj`, as in 4.40.2; with `"blocks"`, for
     each of `blocks` a linear layer, dropout and the activation, then `out_proj` without bias, as in the authors' code.
 
     Args:
         config: The configuration.
-        width: Of the vectors.
+        width: Width of the vectors.
     """
 
     def __init__(self, config: MegaConfig, width: int) -> None:
@@ -100,7 +100,7 @@ def classifier_dropout(config: MegaConfig) -> float:
 
 
 def check_class_labels(labels: torch.Tensor | None, batch: int, config: MegaConfig) -> None:
-    """Raises ValueError for classes (B,) of whole sequences that are out of range, where labels are classes."""
+    """Raises ValueError for classes (B,) of whole sequences that are out of range, if labels are classes."""
     if labels is None or labels.is_floating_point() or cast(int, config.num_labels) < 2:
         return
     if config.problem_type in (None, "single_label_classification"):

@@ -1,4 +1,4 @@
-"""Mega over two sequences, for classes of the pair: whether two documents belong together, say."""
+"""Mega over two sequences, for classes of the pair, for example whether two documents belong together."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -83,7 +83,9 @@ class MegaForSequencePairClassification(MegaPreTrainedModel):
             config, pair_input_ids, pair_inputs_embeds, pair_attention_mask, pair_token_type_ids, prefix="pair_"
         )
         if batch != pairs:
-            raise ValueError(f"there are {batch} first sequences, but pair_input_ids has {pairs} rows; give as many")
+            raise ValueError(
+                f"there are {batch} first sequences, but pair_input_ids has {pairs} rows; give the same number of both"
+            )
         check_class_labels(labels, batch, config)
         first = self.mega(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
         second = self.mega(pair_input_ids, pair_attention_mask, pair_token_type_ids, pair_inputs_embeds, **kwargs)

@@ -1,4 +1,4 @@
-"""An encoder and a decoder of Mega blocks, and the text-to-text model over them (authors' model `mega`)."""
+"""An encoder and a decoder of Mega blocks, and the text-to-text model on top of them (authors' model `mega`)."""
 
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ DECODER_EMBEDDINGS = "decoder.embedding_layer.word_embeddings.weight"
 
 
 class MegaSeq2SeqPreTrainedModel(MegaPreTrainedModel):
-    """What the encoder-decoder models share."""
+    """Shared by the encoder-decoder models."""
 
     config: MegaSeq2SeqConfig  # type: ignore[assignment]
     config_class = MegaSeq2SeqConfig  # type: ignore[assignment]
@@ -44,8 +44,8 @@ class MegaSeq2SeqPreTrainedModel(MegaPreTrainedModel):
         """
         if not self.config.share_embeddings:
             raise ValueError(
-                "share_embeddings=False: encoder and decoder have vocabularies of their own; resize those of "
-                "its encoder and decoder"
+                "share_embeddings=False: encoder and decoder have separate vocabularies; resize the encoder's and the "
+                "decoder's"
             )
         embeddings = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         self.config.vocab_size = embeddings.num_embeddings
@@ -124,8 +124,8 @@ class MegaSeq2SeqModel(MegaSeq2SeqPreTrainedModel):
         """
         if decoder_input_ids is None and decoder_inputs_embeds is None:
             raise ValueError(
-                "the decoder's input is missing: give decoder_input_ids or decoder_inputs_embeds; labels, where there "
-                "is a head, are enough"
+                "the decoder's input is missing: give decoder_input_ids or decoder_inputs_embeds; a model with a head "
+                "also takes labels alone"
             )
         if encoder_outputs is None:
             encoder_outputs = self.encoder(input_ids, attention_mask, token_type_ids, inputs_embeds, **kwargs)
@@ -163,7 +163,7 @@ class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedMod
         decoder = cast(MegaConfig, config.decoder)
         self.model = MegaSeq2SeqModel(config)
         self.lm_head = nn.Linear(decoder.hidden_size, decoder.vocab_size, bias=False)
-        # labels are the words at their own positions: the decoder's input is what is shifted
+        # labels are the tokens at their own positions: the decoder's input is shifted
         self.loss_type = "ForMaskedLM"
         self.post_init()
 
@@ -198,7 +198,7 @@ class MegaForConditionalGeneration(MegaPredictionMixin, MegaSeq2SeqPreTrainedMod
         start, pad = self.config.decoder_start_token_id, self.config.pad_token_id
         if start is None or pad is None:
             raise ValueError(
-                f"decoder_start_token_id={start} and pad_token_id={pad}: to shift labels both are needed; set them in "
+                f"decoder_start_token_id={start} and pad_token_id={pad}: shifting labels needs both; set them in "
                 "the configuration, or give decoder_input_ids"
             )
         shifted = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)

@@ -1,4 +1,4 @@
-"""What models that predict words share: logits of hidden states, and their loss."""
+"""Shared by models that predict tokens: logits of hidden states, and their loss."""
 
 from typing import Any, cast
 
@@ -12,13 +12,13 @@ from ...ops.cross_entropy import linear_cross_entropy
 
 
 def check_all_logits(logits_to_keep: int | torch.Tensor) -> None:
-    """Raises ValueError unless all logits are kept, which labels need."""
+    """Raises ValueError unless all logits are kept, as labels need."""
     if torch.is_tensor(logits_to_keep) or logits_to_keep:
         raise ValueError(f"logits_to_keep={logits_to_keep} drops logits that labels need; give one of the two")
 
 
 def kept_positions(hidden_states: torch.Tensor, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
-    """Of hidden states (B, L, d) the last ones, those of a tensor of indices, or for 0 all."""
+    """The last hidden states of (B, L, d), those at a tensor of indices, or for 0 all."""
     if torch.is_tensor(logits_to_keep):
         return hidden_states[:, logits_to_keep]
     return hidden_states[:, -logits_to_keep:] if logits_to_keep else hidden_states
@@ -34,8 +34,8 @@ class MegaPredictionMixin:
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Logits of hidden states (..., d), and their loss at `labels` (...,), which belong to the same positions.
 
-        The summed loss is divided by `count`, by default the number of labels. It is None without labels, or where
-        `self.loss_function` is to compute it. In training, an adaptive softmax gives no logits beside a loss.
+        The summed loss is divided by `count`, by default the number of labels. It is None without labels, or if
+        `self.loss_function` must compute it. In training, an adaptive softmax gives a loss without logits.
         """
         if self.dense is not None:
             hidden_states = torch.tanh(linear(self.dense, hidden_states))
@@ -55,7 +55,7 @@ class MegaPredictionMixin:
         return logits, total / (count.to(total.device) if torch.is_tensor(count) else count)
 
     def _has_plain_loss(self, head: nn.Module) -> bool:
-        """Whether head and loss are those this class made, so that both may be computed in one."""
+        """Whether head and loss are the original ones, so that both can be computed together."""
         if not (is_plain(head) or (type(head) is MegaAdaptiveSoftmax and is_unhooked(head))):
             return False
         return cast(Any, self).loss_function in (LOSS_MAPPING["ForMaskedLM"], LOSS_MAPPING["ForCausalLM"])

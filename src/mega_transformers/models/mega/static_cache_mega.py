@@ -1,4 +1,4 @@
-"""What a causal Mega remembers between compiled decoding steps, in tensors of fixed shapes and addresses."""
+"""The static cache of a causal Mega for compiled decoding steps: tensors of fixed shapes and addresses."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ T = TypeVar("T")
 
 
 class _StaticStep(NamedTuple):
-    """How the tokens of a forward pass are stored in a static cache.
+    """How a static cache stores the tokens of a forward pass.
 
     Attributes:
-        slot: (B or 1, L) where each goes.
-        order: (B, slots) the slots in the order of their columns, where new columns may overwrite what the first ones
+        slot: (B or 1, L) the slot of each token.
+        order: (B, slots) the slots in the order of their columns, if new columns may overwrite columns that the first
             of them see; else None.
-        mask: (B, L) bool, True at tokens that are no padding; None if all are.
+        mask: (B, L) bool, True at real tokens; None if all are.
         first: (B,) columns before the row's first real token, afterwards.
     """
 
@@ -38,14 +38,14 @@ class MegaStaticCacheLayer(MegaCacheState, StaticLayer):
 
     It serves compiled decoding steps: one graph for all of them.
 
-    `keys` (B, 1, slots, z) and `values` (B, 1, slots, h) hold `max_cache_len` columns in order; with chunks those of
-    the current chunk, in order too, so that the length has no limit. In the first layer of a cache `cumulative_length`
-    (1,) counts the columns seen, `real` (B, slots) is False at padding, and `first` (B,) counts the columns before
-    each row's first real token.
+    `keys` (B, 1, slots, z) and `values` (B, 1, slots, h) hold `max_cache_len` columns in order; with chunks, those of
+    the current chunk, also in order, so that the length is not limited. In the first layer of a cache
+    `cumulative_length` (1,) counts the columns seen, `real` (B, slots) is False at padding, and `first` (B,) counts
+    the columns before each row's first real token.
     """
 
     is_sliding = False
-    is_croppable = False  # the state that was there before is overwritten
+    is_croppable = False  # overwrites the earlier state
     supports_early_init = False
     record_past = False
     _layer_type = "mega"
@@ -59,7 +59,7 @@ class MegaStaticCacheLayer(MegaCacheState, StaticLayer):
 
     @property
     def slots(self) -> int:
-        """Columns that there is room for."""
+        """The number of columns that fit."""
         return self.max_cache_len if self.chunk_size is None else min(self.max_cache_len, self.chunk_size)
 
     @property
@@ -85,17 +85,17 @@ class MegaStaticCacheLayer(MegaCacheState, StaticLayer):
         chunk_size: int | None,
         device: torch.device,
     ) -> AttentionLayout:
-        """As `MegaCacheLayer.begin`.
+        """See `MegaCacheLayer.begin`.
 
         Raises:
-            ValueError: for more tokens than there are slots, without chunks (where a look at the length is free).
+            ValueError: for more tokens than slots, without chunks (checked if reading the length is free).
         """
         seen, (batch, length) = self.seen, shape
         may_look = chunk_size is None and (isinstance(seen, int) or is_readable(seen))
         if may_look and int(seen) + length > self.max_cache_len:
             raise ValueError(
-                f"the static cache has max_cache_len={self.max_cache_len}, but {int(seen)} + {length} tokens are to "
-                "be held; make a longer one"
+                f"the static cache has max_cache_len={self.max_cache_len}, but {int(seen)} + {length} tokens must be "
+                "stored; make a longer cache"
             )
         if isinstance(seen, int):
             length_seen = torch.zeros(1, dtype=torch.int64, device=device)
@@ -125,7 +125,7 @@ class MegaStaticCacheLayer(MegaCacheState, StaticLayer):
     def _later_pass(
         self, seen: torch.Tensor, mask: torch.Tensor | None, length: int
     ) -> tuple[_StaticStep, AttentionLayout]:
-        """How tokens behind others are stored, and their layout, without a look at any value."""
+        """How tokens that follow others are stored, and their layout, without reading any value."""
         real, first = cast(torch.Tensor, self.real), cast(torch.Tensor, self.first)
         rows, slots = real.shape
         mask = real.new_ones(rows, length) if mask is None else mask.to(torch.bool)
@@ -134,7 +134,7 @@ class MegaStaticCacheLayer(MegaCacheState, StaticLayer):
         order = None
         if self.chunk_size is None:
             slot = (seen + new).unsqueeze(0)
-            offset = seen.clone()  # counted on in place
+            offset = seen.clone()  # incremented in place
         else:
             position = seen - first
             slot = (position.unsqueeze(1) + new) % slots
@@ -142,7 +142,7 @@ class MegaStaticCacheLayer(MegaCacheState, StaticLayer):
         if self.chunk_size is None or length == 1:
             written = real.scatter(1, slot.expand(rows, -1), mask)
             layout = AttentionLayout(length, slots, True, offset=offset, offset_bound=slots, real=written, tokens=mask)
-        else:  # the cached columns of the current chunk go right before the new ones
+        else:  # the cached columns of the current chunk come right before the new ones
             order = (position.unsqueeze(1) + torch.arange(slots, device=seen.device)) % slots
             window = torch.cat([real.gather(1, order), mask], dim=1)
             layout = cached_layout(window, length, slots, position, chunk_size=self.chunk_size, aligned=False)
@@ -196,7 +196,7 @@ class MegaStaticCacheLayer(MegaCacheState, StaticLayer):
         return made
 
     def bias(self, bias: RelativeBias, layout: AttentionLayout) -> RelativeBias | BiasTable:
-        """As `MegaCacheLayer.bias`; the table has as many distances as there are slots, from a first pass on."""
+        """As `MegaCacheLayer.bias`; after a first pass, the table has one distance for each slot."""
         table = self.remembered("bias", lambda: bias.table(max(1 - self.slots, -bias.reach), 0))
         return table if self.is_initialized else bias
 
@@ -220,7 +220,7 @@ class MegaStaticCacheLayer(MegaCacheState, StaticLayer):
         return cast(int, self.seen)
 
     def reset(self) -> None:
-        """Forgets everything, and keeps the memory."""
+        """Empties the cache, and keeps its memory allocated."""
         self._memory.clear()
         if self.is_initialized:
             for tensor in (self.keys, self.values, self.first, self.cumulative_length, self.state, self.history):
@@ -246,7 +246,7 @@ def _like(index: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
 
 
 def _fix_addresses(*tensors: torch.Tensor) -> None:
-    """Lets a compiler keep addresses, for CUDA graphs."""
+    """Marks a tensor's address as fixed for a compiler, for CUDA graphs."""
     if not torch.compiler.is_compiling():
         for tensor in tensors:
             torch._dynamo.mark_static_address(tensor)

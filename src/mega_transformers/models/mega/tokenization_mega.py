@@ -1,4 +1,4 @@
-"""Which tokenizer `AutoTokenizer` gives for a Mega folder that does not name one: RoBERTa's, as in transformers 4."""
+"""The tokenizer that `AutoTokenizer` gives for a Mega folder without a named one: RoBERTa's, as in transformers 4."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "
 
 
 class MegaTokenizer(RobertaTokenizer):
-    """Loader of Mega tokenizers: what it returns, and saves, is a `RobertaTokenizer`, for use without this package.
+    """Loads Mega tokenizers as a `RobertaTokenizer`, which also works without this package once saved.
 
-    transformers 5 alone would do two things wrong to a folder that does not name its tokenizer's class: build a
-    vocabulary of five entries where files are missing, and, from vocab.json and merges.txt, keep the space before
-    `<mask>` as a token of its own, which transformers 4 swallowed.
+    Without this class, transformers 5 makes two mistakes with a folder that does not name its tokenizer's class: if
+    files are missing, it builds a vocabulary of five entries; and from vocab.json and merges.txt, it keeps the space
+    before `<mask>` as a separate token, unlike transformers 4.
     """
 
     @classmethod
@@ -30,7 +30,7 @@ class MegaTokenizer(RobertaTokenizer):
     ) -> PreTrainedTokenizerBase:
         """Loads a folder or hub id that holds tokenizer.json, or vocab.json and merges.txt.
 
-        A tokenizer.json without RoBERTa's special tokens is another kind of tokenizer and is loaded as it stands.
+        A tokenizer.json without RoBERTa's special tokens is another kind of tokenizer, and is loaded as it is.
 
         Raises:
             OSError: if the files are missing; the message names them.
@@ -76,5 +76,5 @@ def _names_mask(path: str | None) -> bool:
 
 
 def register_tokenizer() -> None:
-    """Makes `AutoTokenizer` know `model_type: mega`. A class named in tokenizer_config.json goes before this one."""
+    """Registers `model_type: mega` with `AutoTokenizer`. A class named in tokenizer_config.json takes precedence."""
     AutoTokenizer.register(MegaConfig, tokenizer_class=MegaTokenizer, exist_ok=True)

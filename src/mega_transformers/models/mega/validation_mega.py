@@ -1,6 +1,6 @@
 """Checks of a model's inputs, before any computation.
 
-Checks of values run on CPU tensors outside compilation only: they neither synchronise a GPU nor break a graph.
+Values are checked only on CPU tensors outside of compilation: checks neither synchronise a GPU nor break a graph.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from .compat_mega import rename_cache
 
 Forward = TypeVar("Forward", bound=Callable[..., Any])
 
-# what transformers' decorators and loss functions read, beside the arguments it declares for all models
+# read by transformers' decorators and loss functions, besides the arguments that it declares for all models
 OTHER_KEYWORDS = {"return_dict", "shift_labels", "ignore_index", "debug_io", "debug_io_dir", "prune_layers"}
 SHARED_KEYWORDS = frozenset(TransformersKwargs.__annotations__) | OTHER_KEYWORDS
 
 
 def checked_keywords(*inner: Callable[..., Any], unread: Iterable[str] = ()) -> Callable[[Forward], Forward]:
-    """Makes a `forward` refuse keyword arguments that nobody reads, before it does anything.
+    """Makes a `forward` refuse unknown keyword arguments before any work.
 
-    What it passes on in `**kwargs` is known to transformers (`TransformersKwargs` and the like), or an argument of the
-    `forward` functions in `inner`, or one that transformers hands over although nobody reads it (`unread`). The cache
-    may also be called `past_key_values`, its name before transformers 5.24.
+    Allowed in `**kwargs` are keywords of transformers (`TransformersKwargs` and the like), arguments of the `forward`
+    functions in `inner`, and arguments that transformers passes although nothing reads them (`unread`). The cache may
+    also be called `past_key_values`, its name before transformers 5.24.
 
     Raises:
         TypeError: from the `forward`, for any other keyword; the message names the nearest known one.
@@ -69,7 +69,7 @@ def _unexpected(model: str, name: str, own: frozenset[str], known: frozenset[str
 
 
 def values_can_be_checked(tensor: torch.Tensor) -> bool:
-    """Whether there are values, at which to look is free."""
+    """Whether a tensor has values that can be read for free."""
     return is_readable(tensor) and tensor.numel() > 0
 
 
@@ -82,11 +82,11 @@ def leading_shape(*inputs: torch.Tensor | None) -> tuple[int, ...]:
 
 
 def check_input_type(config, model: str, known: tuple[str, ...]) -> None:
-    """Raises ValueError for a configuration whose `input_type` the class named `model` does not read."""
+    """Raises ValueError for a configuration whose `input_type` the class `model` does not read."""
     given = getattr(config, "input_type", "tokens")
     if given not in known:
         raise ValueError(
-            f"input_type={given!r}: {model} reads {' or '.join(known)}; set input_type={known[0]!r}, or take another "
+            f"input_type={given!r}: {model} reads {' or '.join(known)}; set input_type={known[0]!r}, or use another "
             "class"
         )
 
@@ -136,19 +136,19 @@ def check_labels(
         if ignore_index is not None:
             wrong &= labels != ignore_index
         if bool(wrong.any()):
-            ignored = "" if ignore_index is None else f", or {ignore_index} where there is none"
+            ignored = "" if ignore_index is None else f", or {ignore_index} to ignore a position"
             raise ValueError(f"{name} holds {int(labels[wrong][0])}, but must be in [0, {num_classes}){ignored}")
 
 
 def positions_limit(config) -> int | None:
-    """The most tokens a row may have, None for any number: a `"simple"` bias without chunks ends somewhere."""
+    """The most tokens in a row, or None; a `"simple"` bias without chunks has a limited number of positions."""
     if config.relative_positional_bias != "simple" or config.use_chunking:
         return None
     return config.positions_of_simple_bias()
 
 
 def check_generated_length(config, generation_config, length: int) -> None:
-    """Raises ValueError where `generate` is to make more tokens of a decoder than its `"simple"` biases serve."""
+    """Raises ValueError if `generate` would exceed the positions of a decoder's `"simple"` biases."""
     limits = [positions_limit(config)]
     if config.add_cross_attention and config.relative_positional_bias == "simple":
         limits.append(config.positions_of_simple_bias(crossing=True))
@@ -161,13 +161,13 @@ def check_generated_length(config, generation_config, length: int) -> None:
 
 
 def check_decoder_inputs(config, cache, encoder_hidden_states, is_causal) -> None:
-    """Raises ValueError for what only decoders take, and for what they are not."""
+    """Raises ValueError for arguments that this kind of model does not take."""
     if cache is not None and not config.is_decoder:
         raise ValueError("a cache is given, but this model is an encoder (is_decoder=False); leave it out")
     if is_causal is not None and is_causal != config.is_decoder:
         raise ValueError(
-            f"is_causal={is_causal}, but config.is_decoder={config.is_decoder} decides who sees whom here; leave "
-            "is_causal out, or make the model with another configuration"
+            f"is_causal={is_causal}, but config.is_decoder={config.is_decoder} decides this here; leave out "
+            "is_causal, or make the model with another configuration"
         )
     if encoder_hidden_states is not None and not config.add_cross_attention:
         raise ValueError(
@@ -177,10 +177,10 @@ def check_decoder_inputs(config, cache, encoder_hidden_states, is_causal) -> Non
 
 
 def check_source(config, encoder_hidden_states, encoder_attention_mask, batch: int) -> None:
-    """Checks what cross-attention of a decoder with `batch` rows is to read.
+    """Checks the inputs of cross-attention of a decoder with `batch` rows.
 
     Raises:
-        ValueError: naming the argument, its value and what would be right.
+        ValueError: names the argument, its value and what would be right.
     """
     if encoder_hidden_states is None:
         raise ValueError(
@@ -197,14 +197,14 @@ def check_source(config, encoder_hidden_states, encoder_attention_mask, batch: i
     if shape[0] != batch:
         raise ValueError(f"encoder_hidden_states has {shape[0]} rows, but the decoder's input has {batch}")
     if shape[1] == 0:
-        raise ValueError(f"encoder_hidden_states has shape {shape}: there must be at least one source token")
+        raise ValueError(f"encoder_hidden_states has shape {shape}: give at least one source token")
     if encoder_attention_mask is not None:
         check_mask("encoder_attention_mask", encoder_attention_mask, shape[:2])
     check_crossing_positions(config, "encoder_hidden_states", shape[1])
 
 
 def check_crossing_positions(config, name: str, tokens: int | torch.Tensor) -> None:
-    """Raises ValueError where `name` has more tokens than the `"simple"` bias of cross-attention serves."""
+    """Raises ValueError if `name` has more tokens than the positions of cross-attention's `"simple"` bias."""
     if config.relative_positional_bias != "simple" or not isinstance(tokens, int):
         return
     limit = config.positions_of_simple_bias(crossing=True)
@@ -226,12 +226,12 @@ def check_values(values: torch.Tensor) -> None:
 def check_inputs(
     config, input_ids, inputs_embeds, attention_mask, token_type_ids, cached=0, input_values=None, prefix=""
 ) -> tuple[int, int]:
-    """Checks what `MegaModel.forward` is given behind `cached` tokens; returns (batch, length).
+    """Checks the inputs of `MegaModel.forward` after `cached` tokens; returns (batch, length).
 
-    `prefix` stands before the names of ids, embeddings, mask and types.
+    `prefix` precedes the names of ids, embeddings, mask and types.
 
     Raises:
-        ValueError: naming the argument, its value and what would be right.
+        ValueError: names the argument, its value and what would be right.
     """
     name, other = ("input_ids", "input_values") if config.input_type == "tokens" else ("input_values", "input_ids")
     main, unread = (input_ids, input_values) if name == "input_ids" else (input_values, input_ids)
@@ -254,7 +254,7 @@ def check_inputs(
             )
         batch, length = inputs_embeds.shape[:2]
     if batch == 0 or length == 0:
-        raise ValueError(f"the input has shape ({batch}, {length}): there must be at least one row and one token")
+        raise ValueError(f"the input has shape ({batch}, {length}): give at least one row and one token")
     if input_ids is not None:
         check_ids(f"{prefix}input_ids", input_ids, config.vocab_size, "vocab_size")
     elif input_values is not None:
@@ -285,7 +285,7 @@ def check_inputs(
 
 
 def check_files(folder: str | os.PathLike | None) -> None:
-    """Raises OSError naming the first damaged weight file of a local folder, if there is one."""
+    """Raises OSError, which names the first damaged weight file of a local folder, if there is one."""
     if folder is None or not Path(folder).is_dir():
         return
 

@@ -121,9 +121,11 @@ def bias_table(bias: RelativeBias | BiasTable | None, layout: AttentionLayout) -
 
 def _check(activation: str, need_weights: bool, backend: str | None) -> None:
     if activation != "softmax" and activation not in ELEMENTWISE:
-        raise ValueError(f"activation={activation!r} is unknown; known are softmax, {', '.join(ELEMENTWISE)}")
+        raise ValueError(
+            f"activation={activation!r} is unknown; the known values are softmax, {', '.join(ELEMENTWISE)}"
+        )
     if backend is not None and backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r} is unknown; known are {', '.join(BACKENDS)}")
+        raise ValueError(f"backend={backend!r} is unknown; the known values are {', '.join(BACKENDS)}")
     if backend in ("fused", "flex") and activation != "softmax":
         raise ValueError(f"backend={backend!r} computes softmax only; use 'tiled' for activation={activation!r}")
     if need_weights and backend not in (None, "reference"):

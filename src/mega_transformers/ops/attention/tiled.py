@@ -208,7 +208,7 @@ class _Pass:
         return scores, queries
 
     def weights(self, scores: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
-        """Weights but for a factor, in the memory of the scores where possible; 0 where `hidden`."""
+        """Weights up to a factor, in the memory of the scores where possible; 0 where `hidden`."""
         if not self.softmax:
             weights = self.activation.core_(scores)
             return weights if hidden is None else weights.masked_fill_(hidden, 0.0)
@@ -349,7 +349,7 @@ def definition(q: Any, k: Any, v: Any, values: Any, *given: Any) -> tuple[torch.
     call = Call.of(q, k, given)
     if call.dropout:
         raise RuntimeError(
-            f"second derivatives through attention with dropout={call.dropout}: there are none; set "
+            f"second derivatives through attention with dropout={call.dropout}are not available; set "
             "attention_probs_dropout_prob=0, or use attn_implementation='eager'"
         )
     table = None if values is None else BiasTable(values, call.zero)

@@ -68,7 +68,7 @@ def ema(
         reset: (B, L) bool, True at the first token of every packed document: the state starts afresh there.
         packed: What `packed_blocks` made of `reset`, where several layers share it.
         state: (B, d, N) states before the first token.
-        history: (B, truncation, d) the inputs before the first token, 0 where there are none; with truncation, a
+        history: (B, truncation, d) the inputs before the first token, 0 for missing ones; with truncation, a
             state needs them.
         return_state: Whether to return the states after the last token too.
         backend: `"reference"` (a loop), `"fft"`, `"direct"` (one matrix), `"chunked"` (matrices of blocks), `"step"`
@@ -137,7 +137,7 @@ def _check(x, bidirectional, truncation, reset, state, history, stateful, backen
     """Raises ValueError for arguments that contradict each other."""
     length = x.shape[1]
     if backend is not None and backend not in BACKENDS:
-        raise ValueError(f"backend={backend!r} is unknown; known are {', '.join(BACKENDS)}")
+        raise ValueError(f"backend={backend!r} is unknown; the known values are {', '.join(BACKENDS)}")
     if stateful and bidirectional:
         raise ValueError("state and return_state need bidirectional=False: the future has no state")
     if truncation is not None and (state is None) != (history is None):

@@ -1,4 +1,4 @@
-"""What can be trained: one module a task. `task_of` gives the task of a recipe."""
+"""The tasks, one module each. `task_of` gives the task of a recipe."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def task_of(recipe: Recipe, data_dir: Path) -> Task:
     """The recipe's task.
 
     Raises:
-        RecipeError: as the task does.
+        RecipeError: see the task.
     """
     return class_of(recipe)(recipe, data_dir)
 

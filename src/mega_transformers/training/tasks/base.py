@@ -1,4 +1,4 @@
-"""What a task does with a recipe, and what most tasks have in common."""
+"""The base class of tasks, and code that most tasks share."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ..trainer import Epoch, RecipeTrainer
 
 
 class Task:
-    """A recipe's rows, model, scores and words about them. Methods raise RecipeError for what cannot work.
+    """A recipe's rows, model, scores and text for its card. Methods raise RecipeError for invalid recipes and data.
 
     Args:
-        recipe: What to train.
-        data_dir: Folder that its files are in.
+        recipe: The recipe.
+        data_dir: Folder of its files.
 
     Attributes:
-        rows: After `prepare`, role -> what the model is trained or evaluated on.
-        notes: After `prepare`, sentences about them to be shown.
-        labels: The classes or tags of a model to evaluate, if given before `prepare`; else those of the training rows.
+        rows: After `prepare`, role -> rows to train or evaluate on.
+        notes: After `prepare`, notes about the rows for the user.
+        labels: The classes or tags: of the model to evaluate, if set before `prepare`, else of the training rows.
     """
 
     auto_class: Any
@@ -39,14 +39,14 @@ class Task:
     labels: Sequence[str] = ()
     # metric -> title and format, for tables
     columns: ClassVar[dict[str, tuple[str, str]]] = {}
-    # names on the model hub; a text for the model card, and how the pipeline is called with it
+    # names on the model hub, an example text for the model card, and the call of the pipeline with it
     pipeline_tag: str
     library_name: ClassVar[str] = "transformers"
     example: ClassVar[str] = "A text."
     call: ClassVar[str] = "model({})"
-    # whether training rows may be read while training
+    # whether training rows can be read during the training
     streams: ClassVar[bool] = True
-    # of tokenizers: what they are trained on, and whether a text gets an end, and its first word a space before it
+    # for tokenizers: whether a text gets an end token, and its first word a space before it
     text_columns: ClassVar[tuple[str, ...]] = ()
     special_tokens: ClassVar[tuple[str, ...]] = ("cls_token", "sep_token", "pad_token")
     add_eos: ClassVar[bool] = True
@@ -55,24 +55,24 @@ class Task:
     def __init__(self, recipe: Any, data_dir: Path) -> None:
         data.check(recipe, data_dir)
         if not self.streams and any(source.streaming for source in recipe.data):
-            raise RecipeError(f"streaming is not for {recipe.task}, which looks at all training rows first")
+            raise RecipeError(f"streaming is not for {recipe.task}, which reads all training rows first")
         self.recipe = recipe
         self.data_dir = data_dir
         self.rows: dict[str, data.Rows] = {}
         self.notes: list[str] = []
 
     def arguments(self) -> dict[str, Any]:
-        """Fields of the `TrainingArguments` that the task decides; the recipe's go before them."""
+        """The task's defaults for fields of `TrainingArguments`; the recipe's values override them."""
         return {}
 
     def texts(self) -> Any:
-        """The train texts, for a tokenizer; a list is that of a text's words."""
+        """The train texts, for a tokenizer; a list holds the words of a text."""
         rows = data.by_role(self.recipe, self.data_dir)["train"]
         texts = (text for batch in rows.iter(1000) for name in self.text_columns for text in batch.get(name, []))
         return (" ".join(text) if isinstance(text, list) else str(text) for text in texts)
 
     def train_tokenizer(self) -> Any:
-        """The tokenizer that the recipe describes, from the train texts."""
+        """The recipe's tokenizer, trained on the train texts if needed."""
         wanted, length = self.recipe.tokenizer, self.recipe.sequence_length
         if wanted.kind == "bytes":
             return byte_tokenizer(length, self.add_eos, self.add_prefix_space)
@@ -83,17 +83,17 @@ class Task:
         return train_tokenizer(self.texts(), wanted.vocab_size, length, self.add_eos, self.add_prefix_space)
 
     def check_tokenizer(self, tokenizer: Any) -> None:
-        """Refuses a tokenizer that cannot be used."""
+        """Refuses a tokenizer that does not fit the task."""
         for name in self.special_tokens:
             if getattr(tokenizer, name) is None:
                 raise RecipeError(f"the tokenizer has no {name}, which {self.recipe.task} needs")
 
     def check_model(self, tokenizer: Any) -> None:
-        """Refuses fields of `model` that cannot be used, before `prepare`."""
+        """Refuses fields of `model` that do not fit the task, before `prepare`."""
         self.config(tokenizer)
 
     def config(self, tokenizer: Any, **decided: Any) -> Any:
-        """The model's configuration; before `prepare`, one that only shows whether the fields are right."""
+        """The model's configuration; before `prepare`, one that only serves to check the fields."""
         ids = {"vocab_size": 512} if tokenizer is None else models.special_ids(tokenizer)
         return models.build_config(self.recipe, **{**ids, **decided})
 
@@ -102,14 +102,14 @@ class Task:
         raise NotImplementedError
 
     def validation_rows(self) -> Any:
-        """The rows to evaluate on while training: `validation_examples` of that role."""
+        """The rows to evaluate on during the training: `validation_examples` of that role."""
         rows, limit = self.rows.get("validation"), self.recipe.validation_examples
         if rows is None or limit is None or limit >= len(rows):
             return rows
         return rows.shuffle(seed=self.recipe.seed).select(range(limit))
 
     def evaluated_roles(self) -> list[str]:
-        """The roles whose rows a finished model is evaluated on."""
+        """The roles to evaluate a finished model on."""
         return [role for role in ("validation", "test") if role in self.rows]
 
     def build_model(self, tokenizer: Any) -> Any:
@@ -121,7 +121,7 @@ class Task:
         raise NotImplementedError
 
     def evaluate(self, trainer: Any) -> dict[str, Any]:
-        """For the results: `scores`, role -> system -> metric -> value, and what else the task reports."""
+        """The results: `scores`, role -> system -> metric -> value, and other values of the task."""
         scores = {}
         for role in self.evaluated_roles():
             found = trainer.evaluate(self.rows[role], metric_key_prefix=role)
@@ -129,17 +129,17 @@ class Task:
         return {"scores": scores}
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
-        """Writes what is published, in float32."""
+        """Writes the model for publication, in float32."""
         model.save_pretrained(folder, max_shard_size="1TB")
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
 
     def quoted_example(self) -> str:
-        """A text to try the model with, as Python writes it."""
+        """An example text as a Python literal."""
         return json.dumps([*self.recipe.card.examples, self.example][0], ensure_ascii=False)
 
     def code(self, path: str) -> str:
-        """Python that uses the model at `path`, a quoted text, for the model card."""
+        """Python code for the model card that uses the model at `path`, a quoted text."""
         return (
             "from transformers import pipeline\n\n"
             f'model = pipeline("{self.pipeline_tag}", model={path})\n'
@@ -152,18 +152,18 @@ class Task:
         return f"```python\nimport mega_transformers  # registers the model with transformers\n{code}\n```"
 
     def explanation(self, results: dict[str, Any]) -> str:
-        """What the numbers mean, in Markdown."""
+        """The meaning of the numbers, in Markdown."""
         return ""
 
 
 def token_sums(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-    """For each row, over its labels: cross entropy in nats, right first guesses, and their number (B, 3).
+    """For each row, sums over its labels (B, 3): cross entropy in nats, correct predictions, number of labels.
 
-    So whole logits need not leave the device, and sums over rows are exact for any division into batches.
+    So the logits need not leave the device, and sums over rows do not depend on the division into batches.
 
     Args:
         logits: (B, L, V) beside `labels`, or (labels that are not -100, V).
-        labels: (B, L); -100 where nothing is predicted.
+        labels: (B, L); -100 at tokens that are not predicted.
     """
     logits = logits[0] if isinstance(logits, tuple) else logits
     there = labels != -100
@@ -177,7 +177,7 @@ def token_sums(logits: Any, labels: torch.Tensor) -> torch.Tensor:
 
 
 def token_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """Of `token_sums`: mean cross entropy, its exponential, accuracy, and the number of tokens."""
+    """From `token_sums`: mean cross entropy, its exponential, accuracy, and the number of tokens."""
     nats, right, count = np.asarray(prediction.predictions).sum(axis=0).tolist()
     if not count:
         raise RecipeError("the evaluation rows have no token to predict; give more text")

@@ -1,4 +1,4 @@
-"""What the tasks with labels have in common: their names, and rows of texts that may be cut."""
+"""Shared by the tasks with labels: names of labels, and rows of texts that may be cut."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ class LabelledTask(Task):
         return super().config(tokenizer, id2label=names, label2id=numbers, **decided)
 
     def names_of(self, rows: Any) -> list[str] | None:
-        """What a data set calls the numbers that its labels are; None for other labels."""
+        """A data set's names of numeric labels; None for other labels."""
         feature = rows.features[self.label_column]
         return getattr(getattr(feature, "feature", feature), "names", None)
 
     def classes_of(self, train: Any) -> list[str]:
-        """What the data set calls the labels; else those of the rows, numbers by their size before names."""
+        """The data set's names of the labels, else the labels of the rows: numbers in ascending order, then names."""
         labels = train[self.label_column][:]
         values = {one for label in labels for one in (label if isinstance(label, list) else [label])}
         return self.names_of(train) or sorted({name_of(one, None) for one in values} - {""}, key=_numbers_first)
 
     def mapped(self, role: str, rows: Any, function: Any, **arguments: Any) -> Any:
-        """What `function` makes of batches of rows; how many its column `cut` says are cut is noted.
+        """Maps `function` over batches of rows, and notes how many rows are cut (column `cut`).
 
-        It takes a batch, the rows' numbers, `where` (what errors call a row), `limit` and `arguments`.
+        It takes a batch, the rows' numbers, `where` (the name of a row in errors), `limit` and `arguments`.
         """
         limit = self.recipe.sequence_length
         made = rows.map(
@@ -56,7 +56,7 @@ class LabelledTask(Task):
 
 
 def name_of(value: Any, names: list[str] | None) -> str:
-    """The name of a label; empty if it is missing."""
+    """The name of a label, or an empty string."""
     if names is not None and isinstance(value, int):
         return names[value] if 0 <= value < len(names) else ""
     if isinstance(value, float) and value.is_integer():

@@ -1,4 +1,4 @@
-"""The tasks `masked-lm` and `causal-lm`: tokens of text are predicted from both sides, or from those before."""
+"""The tasks `masked-lm` and `causal-lm`: the model predicts tokens from both sides, or from earlier tokens."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class LanguageModel(Task):
             )
 
     def arguments(self) -> dict[str, Any]:
-        # the collators read a block's number
+        # the collators read the block's number
         return {"remove_unused_columns": False}
 
     def texts(self) -> Any:
@@ -60,7 +60,7 @@ class LanguageModel(Task):
         return {"preprocess_logits_for_metrics": of_rows}
 
     def ngram(self, tokenizer: Any, never: list[int | None], order: int) -> Ngram | None:
-        """Counts of all training blocks; None where they are streamed."""
+        """n-gram counts of all training blocks; None for streamed blocks."""
         rows = self.rows.get("train")
         if not isinstance(rows, Dataset):
             return None
@@ -95,7 +95,9 @@ class MaskedLM(LanguageModel):
         }
 
     def evaluate(self, trainer: Any) -> dict[str, Any]:
-        """At fixed masks, beside a unigram and a bigram model that read the left neighbour at the same masks."""
+        """Scores at fixed masks, with those of a unigram and a bigram model at the same masks, which read the left
+        neighbour.
+        """
         results, tokenizer = super().evaluate(trainer), trainer.processing_class
         ngram, collate = self.ngram(tokenizer, tokenizer.all_special_ids, 2), self._collator(tokenizer, None)
         if ngram is None:
@@ -105,7 +107,7 @@ class MaskedLM(LanguageModel):
             for batch in self.rows[role].iter(256):
                 masked = collate([dict(zip(batch, values)) for values in zip(*batch.values())])
                 labels, ids = masked["labels"].numpy(), masked["input_ids"].numpy()
-                # nothing is left of a block's first token: the mask token, which was never counted
+                # a block's first token has no left neighbour; the mask token stands in, which was never counted
                 before = np.roll(ids, 1, axis=1)
                 before[:, 0] = tokenizer.mask_token_id
                 found.append(np.stack([before, labels])[:, labels != -100])
@@ -116,7 +118,7 @@ class MaskedLM(LanguageModel):
         return results
 
     def save(self, model: Any, tokenizer: Any, folder: Path) -> None:
-        # ModernBERT's: logits of masked tokens alone, for the training
+        # ModernBERT gives only the logits of masked tokens in training
         sparse = getattr(model.config, "sparse_prediction", None)
         if sparse is not None:
             model.config.sparse_prediction = False
@@ -129,8 +131,9 @@ class MaskedLM(LanguageModel):
         return (
             f"{masking.evaluation_probability:.0%} of the tokens are predicted (seed {self.recipe.seed}): of these "
             f"{masking.mask:.0%} are replaced by the mask token, {masking.random:.0%} by a random one. Blocks have "
-            f"{self.recipe.sequence_length} tokens. Cross entropies are in nats per predicted token and only compare "
-            "with models of the same tokenizer and masks. The unigram and the bigram model (Witten-Bell, reading the "
+            f"{self.recipe.sequence_length} tokens. Cross entropies are in nats per predicted token, and can be "
+            "compared only between models with the same tokenizer and masks. The unigram and the bigram model "
+            "(Witten-Bell, reading the "
             "left neighbour) are counted on the training tokens."
         )
 
@@ -141,7 +144,7 @@ class CausalLM(LanguageModel):
     recipe: CausalLMRecipe
     auto_class = "AutoModelForCausalLM"
     pipeline_tag = "text-generation"
-    # a prompt is continued, so nothing ends it
+    # a prompt to continue has no end token
     add_eos = False
     example = "The door"
     call = "model({}, max_new_tokens=50, do_sample=True)"
@@ -161,7 +164,7 @@ class CausalLM(LanguageModel):
         config = super().config(tokenizer, **decided)
         if config.model_type == "mega" and not config.is_decoder:
             raise RecipeError(
-                "model.is_decoder=False, with which a model sees the tokens it is to predict; causal-lm needs "
+                "model.is_decoder=Falsewould let the model see the tokens that it predicts; causal-lm needs "
                 "model.is_decoder=True and model.bidirectional=False"
             )
         return config
@@ -174,17 +177,17 @@ class CausalLM(LanguageModel):
         }
 
     def evaluate(self, trainer: Any) -> dict[str, Any]:
-        """Cross entropy of every token but the first, per token, character and word, beside a trigram model's.
+        """Cross entropy of every token but the first, per token, character and word, with that of a trigram model.
 
-        The text is read in pieces of `sequence_length` tokens: once so that none of them knows those before, and once
-        with the state carried from each to the next. Documents are not isolated: where each ends is told, too.
+        The text is read twice in pieces of `sequence_length` tokens: once without context from earlier pieces, and
+        once with the state carried on. Documents are not isolated: the model also predicts their ends.
         """
         model = unparallelize_sequence(trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False))
         tokenizer, window = trainer.processing_class, self.recipe.sequence_length
         never = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.mask_token_id]
         ngram = self.ngram(tokenizer, never, 3)
         readings = {"model": Reading("chunk", window=window)}
-        # full attention to a whole text takes time that grows with its square
+        # the time of full attention over a whole text grows with the square of its length
         if getattr(model.config, "use_chunking", False):
             readings["model, state carried"] = Reading("full", piece=window)
         was_training = model.training
@@ -194,7 +197,7 @@ class CausalLM(LanguageModel):
             tokens, size = self._line(role, tokenizer)
             nats = {name: score_tokens(model, tokens, reading, name) for name, reading in readings.items()}
             if ngram is not None:
-                # only one token is before the second one
+                # only one token precedes the second token
                 second = ngram.probability(tokens[:1], tokens[1:2])
                 others = ngram.probability(tokens[:-2], tokens[1:-1], tokens[2:])
                 nats["trigram"] = float(-np.log(np.concatenate([second, others])).sum())
@@ -203,7 +206,9 @@ class CausalLM(LanguageModel):
         return {"scores": scores}
 
     def _line(self, role: str, tokenizer: Any) -> tuple[np.ndarray, TextSize]:
-        """The texts of a role as one line of ids (tokens,), `<s>` and `</s>` around every document; and their size."""
+        """The texts of a role as one sequence of ids (tokens,), `<s>` and `</s>` around every document; and their
+        size.
+        """
         size, line = TextSize(), [np.empty(0, dtype=np.int32)]
         start, end = tokenizer.cls_token_id, tokenizer.sep_token_id
         for source in self.recipe.data:
@@ -216,11 +221,12 @@ class CausalLM(LanguageModel):
 
     def explanation(self, results: dict[str, Any]) -> str:
         return (
-            "The sum of the cross entropies of all tokens but the first, ends and starts of documents too, is divided "
-            f"by characters and words. The model reads pieces of {self.recipe.sequence_length} tokens: without "
-            "knowledge of those before, or with its state carried on. The trigram model (Witten-Bell) is counted on "
-            "the training tokens. Words are those of the cleaned text, which is what is predicted, or of the text "
-            "before cleaning; neither perplexity compares with those published for raw WikiText."
+            "The summed cross entropy of all tokens except the first, including starts and ends of documents, is "
+            f"divided by the number of characters or words. The model reads pieces of {self.recipe.sequence_length} "
+            "tokens: without context from earlier pieces, or with the state carried on. The trigram model "
+            "(Witten-Bell) is counted on "
+            "the training tokens. Words are those of the cleaned text, which the model predicts, or of the text "
+            "before cleaning; neither perplexity is comparable with those published for raw WikiText."
         )
 
 

@@ -1,4 +1,4 @@
-"""The task `sentence-embedding`: texts that mean the same get vectors that are close, by sentence-transformers."""
+"""The task `sentence-embedding`: texts with the same meaning get similar vectors, with sentence-transformers."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class SentenceEmbedding(Task):
             try:
                 self.rows[role] = rows.select_columns(names).cast(Features(kinds))
             except ValueError as error:
-                raise RecipeError(f"data, {role}: texts must be texts, and scores numbers: {error}") from None
+                raise RecipeError(f"data, {role}: text columns must hold texts, and scores numbers: {error}") from None
 
     def build_model(self, tokenizer: Any) -> Any:
         model = super().build_model(tokenizer)
@@ -91,7 +91,7 @@ class SentenceEmbedding(Task):
         rows = rows.take(min(limit or len(rows), len(rows)))
         if "score" in rows.column_names:
             return EmbeddingSimilarityEvaluator(rows["anchor"], rows["positive"], rows["score"], write_csv=False)
-        # texts stand for themselves; each different one counts once
+        # a text is its own key; equal texts count once
         relevant: dict[str, set[str]] = {}
         for anchor, positive in zip(rows["anchor"], rows["positive"]):
             relevant.setdefault(anchor, set()).add(positive)
@@ -99,7 +99,7 @@ class SentenceEmbedding(Task):
         return InformationRetrievalEvaluator(queries, corpus, relevant, write_csv=False)
 
     def evaluate(self, trainer: Any) -> dict[str, Any]:
-        """Of each text the rank of its partner among all partners of the role; or the correlation with scores."""
+        """The rank of each text's partner among all partners of the role, or the correlation with scores."""
         model = trainer.accelerator.unwrap_model(trainer.model)
         scores = {}
         for role in self.evaluated_roles():

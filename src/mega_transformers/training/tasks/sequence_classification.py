@@ -23,12 +23,12 @@ from .labels import Batch, LabelledTask, arrays, name_of, shown
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 TEXTS = ("text", "text_pair")
-# the id behind those of pixels
+# the id after those of pixels
 PAD_PIXEL = 256
 
 
 class SequenceClassification(LabelledTask):
-    """See `base.Task`. After `prepare`, `labels` are the classes or the names of numbers, `problem_type` is known."""
+    """See `base.Task`. `prepare` sets `labels` (the classes, or the names of numbers) and `problem_type`."""
 
     recipe: SequenceClassificationRecipe
     auto_class: Any = "AutoModelForSequenceClassification"
@@ -37,7 +37,7 @@ class SequenceClassification(LabelledTask):
     text_columns = TEXTS
     label_column = "label"
     problem_type: str = SINGLE
-    # whether values are pixels, to be divided by 255
+    # whether values are pixels, which are divided by 255
     grey = False
     columns: ClassVar[dict[str, tuple[str, str]]] = {
         "accuracy": ("accuracy", ".2%"),
@@ -54,11 +54,11 @@ class SequenceClassification(LabelledTask):
         if self.apart:
             self.auto_class = MegaForSequencePairClassification
         if self.apart or recipe.input != "tokens":
-            self.pipeline_tag = "other"  # no pipeline of transformers does it
+            self.pipeline_tag = "other"  # transformers has no pipeline for it
 
     @property
     def apart(self) -> bool:
-        """Whether both texts of a pair are read apart."""
+        """Whether the texts of a pair are read separately."""
         return self.recipe.text_pairs == "apart"
 
     def config(self, tokenizer: Any, **decided: Any) -> Any:
@@ -71,7 +71,7 @@ class SequenceClassification(LabelledTask):
         if values and getattr(config, "input_type", None) != "values":
             raise RecipeError(f"input='values': {config.model_type!r} reads tokens; use input: pixels")
         if self.apart and config.model_type != "mega":
-            raise RecipeError(f"text_pairs='apart' is for Mega, and not for {config.model_type!r}")
+            raise RecipeError(f"text_pairs='apart' is for Mega, not for {config.model_type!r}")
         return config
 
     def prepare(self, tokenizer: Any) -> None:
@@ -89,7 +89,7 @@ class SequenceClassification(LabelledTask):
             self.rows[role] = made.add_column("labels", labels).with_format("numpy")
 
     def _flat(self, role: str, rows: Any) -> Any:
-        """Rows of `input_values`, or of `input_ids` for pixels as tokens: any shape row by row, images in grey."""
+        """Rows of `input_values`, or of `input_ids` for pixels as tokens: flattened row by row, images in grey."""
         feature, pixels = rows.features["values"], self.recipe.input == "pixels"
         self.grey = isinstance(feature, Image) or "uint8" in str(feature)
         if isinstance(feature, Audio):
@@ -111,13 +111,13 @@ class SequenceClassification(LabelledTask):
             return
         self.labels = self.labels or self.classes_of(train)
         if len(self.labels) < 2:
-            raise RecipeError(f"data: the training rows have one class only, {self.labels}; there must be two")
+            raise RecipeError(f"data: the training rows have only one class, {self.labels}; give at least two")
 
     def _numbers(self, role: str, rows: Any) -> list[Any]:
-        """The labels of rows as the model wants them.
+        """The labels of rows in the model's form.
 
         Raises:
-            RecipeError: for a label that is missing or that the training rows do not have, naming the row.
+            RecipeError: names the row, for a label that is missing or does not occur in the training rows.
         """
         names, places = self.names_of(rows), {name: index for index, name in enumerate(self.labels)}
         regression, multi = self.problem_type == REGRESSION, self.problem_type == MULTI
@@ -151,12 +151,12 @@ class SequenceClassification(LabelledTask):
         from scipy.stats import spearmanr
         from sklearn.metrics import accuracy_score, f1_score, mean_squared_error
 
-        # with the loss of all rows: transformers would take the mean of batches
+        # with the loss over all rows; transformers would average over batches
         logits, labels = arrays(prediction)
         if self.problem_type == REGRESSION:
             wanted = labels.reshape(logits.shape)
             error = mean_squared_error(wanted, logits)
-            # a constant has no ranks
+            # constant values have no ranks
             rho = np.mean([np.nan_to_num(spearmanr(*columns).statistic) for columns in zip(logits.T, wanted.T)])
             return {"loss": error, "mean_squared_error": error, "spearman": float(rho), "examples": len(labels)}
         multi = self.problem_type == MULTI
@@ -172,7 +172,7 @@ class SequenceClassification(LabelledTask):
         return found
 
     def evaluate(self, trainer: Any) -> dict[str, Any]:
-        """Scores beside those of the most frequent class of the training rows."""
+        """The model's scores, and those of the most frequent class of the training rows."""
         results = super().evaluate(trainer)
         if self.problem_type == SINGLE:
             most = np.bincount(self.rows["train"]["labels"][:]).argmax()
@@ -215,10 +215,10 @@ class Collator:
     padding: int  # of ids; values get 0
     normalize: Normalization  # for values
     divisor: int  # of values, before that
-    single: bool  # whether labels are classes, and not numbers
+    single: bool  # whether labels are classes instead of numbers
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Rows -> `input_values` or `input_ids` (B, L), `labels`, and `attention_mask` where lengths differ."""
+        """Rows -> `input_values` or `input_ids` (B, L), `labels`, and `attention_mask` if lengths differ."""
         labels = torch.as_tensor(np.array([feature["labels"] for feature in features]))
         batch = {"labels": labels.to(torch.int64 if self.single else torch.float32)}
         for name in ("input_ids", "pair_input_ids", "input_values"):
@@ -261,7 +261,7 @@ def _values(batch: Batch, indices: list[int], where: str, limit: int, pixels: bo
         except (TypeError, ValueError):
             raise RecipeError(f"{row}: the values are not all numbers") from None
         if not 0 < array.size <= limit:
-            raise RecipeError(f"{row} has {array.size} values; there must be 1 to sequence_length={limit}")
+            raise RecipeError(f"{row} has {array.size} values; give 1 to sequence_length={limit}")
         if not np.isfinite(array).all():
             raise RecipeError(f"{row}: a value is not finite")
         if pixels and (array != array.round().clip(0, PAD_PIXEL - 1)).any():

@@ -25,7 +25,9 @@ SHOWN_OUTPUTS = 8
 
 
 class TextToText(Task):
-    """See `base.Task`. `pairs` holds each role's pairs, `references` each role's sources with all their targets."""
+    """See `base.Task`. `pairs` holds the pairs of each role, `references` the sources of each role with all their
+    targets.
+    """
 
     recipe: TextToTextRecipe
     auto_class = "AutoModelForSeq2SeqLM"
@@ -46,7 +48,7 @@ class TextToText(Task):
         super().__init__(recipe, data_dir)
         self.pairs: dict[str, list[tuple[str, str]]] = {}
         for role, rows in data.by_role(recipe, data_dir, without_leakage=True).items():
-            # a pair counts once
+            # equal pairs count once
             pairs = dict.fromkeys((normalized(row["source"]), normalized(row["target"])) for row in rows)
             if not all(source and target for source, target in pairs):
                 raise RecipeError(f"data: a {role} pair has an empty source or target; remove it")
@@ -87,7 +89,7 @@ class TextToText(Task):
         if tokenizer is not None:
             size, end = len(tokenizer), tokenizer.eos_token_id
             decided |= {"bos_token_id": tokenizer.bos_token_id}
-        # as BART: what a target begins after is the end of what came before; and no end is forced on long outputs
+        # like BART, the decoder starts with the end token; and long outputs are not forced to end
         decided |= {"decoder_start_token_id": end, "eos_token_id": end, "forced_eos_token_id": None}
         return super().config(tokenizer, decoder_vocab_size=size, **decided)
 
@@ -101,12 +103,12 @@ class TextToText(Task):
             self.rows["train"] = short
         if self.references["validation"]:
             some = list(self.references["validation"].items())[: self.recipe.validation_examples]
-            # similar lengths stand together in a batch
+            # batches hold rows of similar lengths
             self.shown = sorted(some, key=lambda pair: len(pair[0]))
             self.rows["validation"] = _encoded(tokenizer, [(source, targets[0]) for source, targets in self.shown])
 
     def validation_rows(self) -> Any:
-        # those of `shown`, whose order the metrics rely on
+        # the labels of `shown`, since the metrics rely on that order
         return self.rows.get("validation")
 
     def trainer_fields(self, tokenizer: Any, model: Any, epoch: Epoch) -> dict[str, Any]:
@@ -117,12 +119,12 @@ class TextToText(Task):
         return {"data_collator": DataCollatorForSeq2Seq(tokenizer, model=model), "compute_metrics": compute_metrics}
 
     def evaluate(self, trainer: Any) -> dict[str, Any]:
-        """Scores, greedy and with beams, beside the nearest neighbour's; sacrebleu's signatures; and some outputs.
+        """Scores of greedy and beam search and of the nearest neighbour; sacrebleu's signatures; and some outputs.
 
-        The model's generation settings become those with beams.
+        Sets the model's generation settings to beam search.
         """
         generation, model = self.recipe.generation, trainer.accelerator.unwrap_model(trainer.model)
-        # the trainer has filled it with defaults that would contradict those to come
+        # the trainer has set defaults that would contradict the new settings
         model.generation_config = GenerationConfig.from_model_config(model.config)
         scores: dict[str, dict[str, Any]] = {}
         outputs: dict[str, list[str]] = {}
@@ -160,11 +162,11 @@ class TextToText(Task):
         return {"max_new_tokens": generation.max_new_tokens, "num_beams": beams, "do_sample": False, **more}
 
     def _outputs(self, trainer: Any, sources: Sequence[str], beams: int) -> list[str]:
-        """The best output for each source, in their order."""
+        """The best output for each source, in order."""
         tokenizer = trainer.processing_class
         ids = encode_sources(tokenizer, sources, self.recipe.sequence_length)
         order = np.argsort([len(row) for row in ids], kind="stable")
-        # transformers computes a loss in any case; one token of a label is the cheapest
+        # transformers always computes a loss; a label of one token is the cheapest
         labels = [[tokenizer.eos_token_id]] * len(ids)
         rows = Dataset.from_dict({"input_ids": [ids[index] for index in order], "labels": labels})
         metrics, trainer.compute_metrics = trainer.compute_metrics, None
@@ -203,12 +205,12 @@ class TextToText(Task):
 
 
 def normalized(text: Any) -> str:
-    """Unicode's composed form, with single spaces for any white space and none outside."""
+    """Unicode's composed form, stripped, with single spaces for white space."""
     return " ".join(unicodedata.normalize("NFC", str(text)).split())
 
 
 def references_of(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-    """Each different source with all its targets, in the order of their hashes: a beginning of it is a fair sample."""
+    """Each different source with all its targets, in the order of hashes, so that the first ones are a fair sample."""
     found: dict[str, list[str]] = {}
     for source, target in pairs:
         found.setdefault(source, []).append(target)

@@ -92,8 +92,10 @@ def _encoded(
             raise RecipeError(f"{place}: {len(words)} tokens, but {len(tags)} tags")
         known = [numbers.get(name_of(tag, names)) for tag in tags]
         if None in known:
-            raise RecipeError(f"{place}: the tag {tags[known.index(None)]!r} is unknown; known are {shown(labels)}")
-        # only a word's first token has its tag
+            raise RecipeError(
+                f"{place}: the tag {tags[known.index(None)]!r} is unknown; the known tags are {shown(labels)}"
+            )
+        # only the first token of a word has its tag
         places = pairwise([None, *encoded.word_ids(row)])
         found.append([-100 if word is None or word == before else known[word] for before, word in places])
     return {
