@@ -161,10 +161,10 @@ def test_tables_have_every_field_once() -> None:
     for name in ("MegaConfig", "MegaSeq2SeqConfig"):
         fields = shown[f"mega_transformers.{name}"]
         assert sorted(fields) == sorted(getattr(mega_transformers, name).__annotations__), name
-    recipe = "mega_transformers.training.recipe"
-    tables = {resolve(path): set(fields) for path, fields in shown.items() if path.startswith(recipe)}
-    kinds = [kind for kind in vars(importlib.import_module(recipe)).values() if inspect.isclass(kind)]
-    for kind in kinds:
+    recipes = ("mega_transformers.training.recipe", "mega_transformers.training.sources")
+    tables = {resolve(path): set(fields) for path, fields in shown.items() if path.startswith(recipes)}
+    found = [one for name in recipes for one in vars(importlib.import_module(name)).values()]
+    for kind in filter(inspect.isclass, found):
         if issubclass(kind, Section):
             known = {name for base in kind.__mro__ for name in tables.get(base, ())}
             assert set(kind.model_fields) <= known, f"{kind.__name__}: {set(kind.model_fields) - known}"

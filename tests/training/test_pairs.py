@@ -13,15 +13,8 @@ from mega_transformers.errors import RecipeError
 from mega_transformers.evaluation.metrics import METRICS
 from mega_transformers.training import data
 from mega_transformers.training.data import by_role, group_key, load
-from mega_transformers.training.recipe import (
-    LabelledSource,
-    PairSource,
-    TextToTextRecipe,
-    find_recipe,
-    parse,
-    read_recipe,
-    recipe_of,
-)
+from mega_transformers.training.recipe import TextToTextRecipe, find_recipe, parse, read_recipe, recipe_of
+from mega_transformers.training.sources import LabelledSource, PairSource
 from mega_transformers.training.tasks.text_to_text import TextToText, normalized, references_of
 
 PAIRS = [("cat", "el gato"), ("dog, big", 'el "perro"'), ("null", "007")]

@@ -13,7 +13,8 @@ from datasets import Dataset, Features, IterableDataset, Sequence, Value
 from ..errors import RecipeError
 from ..evaluation.texts import documents_of, encode_documents
 from . import data
-from .recipe import ROLES, LanguageModelRecipe, Masking
+from .recipe import LanguageModelRecipe, Masking
+from .sources import ROLES
 from .trainer import Epoch
 
 

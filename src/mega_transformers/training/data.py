@@ -26,7 +26,8 @@ from datasets import Audio, Dataset, Image, IterableDataset, concatenate_dataset
 
 from ..errors import RecipeError
 from . import lra
-from .recipe import ROLES, PairSource, Recipe, Source
+from .recipe import Recipe
+from .sources import ROLES, PairSource, Source
 
 Rows: TypeAlias = Any
 """A `Dataset` or an `IterableDataset`."""
