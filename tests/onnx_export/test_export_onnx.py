@@ -30,7 +30,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 from mega_transformers.onnx_export import ExportError, export_folder, run  # noqa: E402
-from mega_transformers.onnx_export.check import check, lengths_of, refuse_deviations  # noqa: E402
+from mega_transformers.onnx_export.check import _deviation, check, lengths_of, refuse_deviations  # noqa: E402
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "onnx.md"
 CHUNK = 8
@@ -193,6 +193,16 @@ def test_a_check_finds_a_number_that_is_none(causal, exported, monkeypatch):
         model.lm_head.bias[0] += 1e-3
     rows = check(model, exported[0], suffix=".int8")
     assert max(row.deviation for row in rows) > 1e-4
+
+
+def test_a_deviation_is_relative_to_the_numbers_of_an_output():
+    expected = torch.tensor([[[1.0, -3.0], [100.0, 0.0]]])
+    real = torch.tensor([[1, 0]])
+    assert _deviation(expected + 0.01, expected, None) == pytest.approx(0.01 / 101, rel=1e-3)
+    assert _deviation(expected + 0.01, expected, real) == pytest.approx(0.01 / 4, rel=1e-3)
+    assert _deviation(expected, expected, real) == 0
+    assert _deviation(expected * torch.nan, expected, real) == torch.inf
+    assert _deviation(expected[..., :1], expected, real) == torch.inf
 
 
 # -- mistakes

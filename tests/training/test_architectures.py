@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM
 
 from mega_transformers import MegaConfig, MegaForCausalLM, MegaForMaskedLM
-from mega_transformers.assets import bundled_model
+from mega_transformers.assets import bundled_model, model_path
 from mega_transformers.errors import RecipeError
 from mega_transformers.training.models import build_config, special_ids
 from mega_transformers.training.recipe import recipe_of
@@ -212,3 +212,15 @@ def test_bundled_models_go_by_their_names(recipe_dict, data_dir, tmp_path, monke
     own = MegaConfig.from_pretrained(tiny_checkpoint)
     assert len(tokenizer) == own.vocab_size != bundled.vocab_size
     assert build_config(recipe, **special_ids(tokenizer)).hidden_size == own.hidden_size
+
+
+@pytest.mark.parametrize("where", ["model", "tokenizer"])
+def test_misspelt_bundled_models_are_named(recipe_dict, data_dir, tmp_path, where):
+    key = {"model": "checkpoint", "tokenizer": "path"}[where]
+    recipe = recipe_of({**recipe_dict, where: {key: "mega-prose-5n"}})
+    with pytest.raises(RecipeError, match=r"mega-prose-5n.*did you mean mega-prose-5m"):
+        run(recipe, RunOptions(data_dir, tmp_path))
+
+
+def test_a_hub_id_may_resemble_a_bundled_model():
+    assert model_path("somebody/mega-prose-5m") == "somebody/mega-prose-5m"

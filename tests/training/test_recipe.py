@@ -64,7 +64,7 @@ def yaml_of(value):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("colour", "red", "unknown key 'colour'; known are name, task"),
+        ("colour", "red", "unknown key 'colour'; the known keys are name, task"),
         ("sequence_lenght", 32, "unknown key 'sequence_lenght'; did you mean sequence_length or sequence_parallel?"),
         ("masking.probabilty", 0.2, "masking: unknown key 'probabilty'; did you mean probability"),
         ("data.0.trian", "a", "data.0: unknown key 'trian'; did you mean train?"),

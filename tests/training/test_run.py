@@ -73,9 +73,31 @@ def test_interrupted_training_gives_the_same_weights(finished, data_dir, tmp_pat
     assert signal.getsignal(signal.SIGTERM) is handler
     assert (output / "checkpoint-10").is_dir() and not (output / "model").exists()
 
-    assert run(recipe, RunOptions(data_dir, output))["steps"] == 12
+    before = seconds_of(output / "checkpoint-10")
+    results = run(recipe, RunOptions(data_dir, output))
+    assert results["steps"] == 12
     assert_same_weights(whole / "checkpoint-12", output / "checkpoint-12")
     assert losses_of(output) == losses_of(whole)
+    # the seconds of all parts count
+    assert before["steps"] == 10 and seconds_of(output / "checkpoint-12")["steps"] == 12
+    assert results["seconds_per_step"] * 12 > before["total"] > 0
+    assert results["processor_seconds_per_step"] * 12 > before["processor_total"] > 0
+
+
+def seconds_of(checkpoint):
+    return json.loads((checkpoint / "trainer_state.json").read_text())["stateful_callbacks"]["StepTimes"]["attributes"]
+
+
+def test_a_checkpoint_of_an_older_version_has_no_seconds(finished, data_dir, tmp_path):
+    recipe, whole, _ = finished
+    output = tmp_path / "run"
+    assert run(recipe, RunOptions(data_dir, output, max_seconds=0)) is None
+    state = json.loads((output / "checkpoint-1" / "trainer_state.json").read_text())
+    del state["stateful_callbacks"]["StepTimes"]
+    (output / "checkpoint-1" / "trainer_state.json").write_text(json.dumps(state))
+    assert run(recipe, RunOptions(data_dir, output))["steps"] == 12
+    assert seconds_of(output / "checkpoint-12")["steps"] == 11
+    assert_same_weights(whole / "checkpoint-12", output / "checkpoint-12")
 
 
 def test_a_checkpoint_cut_short_is_passed_over(recipe, data_dir, tmp_path):

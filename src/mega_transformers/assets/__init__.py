@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from importlib.resources import files
 from pathlib import Path
 
@@ -28,5 +29,17 @@ def bundled_model(name: str = DEFAULT_MODEL) -> Path:
 
 
 def model_path(name: str) -> str:
-    """What `from_pretrained` takes for a model: the folder of a bundled one, unless a folder here has its name."""
-    return str(bundled_model(name)) if name in BUNDLED_MODELS and not Path(name).is_dir() else name
+    """What `from_pretrained` takes for a model: the folder of a bundled one, unless a folder here has its name.
+
+    Raises:
+        ValueError: for a name that looks like a misspelt bundled model.
+    """
+    if Path(name).is_dir():
+        return name
+    if name in BUNDLED_MODELS:
+        return str(bundled_model(name))
+    # ids of the hub have a slash, except a few old ones
+    close = [] if "/" in name else difflib.get_close_matches(name, BUNDLED_MODELS, n=1, cutoff=0.8)
+    if close:
+        raise ValueError(f"{name}: there is no such folder or bundled model; did you mean {close[0]}?")
+    return name

@@ -52,8 +52,8 @@ def export_onnx(
     """Export a model to ONNX, to run it with ONNX Runtime from any language, on any number of texts of any length.
 
     A language model also gets a decoder graph, which takes and returns its cache to generate token by token. Every
-    graph is compared with the model at six lengths on one CPU thread; if one deviates by more than 1e-4, nothing is
-    written.
+    graph is compared with the model at six lengths on one CPU thread. Nothing is written if a number deviates by more
+    than 1e-4, relative to 1 + the greatest number of its output.
     """
     source = model_folder(folder)
     if not source.is_dir():

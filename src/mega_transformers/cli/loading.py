@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..assets import BUNDLED_MODELS, bundled_model
+from ..assets import BUNDLED_MODELS, bundled_model, model_path
 from .device import Placement
 from .runtime import UserError, spinner
 
@@ -251,9 +250,10 @@ def _local_folder(name: str, option: str) -> Path | None:
         )
     if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name.strip():
         raise UserError(f"{option} {name!r}: there is no such folder")
-    close = difflib.get_close_matches(name, BUNDLED_MODELS, n=1, cutoff=0.8)
-    if close:
-        raise UserError(f"{option} {name}: there is no such folder or bundled model; did you mean {close[0]}?")
+    try:
+        model_path(name)
+    except ValueError as error:
+        raise UserError(f"{option} {error}") from None
     return None
 
 

@@ -34,7 +34,7 @@ from .graphs import (
 from .running import Decoder, Session
 
 TOLERANCE = 1e-4
-"""The greatest deviation at a real token that counts as rounding."""
+"""The greatest deviation at a real token that counts as rounding, relative to 1 + the greatest number."""
 ROWS = 3
 STEPS = 4
 """Tokens to decode after those of each length."""
@@ -58,7 +58,8 @@ class Row:
     Attributes:
         graph: `"model"`, `"decoder"` or `"encoder"`.
         length: Tokens in a row; for a decoder, tokens before the new one.
-        deviation: The greatest difference of an output at a real token, in a batch of 1 and of 3 with padding.
+        deviation: The greatest difference of an output at a real token, in a batch of 1 and of 3 with padding,
+            divided by 1 + the greatest number of that output.
         ms: Median milliseconds in ONNX Runtime, for one row and one thread.
         torch_ms: The same in PyTorch.
     """
@@ -292,14 +293,18 @@ def start_token(model: MegaForConditionalGeneration) -> int:
 
 
 def _deviation(actual: Tensor, expected: Tensor, mask: Tensor | None) -> float:
-    """The greatest absolute difference, only at real tokens for outputs per token. Infinite for NaN."""
+    """The greatest difference, relative to 1 + the greatest number expected; infinite for NaN.
+
+    Only real tokens count for outputs per token, and every number of pooled outputs.
+    """
     if actual.shape != expected.shape:
         return torch.inf
-    difference = (actual.to(torch.float32) - expected.to(torch.float32)).abs()
+    difference, size = (actual.to(torch.float32) - expected.to(torch.float32)).abs(), expected.to(torch.float32).abs()
     if mask is not None and difference.shape[: mask.dim()] == mask.shape:
-        difference = difference[mask.to(torch.bool)]
-    # for pooled outputs, every number counts
-    return difference.nan_to_num(nan=torch.inf).max().item() if difference.numel() else 0.0
+        difference, size = difference[mask.to(torch.bool)], size[mask.to(torch.bool)]
+    if not difference.numel():
+        return 0.0
+    return difference.nan_to_num(nan=torch.inf).max().item() / (1 + size.nan_to_num().max().item())
 
 
 def _median_ms(run: Callable[[dict[str, Tensor]], object], inputs: dict[str, Tensor]) -> float:

@@ -81,7 +81,8 @@ def export_folder(
 
     Raises:
         ExportError: a ConversionError, for a folder that is damaged or cannot be exported, before anything is written;
-            and for a graph that deviates from the model by more than 1e-4, after which nothing is left.
+            and for a graph that deviates from the model by more than 1e-4, relative to 1 + the greatest number of
+            that output, after which nothing is left.
     """
     source, output = Path(source), Path(output)
     is_empty = output.is_dir() and not output.is_symlink() and not any(output.iterdir())

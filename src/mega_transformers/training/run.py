@@ -237,7 +237,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Evaluates the trained model on validation and test rows, beside the baselines, and exports it."""
     args, tokenizer = trainer.args, trainer.processing_class
-    steps, timed = trainer.state.global_step, max(len(times.seconds), 1)
+    steps, timed = trainer.state.global_step, max(times.steps, 1)
     memory = peak_memory(args.device)
     trainer.restore_cache()
     evaluation = task.evaluate(trainer)
@@ -247,9 +247,9 @@ def _finish(
         "steps": steps,
         "epochs": round(trainer.state.epoch or 0.0, 3),
         "examples_seen": steps * rows_of_a_step(args),
-        "hours": round(sum(times.seconds) / 3600, 4),
-        "seconds_per_step": round(sum(times.seconds) / timed, 4),
-        "processor_seconds_per_step": round(sum(times.processor_seconds) / timed, 4),
+        "hours": round(times.total / 3600, 4),
+        "seconds_per_step": round(times.total / timed, 4),
+        "processor_seconds_per_step": round(times.processor_total / timed, 4),
         "memory": memory,
         "parameters": count_parameters(model),
         **evaluation,

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from transformers import EarlyStoppingCallback, Seq2SeqTrainer, Trainer, TrainerCallback, TrainerState
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from ..errors import RecipeError
@@ -119,10 +120,13 @@ class RecipeTrainerMixin(Trainer if TYPE_CHECKING else object):  # type: ignore[
         longer = args.max_steps <= 0 and args.num_train_epochs > state.num_train_epochs
         end = args.max_steps if args.max_steps > 0 else math.inf if longer else state.max_steps
         for callback in self.callback_handler.callbacks:
-            if isinstance(callback, EarlyStoppingCallback):
-                vars(callback).update(state.stateful_callbacks.get("EarlyStoppingCallback", {}).get("attributes", {}))
-                if callback.early_stopping_patience_counter >= callback.early_stopping_patience:
-                    end = state.global_step
+            if isinstance(callback, ExportableState):
+                kept = state.stateful_callbacks.get(type(callback).__name__, {})
+                vars(callback).update(kept.get("attributes", {}))
+            if isinstance(callback, EarlyStoppingCallback) and (
+                callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            ):
+                end = state.global_step
         if state.global_step < end:
             return False
         self.state = state
@@ -223,28 +227,40 @@ class Stop(TrainerCallback):
             control.should_evaluate = False
 
 
-class StepTimes(TrainerCallback):
-    """How long each step took, data and optimiser included, evaluations left out: in seconds, and of the processor.
+class StepTimes(TrainerCallback, ExportableState):
+    """Seconds of steps, data and optimiser included, evaluations left out: by the clock, and of the processor.
 
     Other work on the machine changes the former, not the latter. To wait for a GPU after every step (`synchronize`) is
-    slower, and exact for single steps.
+    slower, and exact for single steps. Checkpoints keep the totals, so that a continued run counts all its steps.
     """
 
     def __init__(self, synchronize: bool = False) -> None:
         self.synchronize = synchronize
         self.seconds: list[float] = []
-        self.processor_seconds: list[float] = []
+        self.steps, self.total, self.processor_total = 0, 0.0, 0.0
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        totals = {name: getattr(self, name) for name in ("steps", "total", "processor_total")}
+        return {"args": {"synchronize": self.synchronize}, "attributes": totals}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        # transformers writes only what is there, and a checkpoint of an older version may lack it
+        state.stateful_callbacks.setdefault(type(self).__name__, self.state())
+        self._restart()
 
     def _restart(self, *args: Any, **kwargs: Any) -> None:
         self._wall, self._processor = time.perf_counter(), time.process_time()
 
-    on_train_begin = on_evaluate = on_save = _restart
+    on_evaluate = on_save = _restart
 
     def on_step_end(self, args, state, control, **kwargs):
         if self.synchronize and args.device.type == "cuda":
             torch.cuda.synchronize()
         self.seconds.append(time.perf_counter() - self._wall)
-        self.processor_seconds.append(time.process_time() - self._processor)
+        self.steps += 1
+        self.total += self.seconds[-1]
+        self.processor_total += time.process_time() - self._processor
         self._restart()
 
 
