@@ -193,7 +193,7 @@ def test_what_a_decoder_reads(tiny_checkpoint: Path) -> None:
 def test_models_that_read_no_text(tiny_checkpoint: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
     assert "no tokenizer" in str(why_unreadable(model_of(), None))
-    assert "not part of it" in str(why_unreadable(model_of(**CAUSAL, add_cross_attention=True), tokenizer))
+    assert "not part of the model" in str(why_unreadable(model_of(**CAUSAL, add_cross_attention=True), tokenizer))
     assert why_unreadable(seq2seq(), tokenizer) is None
     values = model_of(MegaForSequenceClassification, input_type="values")
     assert why_unreadable(values, None) is None

@@ -206,7 +206,7 @@ def test_unknown_and_impossible_requests_are_refused():
         attention(q, k, v, None, layout, activation="laplace", backend="fused")
     with pytest.raises(ValueError, match="returns no weights"):
         attention(q, k, v, None, layout, need_weights=True, backend="tiled")
-    with pytest.raises(ValueError, match="holds"):
+    with pytest.raises(ValueError, match="length=4 is more than the 3 positions"):
         attention(q, k, v, SimpleBias(torch.zeros(5), 2), layout)
 
 

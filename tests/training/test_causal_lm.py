@@ -160,7 +160,7 @@ def test_the_tokenizer_needs_ends_of_documents(recipe, data_dir, tiny_tokenizer_
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("is_decoder", False, r"model\.is_decoder=False, with which .* causal-lm needs model\.is_decoder=True"),
+        ("is_decoder", False, r"model\.is_decoder=False would let .* causal-lm needs model\.is_decoder=True"),
         ("bidirectional", True, "model: is_decoder=True needs bidirectional=False"),
     ],
 )

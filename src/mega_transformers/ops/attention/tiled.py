@@ -349,7 +349,7 @@ def definition(q: Any, k: Any, v: Any, values: Any, *given: Any) -> tuple[torch.
     call = Call.of(q, k, given)
     if call.dropout:
         raise RuntimeError(
-            f"second derivatives through attention with dropout={call.dropout}are not available; set "
+            f"second derivatives through attention with dropout={call.dropout} are not available; set "
             "attention_probs_dropout_prob=0, or use attn_implementation='eager'"
         )
     table = None if values is None else BiasTable(values, call.zero)

@@ -164,7 +164,7 @@ class CausalLM(LanguageModel):
         config = super().config(tokenizer, **decided)
         if config.model_type == "mega" and not config.is_decoder:
             raise RecipeError(
-                "model.is_decoder=Falsewould let the model see the tokens that it predicts; causal-lm needs "
+                "model.is_decoder=False would let the model see the tokens that it predicts; causal-lm needs "
                 "model.is_decoder=True and model.bidirectional=False"
             )
         return config
