@@ -50,7 +50,7 @@ test-kernels: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
-	@echo "Open build/site/index.html."
+	@echo "Open build/site/index.html. To search, serve it: $(BIN)/python -m http.server --directory build/site"
 
 # Pictures of the documentation are drawn anew only on purpose: fonts and versions of matplotlib change their bytes.
 figures: $(VENV)/.installed-dev
