@@ -15,7 +15,7 @@ from .client import Worker, WorkerError
 from .gpu_cases import SMALL_LAYERS, SMALL_WIDTH
 from .peers import PEERS
 from .results import CaseResult, Measurement, Report, rows
-from .run import Listener
+from .runner import Listener
 
 OUT_OF_MEMORY = "out of memory"
 

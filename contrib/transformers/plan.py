@@ -94,7 +94,7 @@ CONFIGURATION_RULES = Rules(
         "self.add_cross_attention": "False",
         "self.input_type == 'values'": "False",
     },
-    facts={"MegaConfig.positions_of_simple_bias": {"crossing": "False"}},
+    facts={"MegaConfig.positions_of_simple_bias": {"cross_attention": "False"}},
     dropped=("raising_value_errors", "_validate_adaptive"),
     members=(
         *(f"MegaConfig.{name}" for name in FIELDS),
@@ -138,8 +138,8 @@ MODELING_RULES = Rules(
         "MegaGenerationMixin": "GenerationMixin",
         "MegaCausalLMOutput": "CausalLMOutputWithPast",
         "ELEMENTWISE[_1].function(_2)": "ELEMENTWISE[_1](_2)",
-        "config.positions_of_simple_bias(crossing)": "config.positions_of_simple_bias()",
-        "MegaSimpleRelativePositionalBias(config, crossing)": "MegaSimpleRelativePositionalBias(config)",
+        "config.positions_of_simple_bias(cross_attention)": "config.positions_of_simple_bias()",
+        "MegaSimpleRelativePositionalBias(config, cross_attention)": "MegaSimpleRelativePositionalBias(config)",
         # keys and values in plain tensors
         "self._keys.buffer": "self._keys.view",
         "self._keys.append(_1, _2)": "self._keys.append(_1)",
@@ -273,8 +273,8 @@ MODELING_RULES = Rules(
             "recompute": "None",
             "pair": "None",
         },
-        "relative_positional_bias": {"crossing": "False"},
-        "MegaSimpleRelativePositionalBias.__init__": {"crossing": "False"},
+        "relative_positional_bias": {"cross_attention": "False"},
+        "MegaSimpleRelativePositionalBias.__init__": {"cross_attention": "False"},
         "MegaEmbeddings.forward": {"input_values": "None"},
         "MegaForCausalLM.forward": {
             "encoder_hidden_states": "None",

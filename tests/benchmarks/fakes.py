@@ -11,7 +11,7 @@ from benchmarks.cases import OLD, OURS, Case, Subject
 from benchmarks.client import WorkerError
 from benchmarks.memory import CACHE_METHOD
 from benchmarks.results import Report, machine
-from benchmarks.run import Settings, run_case
+from benchmarks.runner import Settings, run_case
 
 # Processor seconds of each peer's successive steps, each process's warm-up first, and bytes of each process.
 SECONDS = {OURS: [9.0, 1.0, 9.0, 2.0, 9.0, 3.0], OLD: [90.0, 12.0, 90.0, 10.0, 90.0, 5.0]}

@@ -13,7 +13,7 @@ from mega_transformers.convert import reference_fairseq as fairseq
 from mega_transformers.convert import transformers_folder
 from mega_transformers.convert.arguments import Arguments
 from mega_transformers.convert.fairseq import DEFAULTS
-from mega_transformers.convert.reference import Settings, Weights, convolve, moving_average
+from mega_transformers.convert.reference import BlockSettings, Weights, convolve, moving_average
 from mega_transformers.convert.verification import deviation
 
 TOLERANCE = 2e-6  # theirs are float32
@@ -121,7 +121,7 @@ def test_moving_average_is_the_recurrence():
     weights = Weights({name: torch.randn(shape).double() for name, shape in names.items()})
     x, real = torch.randn(2, length, d).double(), torch.ones(2, length, dtype=torch.bool)
     real[1, 6:] = False
-    settings = Settings("silu", "softmax", "layernorm", True, True, False, False, None, 4, averages_both=True)
+    settings = BlockSettings("silu", "softmax", "layernorm", True, True, False, False, None, 4, averages_both=True)
     step = torch.sigmoid(weights("delta")).squeeze(-1)
     decay = 1 - step * torch.sigmoid(weights("alpha")).squeeze(-1)
     seen = x * real.unsqueeze(-1)

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from samples import CKPT, save_language_model
 
-from mega_transformers.convert import ConversionError, convert_checkpoint, run, writing
+from mega_transformers.convert import ConversionError, conversion, convert_checkpoint, writing
 
 SAMPLE = CKPT / "lm_prenorm_tied_chunk4.pt"
 
@@ -68,7 +68,7 @@ def test_error_after_the_weights_leaves_nothing(tmp_path, monkeypatch):
     def deviate(*_) -> None:
         raise ConversionError("the converted model deviates")
 
-    monkeypatch.setattr(run, "_judge", deviate)
+    monkeypatch.setattr(conversion, "_refuse_deviations", deviate)
     with pytest.raises(ConversionError, match="deviates"):
         convert_checkpoint(SAMPLE, tmp_path / "model")
     assert names(tmp_path) == []
@@ -82,7 +82,7 @@ def test_interrupt_leaves_nothing_and_keeps_what_was_there(tmp_path, monkeypatch
     def interrupted(*_) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "_judge", interrupted)
+    monkeypatch.setattr(conversion, "_refuse_deviations", interrupted)
     with pytest.raises(KeyboardInterrupt):
         convert_checkpoint(SAMPLE, output, force=True)
     assert names(tmp_path) == ["model"] and names(output) == before

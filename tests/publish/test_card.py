@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard
 
 from mega_transformers.assets import BUNDLED_MODELS, bundled_model
 from mega_transformers.publish import PublishError
-from mega_transformers.publish.card import PIPELINE_TAGS, Facts, complete
 from mega_transformers.publish.folder import model_classes
+from mega_transformers.publish.hub_card import PIPELINE_TAGS, Facts, complete
 
 SCORES = {
     "validation": {"model": {"accuracy": 0.5, "perplexity": 8.0, "tokens": 100}, "unigram": {"accuracy": 0.1}},

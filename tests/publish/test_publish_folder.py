@@ -17,8 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMaskedLM, AutoTokenizer, pipeline
 
 import mega_transformers
-from mega_transformers.publish import ConversionError, PublishError, publish_folder
-from mega_transformers.publish import run as run_module
+from mega_transformers.publish import ConversionError, PublishError, publication, publish_folder
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -226,7 +225,7 @@ def test_nothing_half_written(error, source, tmp_path, monkeypatch):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(run_module.shutil, "copyfile", fail)
+    monkeypatch.setattr(publication.shutil, "copyfile", fail)
     with pytest.raises(KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else ConversionError):
         publish_folder(source, output, force=True)
     assert snapshot(tmp_path) == before
@@ -262,7 +261,7 @@ def test_what_it_was_trained_from(source, tmp_path):
     for known, told in (("mnaylor/mega-base-wikitext", "mnaylor/mega-base-wikitext"), (str(tmp_path), None)):
         config.write_text(json.dumps({**json.loads(config.read_text()), "_name_or_path": known}))
         publish_folder(source, tmp_path / "output", force=True)
-        front = run_module.card.front_matter((tmp_path / "output" / "README.md").read_text())
+        front = publication.hub_card.front_matter((tmp_path / "output" / "README.md").read_text())
         assert front.get("base_model") == told
         assert str(tmp_path) not in (tmp_path / "output" / "config.json").read_text()
 

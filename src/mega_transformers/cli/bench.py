@@ -124,10 +124,10 @@ def bench(
 def _load_benchmarks() -> None:
     """Make the repository's `benchmarks` package importable; it is not part of the wheel."""
     for root in (Path(__file__).resolve().parents[3], Path.cwd()):
-        if (root / "benchmarks" / "run.py").is_file():
+        if (root / "benchmarks" / "runner.py").is_file():
             if str(root) not in sys.path:
                 sys.path.insert(0, str(root))
-            importlib.import_module("benchmarks.run")
+            importlib.import_module("benchmarks.runner")
             return
     raise RuntimeError(
         "The benchmarks are not part of the installed package. Clone the repository and run `mega bench` in it."
@@ -153,7 +153,7 @@ def _run(
     from benchmarks.cases import BEFORE, Subject, before_after
     from benchmarks.client import Worker
     from benchmarks.peers import PEERS, REPOSITORY, interpreter, parse_pythons
-    from benchmarks.run import Settings, run_case
+    from benchmarks.runner import Settings, run_case
 
     from .outputs import check_output_file
 

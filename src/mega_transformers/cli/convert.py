@@ -14,7 +14,7 @@ from .runtime import UserError, load_libraries, print_note, stderr_console
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from ..convert import Report
+    from ..convert import ConversionReport
 
 
 class Dtype(StrEnum):
@@ -136,7 +136,7 @@ class _Bars:
         self._progress.update(task, completed=done, total=total)
 
 
-def _print(report: Report, verified: bool) -> None:
+def _print(report: ConversionReport, verified: bool) -> None:
     from rich.console import Console
 
     console = Console()

@@ -25,7 +25,7 @@ MAX_NEW_TOKENS = 2**31 - 1
 
 
 @dataclass(frozen=True)
-class Settings:
+class GenerationSettings:
     """Arguments of transformers' `generate`; unused ones are None."""
 
     max_new_tokens: int
@@ -129,7 +129,7 @@ def generate(
     A text ends where the model ends it, or after --max-new-tokens. Ctrl-C stops early and keeps the text so far.
     """
     check_names(device, dtype)
-    settings = Settings(
+    settings = GenerationSettings(
         max_new_tokens,
         num_beams=num_beams,
         repetition_penalty=_repetition_penalty(repetition_penalty),
@@ -165,7 +165,7 @@ def generate(
 
 
 def load_generator(
-    name: str, settings: Settings, device: str = AUTO, dtype: str = AUTO, capture: bool | None = False
+    name: str, settings: GenerationSettings, device: str = AUTO, dtype: str = AUTO, capture: bool | None = False
 ) -> Generator:
     """Loads a bundled model, a folder or a hub id.
 

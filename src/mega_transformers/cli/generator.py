@@ -17,7 +17,7 @@ from ..models.mega.compat_mega import CACHE_NAME
 from .runtime import UserError, print_note, shortened
 
 if TYPE_CHECKING:
-    from .generate import Settings
+    from .generate import GenerationSettings
 
 DECODING = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
 
@@ -75,7 +75,7 @@ class Generator:
 
     model: Any
     tokenizer: Any
-    settings: Settings
+    settings: GenerationSettings
     stats: Stats = field(default_factory=Stats)
     interrupted: bool = False
     captured: bool = False

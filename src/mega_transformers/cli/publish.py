@@ -144,7 +144,7 @@ def print_files(title: str, files: dict[str, tuple[int, str]]) -> None:
 
 
 def _print(report: PublishReport, repo_id: str | None) -> None:
-    from ..publish.run import CODE
+    from ..publish.publication import CODE
 
     sizes = [size for size, what in report.files.values() if what == CODE]
     files = {name: each for name, each in report.files.items() if each[1] != CODE}

@@ -4,7 +4,7 @@
 the result with `reference`, which evaluates the source from its own weights and shares no code with the models.
 """
 
+from .conversion import ConversionReport, convert_checkpoint
 from .errors import ConversionError
-from .run import Report, convert_checkpoint
 
-__all__ = ["ConversionError", "Report", "convert_checkpoint"]
+__all__ = ["ConversionError", "ConversionReport", "convert_checkpoint"]

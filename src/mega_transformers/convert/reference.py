@@ -77,7 +77,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Settings:
+class BlockSettings:
     """The part of a configuration that the layers' arithmetic depends on.
 
     Args:
@@ -153,7 +153,7 @@ def normalise(w: Weights, x: Tensor, kind: str) -> Tensor:
     return (x - w("running_mean")) / (w("running_var") + EPSILON).sqrt() * weight + bias
 
 
-def moving_average(w: Weights, x: Tensor, real: Tensor, settings: Settings) -> Tensor:
+def moving_average(w: Weights, x: Tensor, real: Tensor, settings: BlockSettings) -> Tensor:
     """silu(EMA(x) + omega x) for x (B, L, d), padding contributes nothing to the average."""
     length, width = x.shape[1], x.shape[2]
     weight = torch.sigmoid(w("delta", "damping_factor")).squeeze(-1)
@@ -206,7 +206,7 @@ def attend(scores: Tensor, bias: Tensor, seen: Tensor, kind: str, width: int) ->
     return weights * seen
 
 
-def gated_attention(w: Weights, x: Tensor, real: Tensor, settings: Settings) -> Tensor:
+def gated_attention(w: Weights, x: Tensor, real: Tensor, settings: BlockSettings) -> Tensor:
     """Moving average and gated attention, (B, L, d) -> (B, L, d); `real` (B, L) is False at padding."""
     residual = x
     norm = w.within("norm.norm.")
@@ -235,7 +235,9 @@ def gated_attention(w: Weights, x: Tensor, real: Tensor, settings: Settings) -> 
     return output if settings.prenorm else normalise(norm, output, settings.norm)
 
 
-def gated_cross_attention(w: Weights, x: Tensor, source: Tensor, source_real: Tensor, settings: Settings) -> Tensor:
+def gated_cross_attention(
+    w: Weights, x: Tensor, source: Tensor, source_real: Tensor, settings: BlockSettings
+) -> Tensor:
     """The sub-layer over an encoder's states `source` (B, S, d), (B, L, d) -> (B, L, d)."""
     residual = x
     norm = w.within("norm.norm.")
@@ -256,7 +258,7 @@ def gated_cross_attention(w: Weights, x: Tensor, source: Tensor, source_real: Te
     return output if settings.prenorm else normalise(norm, output, settings.norm)
 
 
-def feed_forward(w: Weights, x: Tensor, settings: Settings) -> Tensor:
+def feed_forward(w: Weights, x: Tensor, settings: BlockSettings) -> Tensor:
     """The feed-forward sub-layer, (B, L, d) -> (B, L, d)."""
     norm = w.within("norm.norm.")
     inner = normalise(norm, x, settings.norm) if settings.prenorm_ffn else x
@@ -268,7 +270,7 @@ def block(
     w: Weights,
     x: Tensor,
     real: Tensor,
-    settings: Settings,
+    settings: BlockSettings,
     source: Tensor | None = None,
     source_real: Tensor | None = None,
 ) -> Tensor:

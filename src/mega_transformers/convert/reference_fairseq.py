@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from .arguments import Arguments
-from .reference import Settings, Weights, activate, block, linear, normalise
+from .reference import BlockSettings, Weights, activate, block, linear, normalise
 
 
-def settings_of(args: Arguments, causal: bool, chunk: str, norm: str, prenorm: str) -> Settings:
+def settings_of(args: Arguments, causal: bool, chunk: str, norm: str, prenorm: str) -> BlockSettings:
     """The layers' settings; `chunk`, `norm` and `prenorm` are what the model's class calls these arguments."""
     before = args.flag(prenorm)
     size = args.integer(chunk, minimum=-1)
-    return Settings(
+    return BlockSettings(
         activation=args.get("activation_fn"),
         attention=args.get("attention_activation_fn"),
         norm=args.get(norm),
@@ -32,17 +32,17 @@ def settings_of(args: Arguments, causal: bool, chunk: str, norm: str, prenorm: s
     )
 
 
-def side_settings(args: Arguments, side: str) -> Settings:
+def side_settings(args: Arguments, side: str) -> BlockSettings:
     """The settings of the language model, or of one `side` of the encoder-decoder."""
     return settings_of(args, side == "decoder", f"{side}_chunk_size", "normalization_type", "normalize_before")
 
 
-def classifier_settings(args: Arguments) -> Settings:
+def classifier_settings(args: Arguments) -> BlockSettings:
     """The settings of the classifiers."""
     return settings_of(args, False, "chunk_size", "norm_type", "encoder_normalize_before")
 
 
-def embed(w: Weights, ids: Tensor, real: Tensor, settings: Settings, scale: float = 1.0) -> Tensor:
+def embed(w: Weights, ids: Tensor, real: Tensor, settings: BlockSettings, scale: float = 1.0) -> Tensor:
     """Ids (B, L), or values (B, L) of pixels or speech, -> (B, L, d), 0 at padding."""
     if "embed_tokens.weight" in w and w("embed_tokens.weight").dim() == 1:
         x = ids.double().unsqueeze(-1) * w("embed_tokens.weight") + w("embed_tokens.bias")
@@ -97,7 +97,7 @@ def adaptive_log_probabilities(w: Weights, x: Tensor, shared_projections: bool) 
     return torch.cat(parts, dim=-1)
 
 
-def trunk(w: Weights, x: Tensor, real: Tensor, settings: Settings, *source: Tensor) -> Tensor:
+def trunk(w: Weights, x: Tensor, real: Tensor, settings: BlockSettings, *source: Tensor) -> Tensor:
     """Layers and final norm, (B, L, d) -> (B, L, d), 0 at padding; `source`: an encoder's states and their `real`."""
     for layer in w.numbered("layers."):
         x = block(layer, x, real, settings, *source)

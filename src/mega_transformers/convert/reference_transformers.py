@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 
 from .arguments import Arguments
-from .reference import Settings, Weights, block, linear
+from .reference import BlockSettings, Weights, block, linear
 
 LAYERS = ("layers.", "encoders.")
 EMBEDDINGS = ("embedding_layer.word_embeddings.weight", "embedding_layer.weight")
 
 
-def settings_of(config: Arguments) -> Settings:
+def settings_of(config: Arguments) -> BlockSettings:
     """The layers' settings from the fields of a config.json."""
     size = config.integer("chunk_size", minimum=-1)
     positions = size if size > 0 else config.integer("max_positions")
     served = config.get("cross_attention_max_positions")
-    return Settings(
+    return BlockSettings(
         activation=config.get("activation"),
         attention=config.get("attention_activation"),
         norm="scale" if config.get("legacy_unnormalized_rmsnorm") else config.get("normalization_type"),

@@ -52,7 +52,7 @@ def key_map(*trunks: str) -> KeyMap:
 
 
 @dataclass(frozen=True)
-class Kind:
+class Head:
     """One of 4.40.2's classes.
 
     Args:
@@ -105,19 +105,19 @@ def _answer(w: Weights, config: Arguments, hidden: Tensor, real: Tensor) -> Resu
 
 # the order matters for folders that do not name their class: the first matching sign wins
 KINDS = {
-    "MegaForMaskedLM": Kind(modeling_mega.MegaForMaskedLM, "fill-mask", _masked, "mlm_head."),
-    "MegaForCausalLM": Kind(modeling_mega.MegaForCausalLM, "text-generation", _causal, "lm_head."),
-    "MegaForQuestionAnswering": Kind(heads.MegaForQuestionAnswering, "question-answering", _answer, "qa_outputs."),
-    "MegaForSequenceClassification": Kind(
+    "MegaForMaskedLM": Head(modeling_mega.MegaForMaskedLM, "fill-mask", _masked, "mlm_head."),
+    "MegaForCausalLM": Head(modeling_mega.MegaForCausalLM, "text-generation", _causal, "lm_head."),
+    "MegaForQuestionAnswering": Head(heads.MegaForQuestionAnswering, "question-answering", _answer, "qa_outputs."),
+    "MegaForSequenceClassification": Head(
         heads.MegaForSequenceClassification, "text-classification", _sequence, "classifier.out_proj."
     ),
-    "MegaForMultipleChoice": Kind(
+    "MegaForMultipleChoice": Head(
         heads.MegaForMultipleChoice, "multiple-choice", _choice, "mega.pooler.", inputs="choices"
     ),
-    "MegaForTokenClassification": Kind(
+    "MegaForTokenClassification": Head(
         heads.MegaForTokenClassification, "token-classification", _token, "classifier."
     ),
-    "MegaModel": Kind(modeling_mega.MegaModel, "feature-extraction", _bare, ""),
+    "MegaModel": Head(modeling_mega.MegaModel, "feature-extraction", _bare, ""),
 }
 
 
@@ -209,7 +209,7 @@ def _plan_pair(
 
     limits = [bounds(encoder), bounds(decoder)]
     if decoder.relative_positional_bias == "simple":
-        limits.append({"limit": decoder.positions_of_simple_bias(crossing=True), "borders": ()})
+        limits.append({"limit": decoder.positions_of_simple_bias(cross_attention=True), "borders": ()})
     return Plan(
         source="EncoderDecoderModel of transformers 4",
         model_class=transformers.EncoderDecoderModel,
@@ -284,7 +284,7 @@ def _check_model_type(folder: Path, raw: dict[str, Any]) -> None:
         )
 
 
-def _kind(raw: dict[str, Any], tensors: Mapping[str, Tensor]) -> tuple[str, Kind]:
+def _kind(raw: dict[str, Any], tensors: Mapping[str, Tensor]) -> tuple[str, Head]:
     """The class that the folder names, or that its weights imply."""
     named = raw.get("architectures")
     if isinstance(named, list) and named:
@@ -333,8 +333,8 @@ def _inputs(config: MegaConfig, kind: str) -> Inputs:
     if config.add_cross_attention:
         kind = "tokens and source"
         if config.relative_positional_bias == "simple":
-            crossing = config.positions_of_simple_bias(crossing=True)
-            limit["limit"] = min(crossing, limit["limit"] or crossing)
+            cross = config.positions_of_simple_bias(cross_attention=True)
+            limit["limit"] = min(cross, limit["limit"] or cross)
     return Inputs(
         kind=kind,
         vocab_size=config.vocab_size,

@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from ..cli.fill_mask import MASK, candidates_of, check_masks, fitted
-from ..cli.generate import Settings
+from ..cli.generate import GenerationSettings
 from ..cli.generator import Generated, Prompt, Stats
 from ..cli.loading import MASKED
 from ..cli.runtime import UserError, shortened
@@ -124,7 +124,7 @@ def write(served: Served, prompt: str, new_tokens: int, temperature: float, top_
     if not 0 <= temperature <= 10 or not 0 < top_p <= 1:
         raise UserError(f"temperature {temperature:g} must be 0 to 10, and top-p {top_p:g} above 0 and at most 1")
     sampling: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "top_k": 0} if temperature else {}
-    settings = Settings(max_new_tokens=int(new_tokens), do_sample=bool(temperature), **sampling)
+    settings = GenerationSettings(max_new_tokens=int(new_tokens), do_sample=bool(temperature), **sampling)
     generator = replace(served.ready, settings=settings, stats=Stats(), interrupted=False)
     with served.lock:
         tokens = len(generator.tokenizer(prompt, verbose=False)["input_ids"]) + settings.max_new_tokens

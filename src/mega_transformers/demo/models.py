@@ -9,7 +9,7 @@ from typing import Any
 
 from ..cli.classify import load_classifier
 from ..cli.fill_mask import load_filler
-from ..cli.generate import Settings, load_generator
+from ..cli.generate import GenerationSettings, load_generator
 from ..cli.loading import CAUSAL, CLASSIFIER, MASKED, PAIRS, Kind, kind_of, locate
 from ..cli.runtime import UserError, load_libraries
 from ..cli.text2text import load_transducer
@@ -73,7 +73,9 @@ def load_models(names: list[str], device: str, dtype: str) -> list[Served]:
     load_libraries()
     loaders: dict[Kind, Callable[[str], Any]] = {
         MASKED: lambda name: load_filler(name, device, dtype),
-        CAUSAL: lambda name: load_generator(name, Settings(max_new_tokens=1, do_sample=False), device, dtype),
+        CAUSAL: lambda name: load_generator(
+            name, GenerationSettings(max_new_tokens=1, do_sample=False), device, dtype
+        ),
         PAIRS: lambda name: load_transducer(name, {"num_return_sequences": 1}, device, dtype),
         CLASSIFIER: lambda name: _classifier(name, device, dtype),
     }

@@ -257,32 +257,32 @@ def half_lives(side: Side) -> tuple[Figure, str, str]:
 
 
 @_picture
-def position_biases(side: Side, crossing: bool = False) -> tuple[Figure, str, str]:
+def position_biases(side: Side, cross_attention: bool = False) -> tuple[Figure, str, str]:
     """A panel for each layer: the bias of attention scores over the distance of the key."""
     biases: list[Bias] = []
     for layer in side.layers:
-        bias = layer.cross_position_bias if crossing else layer.position_bias
+        bias = layer.cross_position_bias if cross_attention else layer.position_bias
         assert bias is not None
         biases.append(bias)
     figure, axes = _grid(len(biases), 1.5, sharey=True)
     for index, (axis, bias) in enumerate(zip(axes, biases)):
         axis.axhline(0, color=GREY, linewidth=0.6)
-        axis.plot(bias.distances, bias.values, color=GREEN if crossing else BLUE, linewidth=1)
+        axis.plot(bias.distances, bias.values, color=GREEN if cross_attention else BLUE, linewidth=1)
         axis.set_title(f"layer {index + 1}")
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, integer=True))
-    what = "cross-attention" if crossing else "attention"
+    what = "cross-attention" if cross_attention else "attention"
     _label_outer(axes, f"position of the key {MINUS} of the query", "bias of the score")
-    name = _named(side.name, "cross-position-biases" if crossing else "position-biases")
+    name = _named(side.name, "cross-position-biases" if cross_attention else "position-biases")
     return figure, name, f"Lines: position bias of {what}{_of(side.name)} by layer and distance"
 
 
 @_picture
 def gates(name: str, layers: Sequence[LayerReading]) -> tuple[Figure, str, str]:
     """Means and spreads of the gates, by layer."""
-    crossing = layers[0].cross_update is not None
-    figure, (left, right) = _figure(0.95 + (0.3 if crossing else 0.22) * len(layers), columns=2, sharey=True)
+    cross = layers[0].cross_update is not None
+    figure, (left, right) = _figure(0.95 + (0.3 if cross else 0.22) * len(layers), columns=2, sharey=True)
     for index, layer in enumerate(layers):
-        offset = 0.16 if crossing else 0.0
+        offset = 0.16 if cross else 0.0
         _spread(left, index - offset, layer.update, BLUE)
         _spread(right, index - offset, layer.reset, BLUE)
         if layer.cross_update is not None and layer.cross_reset is not None:
@@ -300,7 +300,7 @@ def gates(name: str, layers: Sequence[LayerReading]) -> tuple[Figure, str, str]:
         Line2D([], [], color=GREY, marker="o", markersize=4, linestyle="", label="mean"),
         Line2D([], [], color=GREY, linewidth=2, label="10% to 90% of tokens and features"),
     ]
-    if crossing:
+    if cross:
         for colour, what in ((BLUE, "self-attention"), (GREEN, "cross-attention")):
             handles.append(Line2D([], [], color=colour, marker="o", markersize=4, linewidth=2, label=what))
     figure.legend(handles=handles, loc="outside upper center", ncols=len(handles))
@@ -314,7 +314,7 @@ def attention(
     queries: Sequence[str],
     keys: Sequence[str],
     chunk: int | None = None,
-    crossing: bool = False,
+    cross_attention: bool = False,
 ) -> tuple[Figure, str, str]:
     """Heat maps of attention weights, one panel for each layer; lines mark chunk borders.
 
@@ -323,7 +323,7 @@ def attention(
         attentions: The attention of each layer.
         queries, keys: The tokens, which label rows and columns if there are few.
         chunk: Tokens per chunk.
-        crossing: Whether this is cross-attention.
+        cross_attention: Whether this is cross-attention.
     """
     few = max(len(queries), len(keys)) <= _FEW_TOKENS
     figure, axes = _grid(len(attentions), 2.3 if few else 1.6, columns=3 if few else 4)
@@ -342,7 +342,7 @@ def attention(
     _label_outer(axes, "key", "query")
     assert image is not None
     _colourbar(figure, image, axes, "share of the query's weight")
-    what = "cross-attention" if crossing else "attention"
+    what = "cross-attention" if cross_attention else "attention"
     return figure, _named(name, what), f"Heat maps: {what}{_of(name)} by layer, query and key"
 
 

@@ -359,15 +359,15 @@ def _layer(
     if len(kernels) == 2:  # the current token counts in both directions
         together = np.concatenate([together[:, :-1], together[:, -1:] + kernels[1][:, :1], kernels[1][:, 1:]], axis=1)
     reach = config.chunk_size if config.use_chunking else config.max_positions
-    crossing = None
+    cross = None
     if block.cross_attn is not None:
         positions = config.cross_attention_max_positions or config.max_positions
-        crossing = _bias(block.cross_attn.rel_pos_bias(), positions - 1, both_sides=True)
+        cross = _bias(block.cross_attn.rel_pos_bias(), positions - 1, both_sides=True)
     return LayerWeights(
         memory=memory,
         kernels=together,
         position_bias=_bias(block.mega_layer.rel_pos_bias(), reach - 1, both_sides=not config.is_decoder),
-        cross_position_bias=crossing,
+        cross_position_bias=cross,
     )
 
 

@@ -119,7 +119,7 @@ def longest_input(model: nn.Module) -> int | None:
     for side in sides_of(model).values():
         limits.append(positions_limit(side.config))
         if side.config.add_cross_attention and side.config.relative_positional_bias == "simple":
-            limits.append(side.config.positions_of_simple_bias(crossing=True))
+            limits.append(side.config.positions_of_simple_bias(cross_attention=True))
     return min((limit for limit in limits if limit is not None), default=None)
 
 

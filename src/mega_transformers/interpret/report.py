@@ -288,7 +288,7 @@ def _biases(section: Section, inspection: Inspection) -> None:
         section.show(figures.position_biases(side), f"Position bias by layer{_of(side)}.")
         if side.layers[0].cross_position_bias is not None:
             caption = "Position bias of cross-attention, over the position in the source minus that in the target."
-            section.show(figures.position_biases(side, crossing=True), caption)
+            section.show(figures.position_biases(side, cross_attention=True), caption)
 
 
 def _reading(section: Section, inspection: Inspection) -> None:
@@ -322,15 +322,15 @@ def _reading(section: Section, inspection: Inspection) -> None:
             f"Attention by layer{_of(side)}.",
         )
         section.show(figures.attention_distances(side.name, layers), f"The distance of attention{_of(side)}.")
-        crossing = [layer.cross_attention for layer in layers if layer.cross_attention is not None]
-        if crossing:
+        cross = [layer.cross_attention for layer in layers if layer.cross_attention is not None]
+        if cross:
             section.show(
-                figures.attention(side.name, crossing, tokens, passage.tokens["encoder"], crossing=True),
+                figures.attention(side.name, cross, tokens, passage.tokens["encoder"], cross_attention=True),
                 "Cross-attention by layer: which tokens of the source (columns) the target (rows) attends to.",
             )
         header = ["layer", "update gate", "reset gate", "distance", "if it were even", "tokens attended to"]
         rows = [[f"{index + 1}", *_of_reading(layer)] for index, layer in enumerate(layers)]
-        if crossing:
+        if cross:
             header += ["cross-attention: update gate", "reset gate", "tokens attended to"]
         section.tabulate(header, rows)
 

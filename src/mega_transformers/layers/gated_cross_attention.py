@@ -48,7 +48,7 @@ class MegaGatedCrossAttention(nn.Module):
         self.v_proj = nn.Linear(source_size, d)
         self.q_proj = nn.Linear(d, 2 * d + z)
         self.h_proj = nn.Linear(d, d)
-        self.rel_pos_bias = relative_positional_bias(config, crossing=True)
+        self.rel_pos_bias = relative_positional_bias(config, cross_attention=True)
 
     def forward(
         self,

@@ -22,12 +22,12 @@ class MegaSimpleRelativePositionalBias(nn.Module):
 
     Args:
         config: The configuration.
-        crossing: Whether it is for cross-attention.
+        cross_attention: Whether it is for cross-attention.
     """
 
-    def __init__(self, config: MegaConfig, crossing: bool = False) -> None:
+    def __init__(self, config: MegaConfig, cross_attention: bool = False) -> None:
         super().__init__()
-        served = config.positions_of_simple_bias(crossing)
+        served = config.positions_of_simple_bias(cross_attention)
         self.centre = served - 1
         size = max(served, config.max_positions)
         self.rel_pos_bias = nn.Parameter(torch.empty(2 * size - 1))
@@ -55,9 +55,9 @@ class MegaRotaryRelativePositionalBias(nn.Module):
 
 
 def relative_positional_bias(
-    config: MegaConfig, crossing: bool = False
+    config: MegaConfig, cross_attention: bool = False
 ) -> MegaSimpleRelativePositionalBias | MegaRotaryRelativePositionalBias:
     """The module named by `config.relative_positional_bias`, of self-attention or of cross-attention."""
     if config.relative_positional_bias == "simple":
-        return MegaSimpleRelativePositionalBias(config, crossing)
+        return MegaSimpleRelativePositionalBias(config, cross_attention)
     return MegaRotaryRelativePositionalBias(config)

@@ -6,6 +6,6 @@ writes the folder.
 """
 
 from .graphs import ExportError
-from .run import ExportReport, export_folder
+from .onnx_folder import ExportReport, export_folder
 
 __all__ = ["ExportError", "ExportReport", "export_folder"]

@@ -225,7 +225,7 @@ def longest_row(model: Any) -> int | None:
     encoder, decoder = model.model.encoder.config, model.model.decoder.config
     limits = [positions_limit(encoder), positions_limit(decoder)]
     if decoder.relative_positional_bias == "simple":
-        limits.append(decoder.positions_of_simple_bias(crossing=True))
+        limits.append(decoder.positions_of_simple_bias(cross_attention=True))
     return min((limit for limit in limits if limit is not None), default=None)
 
 

@@ -6,6 +6,6 @@
 
 from ..convert.errors import ConversionError
 from .errors import PublishError
-from .run import PublishReport, publish_folder
+from .publication import PublishReport, publish_folder
 
 __all__ = ["ConversionError", "PublishError", "PublishReport", "publish_folder"]

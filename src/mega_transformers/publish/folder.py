@@ -14,8 +14,8 @@ from torch import Tensor
 
 import mega_transformers
 
+from ..convert.conversion import TARGET
 from ..convert.reading import read_json
-from ..convert.run import TARGET
 from ..convert.transformers_folder import CONFIG, GENERATION, read_weights
 from ..convert.writing import WEIGHTS, check_output
 from .errors import PublishError

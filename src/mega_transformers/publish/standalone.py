@@ -17,7 +17,7 @@ from typing import Any
 import transformers
 
 from .._version import __version__
-from ..convert.card import AUTO
+from ..convert.conversion_card import AUTO
 from .errors import PublishError
 
 PACKAGE = "mega_transformers"

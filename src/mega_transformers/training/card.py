@@ -14,13 +14,13 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .. import __version__
-from .export import Report
+from .export import TrainingReport
 from .recipe import plain
 
 SOFTWARE = ("torch", "transformers", "datasets", "tokenizers", "accelerate")
 
 
-def render(report: Report, has_plot: bool) -> str:
+def render(report: TrainingReport, has_plot: bool) -> str:
     """The README.md of a model folder: metadata for the hub, then text."""
     task, results = report.task, report.results
     recipe = task.recipe
@@ -52,7 +52,7 @@ def render(report: Report, has_plot: bool) -> str:
     return str(ModelCard("\n\n".join(part for part in parts if part) + "\n"))
 
 
-def _eval_results(report: Report) -> list[EvalResult]:
+def _eval_results(report: TrainingReport) -> list[EvalResult]:
     recipe = report.task.recipe
     names = ", ".join(source.name for source in recipe.data if "test" in source.roles)
     return [
@@ -71,11 +71,11 @@ def _eval_results(report: Report) -> list[EvalResult]:
     ]
 
 
-def _title(report: Report, key: str) -> str:
+def _title(report: TrainingReport, key: str) -> str:
     return report.task.recipe.card.metric_titles.get(key, report.task.columns[key][0])
 
 
-def _scores(report: Report) -> str:
+def _scores(report: TrainingReport) -> str:
     """One row for each text and system: the model, the baselines, and models trained with the same recipe."""
     own = {**report.results, "name": report.task.recipe.name}
     rows: list[tuple[str, str, str, dict[str, float]]] = []
@@ -100,7 +100,7 @@ def _table(head: list[str], rows: list[list[str]], left: int = 2) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, marks, *rows])
 
 
-def _compared(report: Report) -> str:
+def _compared(report: TrainingReport) -> str:
     others = report.results.get("compared", [])
     own = {**report.results, "name": report.task.recipe.name, "model": report.task.recipe.model}
     rows = []
@@ -135,7 +135,7 @@ def _source(source: Any) -> str:
     return f"- **{source.name}** ({', '.join(source.roles)}{cleaning}). Licence: {source.license}.{credit}"
 
 
-def _training(report: Report) -> str:
+def _training(report: TrainingReport) -> str:
     recipe, results, args = report.task.recipe, report.results, report.arguments
     half = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
     rows = {

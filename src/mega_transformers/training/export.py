@@ -15,7 +15,7 @@ FLOAT32_PARAMETERS = "ema_gate."
 
 
 @dataclass
-class Report:
+class TrainingReport:
     """The contents of the model card; see `card.render`."""
 
     task: Task
@@ -32,7 +32,7 @@ def write_json(path: Path, value: Any) -> None:
     partial.replace(path)
 
 
-def export_model(model: Any, tokenizer: Any, folder: Path, report: Report) -> int:
+def export_model(model: Any, tokenizer: Any, folder: Path, report: TrainingReport) -> int:
     """Writes a model for publication, which replaces an older one in `folder`; returns the bytes written.
 
     Weights are stored in float16, except the EMA's parameters, whose decays are too close to 1 for it; the

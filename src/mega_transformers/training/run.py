@@ -25,7 +25,7 @@ from transformers import EarlyStoppingCallback, set_seed
 from ..errors import RecipeError
 from ..evaluation.memory import peak_memory
 from . import arguments
-from .export import Report, export_model, write_json
+from .export import TrainingReport, export_model, write_json
 from .processes import in_turn, meet, synchronised
 from .recipe import Recipe, plain
 from .tasks import Task, task_of
@@ -263,7 +263,7 @@ def _finish(
             model.load_state_dict(weights)
             model.generation_config = generation_config
         write_json(options.output_dir / "results.json", results)
-        report = Report(task, results, trainer.state.log_history, options.command, args)
+        report = TrainingReport(task, results, trainer.state.log_history, options.command, args)
         folder = options.export_dir or options.output_dir / "model"
         size = export_model(model, tokenizer, folder, report)
         console.print(f"Wrote {folder} ({size / 1e6:.1f} MB)")

@@ -160,8 +160,8 @@ class MegaCacheLayer(MegaCacheState, CacheLayerMixin):
         window, total = kept + length, seen + length
         aligned = first is None and (chunk_size is None or kept == seen % chunk_size)
         # this layout counts chunks from the first real token, and needs no earlier column
-        fresh = kept == 0 and (seen == 0 or (mask is None and aligned))
-        if fresh:
+        prefill = kept == 0 and (seen == 0 or (mask is None and aligned))
+        if prefill:
             layout = self_attention_layout(mask, length, chunk_size=chunk_size, causal=True)
         else:
             position = None

@@ -230,9 +230,9 @@ class MegaConfig(PreTrainedConfig):
                 logger.warning(f"MegaConfig has no field {name}, so this value has no effect; did you mean {close}?")
         super().__post_init__(**kwargs)
 
-    def positions_of_simple_bias(self, crossing: bool = False) -> int:
+    def positions_of_simple_bias(self, cross_attention: bool = False) -> int:
         """The number of positions that a `"simple"` bias serves, in self-attention or in cross-attention."""
-        if crossing:
+        if cross_attention:
             return self.cross_attention_max_positions or self.max_positions
         return self.chunk_size if self.chunk_size > 0 else self.max_positions
 

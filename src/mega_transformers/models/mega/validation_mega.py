@@ -151,7 +151,7 @@ def check_generated_length(config, generation_config, length: int) -> None:
     """Raises ValueError if `generate` would exceed the positions of a decoder's `"simple"` biases."""
     limits = [positions_limit(config)]
     if config.add_cross_attention and config.relative_positional_bias == "simple":
-        limits.append(config.positions_of_simple_bias(crossing=True))
+        limits.append(config.positions_of_simple_bias(cross_attention=True))
     limit = min((limit for limit in limits if limit is not None), default=None)
     if limit is not None and length > limit:
         raise ValueError(
@@ -207,7 +207,7 @@ def check_crossing_positions(config, name: str, tokens: int | torch.Tensor) -> N
     """Raises ValueError if `name` has more tokens than the positions of cross-attention's `"simple"` bias."""
     if config.relative_positional_bias != "simple" or not isinstance(tokens, int):
         return
-    limit = config.positions_of_simple_bias(crossing=True)
+    limit = config.positions_of_simple_bias(cross_attention=True)
     if tokens > limit:
         raise ValueError(
             f"{name} has {tokens} tokens, but cross-attention with relative_positional_bias='simple' serves {limit} "

@@ -8,11 +8,11 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..convert.conversion import TARGET
 from ..convert.reading import read_json
-from ..convert.run import TARGET
 from ..convert.transformers_folder import CONFIG, GENERATION, WEIGHTS
 from ..convert.writing import new_folder
-from . import card, hub, metadata, standalone
+from . import hub, hub_card, metadata, standalone
 from .errors import PublishError
 from .folder import Folder, Stage, check_places, listed, open_folder, save_tokenizer, stored_weights, write_weights
 
@@ -110,7 +110,7 @@ def publish_folder(
     if with_code:
         classes, code = standalone.auto_map(folder.model.config), standalone.modules_of(folder.model.config)
     facts = _facts(folder, repo_id, license, language, base_model, with_code)
-    readme, added = card.complete(_read(source / README), facts)
+    readme, added = hub_card.complete(_read(source / README), facts)
     kept = {name: what for name, what in KEPT.items() if (source / name).is_file()}
     kept |= {name: "picture" for name in PICTURE.findall(readme) if (source / name).is_file()}
     with new_folder(output) as partial:
@@ -170,14 +170,14 @@ def _facts(
     language: str | None,
     base_model: str | None,
     with_code: bool,
-) -> card.Facts:
+) -> hub_card.Facts:
     name = folder.path.resolve().name if repo_id is None else repo_id.rpartition("/")[2]
     # transformers 4 wrote the name that a model was loaded from
     known = str(folder.raw.get("_name_or_path") or "")
     is_id = metadata.HUB_ID.fullmatch(known) is not None and not known.startswith(".") and not Path(known).exists()
     results = read_json(folder.path / RESULTS) if (folder.path / RESULTS).is_file() else {}
     scores = results.get("scores")
-    return card.Facts(
+    return hub_card.Facts(
         name=name,
         location=repo_id or f"path/to/{name}",
         architecture=folder.architecture,
@@ -222,7 +222,7 @@ def _left_out(source: Path, output: Path, kept: dict[str, str]) -> list[str]:
 
 def _notes(folder: Folder, readme: str, task: str) -> list[str]:
     reads_tokens = getattr(folder.model.config, "input_type", "tokens") == "tokens"
-    notes = metadata.remarks(card.front_matter(readme), task, reads_tokens)
+    notes = metadata.remarks(hub_card.front_matter(readme), task, reads_tokens)
     if folder.tokenizer is None and reads_tokens:
         notes.append("the folder has no tokenizer, so users must supply token ids")
     return notes

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from . import card, fairseq, masked_lm_folder, transformers_folder
+from . import conversion_card, fairseq, masked_lm_folder, transformers_folder
 from .arguments import Arguments
 from .dictionary import SPECIAL, make_tokenizer, read_dictionary
 from .errors import ConversionError
@@ -42,7 +42,7 @@ WITHOUT_PLACE = {
 
 
 @dataclass
-class Report:
+class ConversionReport:
     """Result of a conversion.
 
     Args:
@@ -80,7 +80,7 @@ def convert_checkpoint(
     verify: bool = True,
     force: bool = False,
     progress: Progress = lambda *_: None,
-) -> Report:
+) -> ConversionReport:
     """Converts a checkpoint of fairseq, of a pretrained masked language model or of transformers 4.
 
     Args:
@@ -136,18 +136,18 @@ def convert_checkpoint(
             # frees the source's memory before the model takes as much
             plan.tensors = {}
             deviations = compare(_load(plan, folder), cases, expected, progress)
-            _judge(deviations)
+            _refuse_deviations(deviations)
         name = str(stored).removeprefix("torch.")
-        text = card.render(output.name, plan, files, name, deviations, bool(tokenizers))
+        text = conversion_card.render(output.name, plan, files, name, deviations, bool(tokenizers))
         (folder / "README.md").write_text(text, encoding="utf-8")
-    return Report(
+    return ConversionReport(
         folder=output,
         source=plan.source,
         architecture=plan.architecture,
         dtype=name,
         size=size,
         mapped=mapped,
-        dropped=card.summary(plan.dropped),
+        dropped=conversion_card.summary(plan.dropped),
         deviations=deviations,
         notes=plan.notes,
     )
@@ -194,7 +194,7 @@ def _dtype_of(plan: Plan) -> torch.dtype:
 def _mapped(plan: Plan) -> list[tuple[str, str, int]]:
     counts: dict[tuple[str, str], int] = {}
     for ours, theirs in plan.names.items():
-        pair = ("(zeros)" if theirs is None else card.pattern(theirs), card.pattern(ours))
+        pair = ("(zeros)" if theirs is None else conversion_card.pattern(theirs), conversion_card.pattern(ours))
         counts[pair] = counts.get(pair, 0) + 1
     return [(*pair, count) for pair, count in counts.items()]
 
@@ -291,7 +291,7 @@ def _load(plan: Plan, folder: Path) -> Any:
     return model.eval()
 
 
-def _judge(deviations: list[Deviation]) -> None:
+def _refuse_deviations(deviations: list[Deviation]) -> None:
     worst = max(deviations, key=lambda each: each.relative)
     if not worst.relative <= TOLERANCE:
         raise ConversionError(

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from ..convert.card import AUTO
+from ..convert.conversion_card import AUTO
 from ..convert.transformers_folder import KINDS
 from .errors import PublishError
 from .metadata import check_fields, check_masks
