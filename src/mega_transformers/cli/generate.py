@@ -244,7 +244,8 @@ def _check_lookup(prompt_lookup: int | None, num_beams: int, batch_size: int) ->
     for option, value in (("--num-beams", num_beams), ("--batch-size", batch_size)):
         if prompt_lookup is not None and value > 1:
             raise _mistake(
-                "--prompt-lookup", f"{prompt_lookup} works on one text at a time; leave out it or {option} {value}"
+                "--prompt-lookup",
+                f"{prompt_lookup} works on one text at a time; leave out --prompt-lookup or {option} {value}",
             )
 
 
