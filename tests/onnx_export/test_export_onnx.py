@@ -29,7 +29,7 @@ onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
-from mega_transformers.onnx_export import ExportError, export_folder, run  # noqa: E402
+from mega_transformers.onnx_export import ExportError, export_folder, onnx_folder  # noqa: E402
 from mega_transformers.onnx_export.check import _deviation, check, lengths_of, refuse_deviations  # noqa: E402
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "onnx.md"
@@ -136,7 +136,7 @@ def test_a_changed_weight_is_noticed(causal, exported, tmp_path, monkeypatch, na
             largest.CopyFrom(onnx.numpy_helper.from_array(numbers, largest.name))
         onnx.save(proto, path)
 
-    monkeypatch.setattr(run, "write_graph", damaged)
+    monkeypatch.setattr(onnx_folder, "write_graph", damaged)
     with pytest.raises(ExportError, match=rf"{name}\.onnx deviates from the model by .* nothing was written"):
         export_folder(causal, tmp_path / "out")
     assert not list(tmp_path.iterdir())
@@ -238,12 +238,12 @@ def test_an_empty_folder_may_be_there_and_a_model_with_force(causal, tmp_path, m
     out = tmp_path / "out"
     out.mkdir()
     asked = []
-    monkeypatch.setattr(run, "check_source", lambda source: asked.append(source))
+    monkeypatch.setattr(onnx_folder, "check_source", lambda source: asked.append(source))
 
     def stop(*_) -> None:
         raise ExportError("x")
 
-    monkeypatch.setattr(run, "open_folder", stop)
+    monkeypatch.setattr(onnx_folder, "open_folder", stop)
     for force in (False, True):
         with pytest.raises(ExportError, match=r"^x$"):
             export_folder(causal, out, force=force)
