@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from ..interpret.attribution import Attribution, Question
 
-EXAMPLE = f'mega explain "The {MASK} of the United States gave a speech."'
+EXAMPLE = f'mega explain "The film received mixed {MASK} from critics."'
 CONTEXT = 14  # characters shown on either side of a token in the table
 BAR_WIDTH = 10  # of the largest score
 FAINT = 0.08  # tokens below this share of the largest score have no colour

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import FillMaskPipeline, PreTrainedConfig, PreTrainedTokenizerBase
 
 MASK = "<mask>"
-EXAMPLE = f'mega fill-mask "The {MASK} of the United States gave a speech."'
+EXAMPLE = f'mega fill-mask "The film received mixed {MASK} from critics."'
 CONTEXT = 48  # characters shown on each side of a filled mask
 NARROW = 72  # narrower tables leave out the text
 
