@@ -68,8 +68,8 @@ def explain(
         str | None,
         typer.Option(
             metavar="TOKEN",
-            help="Token that replaces the text's tokens in the baseline. Default: padding, or the mask if the vector "
-            "of padding is zero.",
+            help="Token that replaces the text's tokens in the baseline. Default: the mask, or padding if there is no "
+            "mask.",
         ),
     ] = None,
     device: DeviceOption = AUTO,

@@ -7,10 +7,10 @@ of the factor by which the text changes the probability of the answer. Scores of
 adding the same number to all logits changes no answer, but would change scores.
 
 The baseline is the text with all its tokens replaced by a single one. Only masks and the tokens for start and end
-stay; they are equal in both and so have a score of exactly 0. The replacement is the padding token, which means no
-word. In many models the vector of padding is zero, though, and a norm can turn zero into any direction: the output
-then jumps at the start of the line, and a thousand steps may be too few. Such models get the mask token, which also
-means no word. Without either token, the vectors are zero, the paper's baseline for texts.
+stay; they are equal in both and so have a score of exactly 0. The replacement is the mask token, which means no word.
+A tokenizer without one gives the padding token. That is the second choice: no model learns a vector for padding. In
+many models it is zero, and a norm can turn zero into any direction: the output then jumps at the start of the line, and
+a thousand steps may be too few. Without either token, the vectors are zero, the paper's baseline for texts.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def attribute(
         text: The text, with one or more masks for a masked language model.
         target: What to explain: a word of one token, or a label. Default: the most likely answer. For a text
             with several masks, one for all or one for each.
-        baseline: Token that replaces the others in the baseline. Default: padding, or the mask.
+        baseline: Token that replaces the others in the baseline. Default: the mask, or padding if there is no mask.
         settings: As in `explain`.
 
     Returns:
@@ -199,7 +199,7 @@ def questions(
         raise RecipeError(f"{len(targets)} targets for {shown}, which has {masks}; give one, or one for each")
     outputs = [_outputs(model, tokenizer, kind, name) for name in targets]
     kept = tuple(token in same for token in ids)
-    pieces, blank = tuple(_pieces(text, offsets[: len(ids)])), _blank(model, tokenizer, baseline)
+    pieces, blank = tuple(_pieces(text, offsets[: len(ids)])), _blank(tokenizer, baseline)
     return [
         Question(text, tuple(ids), kept, pieces, place, outputs[index % len(outputs)], blank)
         for index, place in enumerate(places)
@@ -399,12 +399,9 @@ def _masks(tokenizer: Any, ids: list[int], shown: str) -> list[int | None]:
     return places
 
 
-def _blank(model: Any, tokenizer: Any, baseline: str | None) -> int | None:
+def _blank(tokenizer: Any, baseline: str | None) -> int | None:
     if baseline is None:
-        pad, mask = tokenizer.pad_token_id, tokenizer.mask_token_id
-        if pad is None or (mask is not None and not _vectors(model, [pad]).any()):
-            return mask
-        return pad
+        return tokenizer.pad_token_id if tokenizer.mask_token_id is None else tokenizer.mask_token_id
     vocabulary = tokenizer.get_vocab()
     if baseline not in vocabulary:
         hint = did_you_mean(baseline, vocabulary, f"give one such as {tokenizer.mask_token or tokenizer.pad_token}")
