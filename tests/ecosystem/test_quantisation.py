@@ -19,7 +19,7 @@ WITHIN = {
     "bitsandbytes 4-bit nf4": 0.05,
     "compressed-tensors int8 weights": 0.01,
     "compressed-tensors int4 weights, groups of 32": 0.05,
-    "torch.ao quantize_dynamic qint8": 0.05,
+    "torch.ao quantize_dynamic qint8": 0.1,  # one scale for the activations of all tokens
 }
 # activations too are rounded, by a scale of each token's or of all tokens'
 ROUNDED_ACTIVATIONS = ("torchao int8 weights and activations", "torch.ao quantize_dynamic qint8")
