@@ -9,8 +9,8 @@ adding the same number to all logits changes no answer, but would change scores.
 The baseline is the text with all its tokens replaced by a single one. Only masks and the tokens for start and end
 stay; they are equal in both and so have a score of exactly 0. The replacement is the mask token, which means no word.
 A tokenizer without one gives the padding token. That is the second choice: no model learns a vector for padding. In
-many models it is zero, and a norm can turn zero into any direction: the output then jumps at the start of the line, and
-a thousand steps may be too few. Without either token, the vectors are zero, the paper's baseline for texts.
+many models it is zero, and a norm can turn zero into any direction: the output then jumps at the start of the line,
+and a thousand steps may be too few. Without either token, the vectors are zero, the paper's baseline for texts.
 """
 
 from __future__ import annotations
