@@ -111,10 +111,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.torch
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt $(VENV)/.torch
 	@echo "Installing the package and the tools of its tests into $(VENV); the first time takes minutes."
-	$(PIP) --quiet --editable '.[dev]'
+	$(PIP) --quiet --editable '.[dev,gpu]'
 	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-ecosystem: $(VENV)/.installed-dev
 	@echo "Installing the libraries of tests/ecosystem into $(VENV); the first time takes minutes."
-	$(PIP) --quiet --editable '.[dev,ecosystem]'
+	$(PIP) --quiet --editable '.[dev,gpu,ecosystem]'
 	@touch $@

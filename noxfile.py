@@ -23,6 +23,7 @@ EVERYTHING = (["tests", "--ignore=tests/transformers_suite"], ["tests/transforme
 def run_tests(session: nox.Session, transformers: str) -> None:
     """Installs a release of transformers with the package, and runs the tests."""
     assert TORCH is not None
+    # without Triton, which takes a gigabyte: its kernels depend on no release of transformers
     session.install("--quiet", "--upgrade", TORCH[0], transformers, "--editable", ".[dev]")
     session.run("python", "-c", "import transformers; print('transformers', transformers.__version__)")
     for arguments in [session.posargs] if session.posargs else EVERYTHING:
