@@ -326,9 +326,9 @@ def test_a_model_uses_it(activation, device, monkeypatch):
 
 def test_what_chooses_it():
     options = {"device": "cuda", "keys": 500, "activation": "softmax", "fusable": True}
-    assert attention_form(**options, one_query=False, triton=True) == "triton"
-    assert attention_form(**options, one_query=False, triton=False) == "fused"
-    assert attention_form(**options, one_query=True, triton=True) == "reference"
+    assert attention_form(**options, queries=2, triton=True) == "triton"
+    assert attention_form(**options, queries=2, triton=False) == "fused"
+    assert attention_form(**options, queries=1, triton=True) == "reference"
 
 
 def test_what_cannot_run_is_refused(monkeypatch):

@@ -29,8 +29,8 @@ class Row(NamedTuple):
         open: Whether it is to serve any length.
         activation: `"softmax"`, `"laplace"` or `"relu2"`.
         fusable: Whether PyTorch's fused kernels have what is asked: bias, dtype, layout.
-        one_query: Whether there is one query in a row, as in a decoding step.
-        one_row: Whether there is one row in the batch.
+        queries: The queries of a row; 1 in a decoding step.
+        batch: The rows.
         vendor: Who made the processor.
         weights: Least number of weights.
         triton: Whether Triton's kernels are wanted, and can do what is asked.
@@ -46,8 +46,8 @@ class Row(NamedTuple):
     open: bool | None = None
     activation: str | None = None
     fusable: bool | None = None
-    one_query: bool | None = None
-    one_row: bool | None = None
+    queries: int | None = None
+    batch: int | None = None
     vendor: str | None = None
     weights: int = 0
     triton: bool | None = None
@@ -65,7 +65,7 @@ EMA = (
     # a graph that does not depend on the length; outside of PyTorch, transforms are slow and inexact
     Row("fft", open=True, exported=False, stateful=False, packed=False),
     Row("direct", device="cpu", compiled=False, stateful=False, packed=False, longest=32),
-    Row("fft", device="cpu", compiled=False, stateful=False, packed=False, longest=64, one_row=True),
+    Row("fft", device="cpu", compiled=False, stateful=False, packed=False, longest=64, batch=1),
     Row("direct", device="cpu", compiled=False, stateful=False, packed=False, longest=64),
     Row("chunked"),
 )
@@ -73,7 +73,7 @@ EMA = (
 ATTENTION = (
     # an exported graph must load without operators of ours
     Row("reference", exported=True),
-    Row("reference", one_query=True),
+    Row("reference", queries=1),
     Row("triton", triton=True),
     Row("reference", device="cpu", longest=128),
     Row("fused", activation="softmax", fusable=True),
@@ -117,15 +117,13 @@ def linear_form(vendor: str, rows: int, weights: int) -> str:
 
 def ema_form(device: str, length: int, batch: int, stateful: bool, packed: bool, triton: bool = False) -> str:
     """The form of the EMA for (batch, length) tokens on a type of device."""
-    asked = {"device": device, "stateful": stateful, "packed": packed, "triton": triton}
-    return _first(EMA, length, **asked, one_row=bool(batch == 1))
+    asked = {"device": device, "batch": batch, "stateful": stateful, "packed": packed, "triton": triton}
+    return _first(EMA, length, **asked)
 
 
-def attention_form(
-    device: str, keys: int, one_query: bool, activation: str, fusable: bool, triton: bool = False
-) -> str:
+def attention_form(device: str, keys: int, queries: int, activation: str, fusable: bool, triton: bool = False) -> str:
     """The form of attention over this number of key columns on a type of device."""
-    asked = {"device": device, "one_query": one_query, "activation": activation, "fusable": fusable, "triton": triton}
+    asked = {"device": device, "queries": queries, "activation": activation, "fusable": fusable, "triton": triton}
     return _first(ATTENTION, keys, **asked)
 
 

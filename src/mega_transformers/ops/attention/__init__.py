@@ -95,8 +95,7 @@ def _in_form(q, k, v, bias, layout, *, need_weights, backend, chunks=1, **option
     form = "reference" if need_weights else backend
     if form is None:
         fusable, triton = is_fusable(q, bias, layout), q.dtype in TRITON_DTYPES and wants_triton(v.device.type)
-        one_query = bool(layout.queries == 1)
-        form = attention_form(v.device.type, layout.keys, one_query, options["activation"], fusable, triton)
+        form = attention_form(v.device.type, layout.keys, layout.queries, options["activation"], fusable, triton)
     if form == "fused":
         return attention_fused(q, k, v, bias, layout, dropout=options["dropout"]), None
     table = bias_table(bias, layout)
