@@ -28,8 +28,12 @@ def is_fusable(q: torch.Tensor, bias: RelativeBias | BiasTable | None, layout: A
     among_themselves = layout.queries == layout.keys
     if not layout.has_gaps and (among_themselves or not layout.causal):
         return True
-    half = q.dtype in (torch.float16, torch.bfloat16)
-    return half and (among_themselves or (layout.causal and not layout.has_gaps and layout.chunk is None))
+    if q.dtype not in (torch.float16, torch.bfloat16):
+        return False
+    # a plain bool: in a graph for any length the comparison is symbolic, and PyTorch 2.14 cannot compare it with True
+    if among_themselves:
+        return True
+    return layout.causal and not layout.has_gaps and layout.chunk is None
 
 
 def attention_fused(
