@@ -71,20 +71,18 @@ def spread(records: list[Record], key: str, form: str) -> str:
 
 
 def table(records: list[Record]) -> str:
-    """A table in Markdown of the runs of one recipe."""
-    systems: dict[str, list[Record]] = {}
+    """A table in Markdown of the runs of one recipe; Mega first."""
+    rows: dict[str, list[Record]] = {}
     for record in records:
-        systems.setdefault(record["system"], []).append(record)
+        rows.setdefault(re.sub(r" --set seed=\d+", "", record["command"]), []).append(record)
     form, title = (".1%", "accuracy") if records[0]["score"] == "accuracy" else (".3f", "nats per token")
     head = ["system", "parameters", "peak rate", "steps", "seeds", f"validation, {title}", f"test, {title}"]
     head += ["processor seconds a step", "memory (GB)"]
     lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
-    # Mega first
-    for system in sorted(systems, key=lambda system: (not system.startswith("mega"), system)):
-        some = systems[system]
+    for some in sorted(rows.values(), key=lambda some: not some[0]["system"].startswith("mega")):
         lines.append(
             [
-                TITLES.get(system, system),
+                TITLES.get(some[0]["system"], some[0]["system"]),
                 f"{int(some[0]['parameters']):,}",
                 f"{float(some[0]['rate']):g}",
                 f"{int(some[0]['steps']):,}",

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import training_results as results
 
-CARD = """| command | `mega train compare/x --set seed={seed}` |
+CARD = """| command | `mega train compare/x --set seed={seed}{more}` |
 | commit | 1234567 |
 | hardware | a processor, 1 thread |
 | software | Python 3.11 |
@@ -18,7 +18,7 @@ CARD = """| command | `mega train compare/x --set seed={seed}` |
 """
 
 
-def finished(folder: Path, seed: int, accuracy: float) -> results.Record:
+def finished(folder: Path, seed: int, accuracy: float, more: str = "") -> results.Record:
     """A run's folder as `mega train` leaves it, read."""
     model = {"architecture": "bert", "mega": {}, "bert": {"learning_rate": 0.001}}
     recipe = {"name": "compare-x", "task": "sequence-classification", "seed": seed, "model": model, "training": {}}
@@ -28,7 +28,7 @@ def finished(folder: Path, seed: int, accuracy: float) -> results.Record:
     (folder / "model").mkdir(parents=True)
     (folder / "recipe.json").write_text(json.dumps(recipe))
     (folder / "results.json").write_text(json.dumps(said))
-    (folder / "model" / "README.md").write_text(CARD.format(seed=seed))
+    (folder / "model" / "README.md").write_text(CARD.format(seed=seed, more=more))
     return results.read(folder)
 
 
@@ -45,6 +45,12 @@ def test_seeds_are_one_row_with_mean_and_deviation(tmp_path: Path) -> None:
     scores = "60.0% ± 14.1%"
     name = "bert (a Transformer with learned positions)"
     assert row == f"| {name} | 1,234 | 0.001 | 1,000 | 0, 1 | {scores} | {scores} | 0.500 ± 0.000 | 1.00 ± 0.00 |"
+
+
+def test_other_settings_are_a_row_of_their_own(tmp_path: Path) -> None:
+    settings = ("", " --set model.bert.learning_rate=0.002")
+    runs = [finished(tmp_path / str(seed), seed, 0.5, more) for seed, more in enumerate(settings)]
+    assert len(results.table(results.recorded([], runs)).splitlines()) == 2 + len(settings)
 
 
 def test_a_run_replaces_its_older_one(tmp_path: Path) -> None:
